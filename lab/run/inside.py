@@ -1,0 +1,154 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Run the real programs, in the guest, and print what came of each.
+
+usage: inside.py DIR    (where realloc, args and moved were built)
+
+The kernel's own tracing counts the mremap calls of each program and of all its
+children, and the stack shifts of execve. A program that was to move memory
+and did not has failed: its row would say nothing about mremap.
+"""
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TRACING = Path("/sys/kernel/tracing")
+EVENTS = ("syscalls/sys_enter_mremap", "syscalls/sys_exit_mremap", "exec/stack_shift")
+BUFFER_KB = 4096    # of each CPU: room for some 50,000 events
+TIME_LIMIT = 900
+TAIL = 15
+
+LINE = re.compile(r"-(?P<task>\d+) +\[\d+\].*?: "
+                  r"(?:sys_mremap\(addr: (?P<old>\w+)|sys_mremap -> 0x(?P<new>\w+)"
+                  r"|(?P<shift>stack_shift): )")
+WRITTEN = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
+ERRNO_MIN = 2**64 - 4095
+
+
+@dataclass
+class Counts:
+    """What the programs of one row asked of mremap."""
+    calls: int = 0
+    moved: int = 0
+    shifts: int = 0
+
+
+@dataclass
+class Program:
+    name: str
+    command: list[str]
+    needs: str      # the count that may not be 0
+
+
+@dataclass
+class Row:
+    program: Program
+    result: str
+    counts: Counts
+    seconds: float
+
+
+def programs(built: Path) -> list[Program]:
+    """The rows of the table."""
+    python = "/usr/bin/python3"
+    return [
+        Program("realloc to 1 GB", [str(built / "realloc")], "moved"),
+        Program("Python bytearray and list", [python, str(HERE / "grow.py")], "moved"),
+        Program("execve, 5.6 MB of arguments", [str(built / "args")], "shifts"),
+        Program("sort, small buffer", [python, str(HERE / "sort.py")], "moved"),
+        Program("CRIU dump and restore",
+                [str(HERE / "criu.sh"), str(built / "moved")], "moved"),
+    ]
+
+
+def start_tracing() -> None:
+    """Enable the events for every task but this one."""
+    if not (TRACING / "trace").exists():
+        subprocess.run(["mount", "-t", "tracefs", "none", str(TRACING)], check=True)
+    (TRACING / "kprobe_events").write_text("p:exec/stack_shift relocate_vma_down\n")
+    (TRACING / "buffer_size_kb").write_text(str(BUFFER_KB))
+    for event in EVENTS:
+        directory = TRACING / "events" / event
+        (directory / "filter").write_text(f"common_pid != {os.getpid()}")
+        (directory / "enable").write_text("1")
+
+
+def read_trace() -> Counts:
+    """Count what the trace holds; a trace that lost events is an error."""
+    counts = Counts()
+    old_address: dict[str, str] = {}
+    with (TRACING / "trace").open(errors="replace") as trace:
+        for line in trace:
+            written = WRITTEN.search(line)
+            if written and written[1] != written[2]:
+                sys.exit("inside.py: the trace buffer overflowed")
+            match = LINE.search(line)
+            if not match:
+                continue
+            if match["shift"]:
+                counts.shifts += 1
+            elif match["old"]:
+                counts.calls += 1
+                old_address[match["task"]] = match["old"]
+            elif int(match["new"], 16) < ERRNO_MIN:
+                old = old_address.pop(match["task"], match["new"])
+                counts.moved += int(old, 16) != int(match["new"], 16)
+    return counts
+
+
+def run(program: Program) -> Row:
+    """Run one program; show the end of its output if it failed."""
+    (TRACING / "trace").write_text("")
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        try:
+            status = subprocess.run(program.command, stdin=subprocess.DEVNULL,
+                                    stdout=output, stderr=output,
+                                    timeout=TIME_LIMIT).returncode
+            result = f"FAIL, exit {status}" if status else "ok"
+        except subprocess.TimeoutExpired:
+            result = "FAIL, timeout"
+        seconds = time.monotonic() - started
+        counts = read_trace()
+        if result == "ok" and not getattr(counts, program.needs):
+            result = f"FAIL, 0 {program.needs}"
+        output.seek(0)
+        tail = output.read().decode(errors="replace").splitlines()[-TAIL:]
+    for line in tail:
+        print(f"      {line}", file=sys.stderr, flush=True)
+    return Row(program, result, counts, seconds)
+
+
+def print_table(rows: list[Row]) -> None:
+    """One line a program."""
+    form = "{:<28} {:<14} {:>7} {:>7} {:>13} {:>8}"
+    print(form.format("program", "result", "mremap", "moved", "stack shifts", "seconds"))
+    for row in rows:
+        print(form.format(row.program.name, row.result, row.counts.calls, row.counts.moved,
+                          row.counts.shifts, f"{row.seconds:.1f}"))
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("usage: inside.py DIR", file=sys.stderr)
+        return 2
+    todo = programs(Path(sys.argv[1]))
+    start_tracing()
+    rows = []
+    for number, program in enumerate(todo, 1):
+        print(f"run [{number}/{len(todo)}] {program.name}", file=sys.stderr, flush=True)
+        rows.append(run(program))
+    print_table(rows)
+    failed = sum(row.result != "ok" for row in rows)
+    print(f"{len(rows) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A buffer that realloc() grows by half from 256 KB to 1 GB: from the mmap
+ * threshold on, every step of glibc's realloc is one mremap(MREMAP_MAYMOVE).
+ * Every page is stamped once and all stamps are checked after every step.
+ */
+#include <stdlib.h>
+
+#include "stamp.h"
+
+#define FIRST	(256UL << 10)
+#define LAST	(1UL << 30)
+
+int main(void)
+{
+	size_t size = 0, steps = 0, moved = 0;
+	char *buf = NULL;
+
+	for (size_t want = FIRST; size < LAST; want = size + size / 2) {
+		uintptr_t old = (uintptr_t)buf;
+		char *grown;
+
+		want = (want > LAST ? LAST : want) & ~(STAMP_PAGE - 1);
+		grown = realloc(buf, want);
+		if (!grown) {
+			perror("realloc");
+			return 1;
+		}
+		buf = grown;
+		moved += old && old != (uintptr_t)buf;
+		if (stamp_wrong(buf, 0, size, 1)) {
+			printf("contents lost growing %zu to %zu bytes\n", size, want);
+			return 1;
+		}
+		stamp(buf, size, want, 1);
+		size = want;
+		steps++;
+	}
+	if (stamp_wrong(buf, 0, size, 1))
+		return 1;
+	printf("%zu steps to %zu bytes, the buffer moved %zu times\n",
+	       steps, size, moved);
+	free(buf);
+	return 0;
+}
