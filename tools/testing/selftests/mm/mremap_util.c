@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: GPL-2.0
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "mremap_util.h"
+
+#ifndef __NR_mseal
+#define __NR_mseal 462
+#endif
+
+/* Text is read in one piece: maps of some thousand mappings fit. */
+#define TEXT_SIZE	(8 * MB)
+
+static char text[TEXT_SIZE];
+static char complaint[512];
+
+static const char *complain(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(complaint, sizeof(complaint), format, args);
+	va_end(args);
+	return complaint;
+}
+
+unsigned long do_mremap(unsigned long addr, size_t old_len, size_t new_len,
+			unsigned long flags, unsigned long new_addr)
+{
+	long ret = syscall(__NR_mremap, addr, old_len, new_len, flags, new_addr);
+
+	return ret == -1 ? -errno : ret;
+}
+
+int seal(unsigned long addr, size_t len)
+{
+	return syscall(__NR_mseal, addr, len, 0) ? -errno : 0;
+}
+
+unsigned long map_at(unsigned long addr, size_t len, int prot, int flags,
+		     int fd, off_t offset)
+{
+	void *p = mmap(at(addr), len, prot, flags | MAP_FIXED_NOREPLACE, fd,
+		       offset);
+
+	return (unsigned long)p;
+}
+
+unsigned long map_anon(unsigned long addr, size_t len)
+{
+	return map_at(addr, len, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+/* Word offsets of a page that carry its stamp. */
+static size_t stamp_word(unsigned int i)
+{
+	const size_t words = psize() / sizeof(uint64_t);
+	const size_t where[] = { 0, 1, words / 3, words / 2 + 1, words - 1 };
+
+	return where[i];
+}
+
+#define STAMP_WORDS	5
+
+static uint64_t stamp_value(unsigned long id, unsigned int i)
+{
+	return (id + 1) * 0x9e3779b97f4a7c15ULL + i;
+}
+
+void stamp(unsigned long addr, unsigned long id)
+{
+	volatile uint64_t *page = at(addr);
+
+	for (unsigned int i = 0; i < STAMP_WORDS; i++)
+		page[stamp_word(i)] = stamp_value(id, i);
+}
+
+void stamp_range(unsigned long addr, size_t len, unsigned long id)
+{
+	for (size_t done = 0; done < len; done += psize())
+		stamp(addr + done, id++);
+}
+
+static const char *check_words(unsigned long addr, unsigned long id, bool zero)
+{
+	const volatile uint64_t *page = at(addr);
+
+	for (unsigned int i = 0; i < STAMP_WORDS; i++) {
+		const uint64_t want = zero ? 0 : stamp_value(id, i);
+		const uint64_t got = page[stamp_word(i)];
+
+		if (got != want)
+			return complain("page %#lx word %zu: %#llx, not %#llx",
+					addr, stamp_word(i),
+					(unsigned long long)got,
+					(unsigned long long)want);
+	}
+	return NULL;
+}
+
+const char *check_stamp(unsigned long addr, unsigned long id)
+{
+	return check_words(addr, id, false);
+}
+
+const char *check_stamps(unsigned long addr, size_t len, unsigned long id)
+{
+	const char *why = NULL;
+
+	for (size_t done = 0; !why && done < len; done += psize())
+		why = check_stamp(addr + done, id++);
+	return why;
+}
+
+const char *check_zero(unsigned long addr, size_t len)
+{
+	const char *why = NULL;
+
+	for (size_t done = 0; !why && done < len; done += psize())
+		why = check_words(addr + done, 0, true);
+	return why;
+}
+
+const char *check_unmapped(unsigned long addr, size_t len)
+{
+	struct vma vma;
+
+	if (read_vmas(addr, addr + len, &vma, 1) == 0)
+		return NULL;
+	return complain("%#lx-%#lx: still mapped there: %#lx-%#lx", addr,
+			addr + len, vma.start, vma.end);
+}
+
+void guard_page(unsigned long addr)
+{
+	map_anon(addr, psize());
+	stamp(addr, addr);
+	mprotect(at(addr), psize(), PROT_READ);
+}
+
+const char *check_guard_page(unsigned long addr)
+{
+	const struct vma want = { addr, addr + psize(), "r--p", 0, 0 };
+	const char *why = check_vmas(addr, addr + psize(), &want, 1);
+
+	return why ?: check_stamp(addr, addr);
+}
+
+void pagemap_bits(unsigned long addr, size_t pages, uint64_t *out)
+{
+	const size_t len = pages * sizeof(*out);
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	memset(out, 0, len);
+	if (fd < 0 || pread(fd, out, len, addr / psize() * sizeof(*out)) !=
+	    (ssize_t)len)
+		memset(out, 0xff, len);
+	if (fd >= 0)
+		close(fd);
+}
+
+uint64_t pagemap_entry(unsigned long addr)
+{
+	uint64_t entry;
+
+	pagemap_bits(addr, 1, &entry);
+	return entry;
+}
+
+size_t count_pagemap(unsigned long addr, size_t len, uint64_t bits)
+{
+	size_t count = 0;
+
+	for (size_t done = 0; done < len; done += psize())
+		count += !!(pagemap_entry(addr + done) & bits);
+	return count;
+}
+
+const char *check_pagemap(unsigned long addr, size_t pages,
+			  const uint64_t *bits)
+{
+	static uint64_t now[4096];
+
+	for (size_t first = 0; first < pages; first += 4096) {
+		const size_t nr = pages - first < 4096 ? pages - first : 4096;
+
+		pagemap_bits(addr + first * psize(), nr, now);
+		for (size_t i = 0; i < nr; i++) {
+			const uint64_t want = bits ? bits[first + i] : 0;
+
+			if ((now[i] & PM_MOVES) == (want & PM_MOVES))
+				continue;
+			return complain("page %#lx: pagemap bits %#llx, not %#llx",
+					addr + (first + i) * psize(),
+					(unsigned long long)(now[i] & PM_MOVES),
+					(unsigned long long)(want & PM_MOVES));
+		}
+	}
+	return NULL;
+}
+
+/* Reads a whole /proc file into text[]. */
+static bool read_text(const char *path)
+{
+	int fd = open(path, O_RDONLY);
+	size_t len = 0;
+	ssize_t got;
+
+	if (fd < 0)
+		return false;
+	while ((got = read(fd, text + len, sizeof(text) - 1 - len)) > 0)
+		len += got;
+	text[len] = '\0';
+	close(fd);
+	return got == 0;
+}
+
+static bool parse_vma(const char *line, struct vma *vma)
+{
+	return sscanf(line, "%lx-%lx %4s %lx %*x:%*x %lu", &vma->start,
+		      &vma->end, vma->perms, &vma->offset, &vma->inode) == 5;
+}
+
+static char *next_line(char *line)
+{
+	line = strchr(line, '\n');
+	return line ? line + 1 : NULL;
+}
+
+int read_vmas(unsigned long start, unsigned long end, struct vma *vmas,
+	      int max)
+{
+	struct vma vma;
+	int nr = 0;
+
+	if (!read_text("/proc/self/maps"))
+		return -1;
+	for (char *line = text; line && *line; line = next_line(line)) {
+		if (!parse_vma(line, &vma))
+			return -1;
+		if (vma.end <= start || vma.start >= end)
+			continue;
+		if (nr < max)
+			vmas[nr] = vma;
+		nr++;
+	}
+	return nr;
+}
+
+bool find_vma(unsigned long addr, struct vma *vma)
+{
+	return read_vmas(addr, addr + 1, vma, 1) == 1;
+}
+
+static bool same_vma(const struct vma *a, const struct vma *b)
+{
+	return a->start == b->start && a->end == b->end &&
+	       a->offset == b->offset && a->inode == b->inode &&
+	       !strcmp(a->perms, b->perms);
+}
+
+const char *check_vmas(unsigned long start, unsigned long end,
+		       const struct vma *want, int nr)
+{
+	struct vma got[64];
+	const int count = read_vmas(start, end, got, 64);
+
+	for (int i = 0; i < nr && i < count; i++) {
+		if (same_vma(&got[i], &want[i]))
+			continue;
+		return complain("mapping %d: %lx-%lx %s %lx %lu, not %lx-%lx %s %lx %lu",
+				i, got[i].start, got[i].end, got[i].perms,
+				got[i].offset, got[i].inode, want[i].start,
+				want[i].end, want[i].perms, want[i].offset,
+				want[i].inode);
+	}
+	if (count == nr)
+		return NULL;
+	return complain("%lx-%lx: %d mappings, not %d", start, end, count, nr);
+}
+
+int count_vmas(void)
+{
+	/* The gate page above the user addresses is no mapping of the mm. */
+	return read_vmas(0, 1UL << 56, NULL, 0);
+}
+
+/* The smaps lines of the mapping that starts at start. */
+static char *find_smaps(unsigned long start)
+{
+	struct vma vma;
+
+	if (!read_text("/proc/self/smaps"))
+		return NULL;
+	for (char *line = text; line && *line; line = next_line(line))
+		if (parse_vma(line, &vma) && vma.start == start)
+			return next_line(line);
+	return NULL;
+}
+
+static char *find_field(char *line, const char *field)
+{
+	const size_t len = strlen(field);
+
+	for (; line && *line; line = next_line(line))
+		if (!strncmp(line, field, len) && line[len] == ':')
+			return line + len + 1;
+	return NULL;
+}
+
+static long parse_kb(char *lines, const char *field)
+{
+	const char *value = find_field(lines, field);
+
+	return value ? strtol(value, NULL, 10) : -1;
+}
+
+long smaps_kb(unsigned long start, const char *field)
+{
+	return parse_kb(find_smaps(start), field);
+}
+
+void read_vmflags(unsigned long start, char *out, size_t len)
+{
+	const char *flags = find_field(find_smaps(start), "VmFlags");
+
+	snprintf(out, len, "%.*s", flags ? (int)strcspn(flags, "\n") : 0,
+		 flags ?: "");
+}
+
+bool has_vmflag(unsigned long start, const char *flag)
+{
+	char flags[256], word[8];
+
+	read_vmflags(start, flags, sizeof(flags));
+	snprintf(word, sizeof(word), " %s ", flag);
+	return strstr(flags, word);
+}
+
+void read_counters(struct counters *out)
+{
+	read_text("/proc/self/status");
+	*out = (struct counters) {
+		.size = parse_kb(text, "VmSize"),
+		.peak = parse_kb(text, "VmPeak"),
+		.locked = parse_kb(text, "VmLck"),
+		.data = parse_kb(text, "VmData"),
+		.page_tables = parse_kb(text, "VmPTE"),
+		.rss_anon = parse_kb(text, "RssAnon"),
+		.rss_file = parse_kb(text, "RssFile"),
+		.rss_shmem = parse_kb(text, "RssShmem"),
+	};
+}
+
+long meminfo_kb(const char *field)
+{
+	return read_text("/proc/meminfo") ? parse_kb(text, field) : -1;
+}
+
+long committed_kb(void)
+{
+	return meminfo_kb("Committed_AS");
+}
+
+void read_state(struct state *state)
+{
+	/* The first round may fault in what reading itself needs. */
+	for (int round = 0; round < 2; round++) {
+		state->committed = committed_kb();
+		read_text("/proc/self/maps");
+		if (round == 0)
+			state->maps = mmap(NULL, TEXT_SIZE,
+					   PROT_READ | PROT_WRITE,
+					   MAP_PRIVATE | MAP_ANONYMOUS |
+					   MAP_NORESERVE, -1, 0);
+		else
+			strcpy(state->maps, text);
+		read_counters(&state->counters);
+	}
+}
+
+void free_state(struct state *state)
+{
+	munmap(state->maps, TEXT_SIZE);
+}
+
+static const char *check_maps_text(const char *before)
+{
+	const char *now = text;
+
+	if (!read_text("/proc/self/maps"))
+		return complain("cannot read /proc/self/maps");
+	while (*before && *before == *now) {
+		before++;
+		now++;
+	}
+	if (*before == *now)
+		return NULL;
+	while (now > text && now[-1] != '\n') {
+		now--;
+		before--;
+	}
+	return complain("mapping is \"%.*s\", was \"%.*s\"",
+			(int)strcspn(now, "\n"), now,
+			(int)strcspn(before, "\n"), before);
+}
+
+const char *check_state(const struct state *before)
+{
+	const char *why = check_maps_text(before->maps);
+	const struct counters *was = &before->counters;
+	struct counters is;
+
+	if (why)
+		return why;
+	read_counters(&is);
+	if (is.size != was->size)
+		return complain("VmSize %ld, was %ld", is.size, was->size);
+	if (is.locked != was->locked)
+		return complain("VmLck %ld, was %ld", is.locked, was->locked);
+	if (is.data != was->data)
+		return complain("VmData %ld, was %ld", is.data, was->data);
+	if (is.rss_anon != was->rss_anon)
+		return complain("RssAnon %ld, was %ld", is.rss_anon,
+				was->rss_anon);
+	if (is.page_tables != was->page_tables)
+		return complain("VmPTE %ld, was %ld", is.page_tables,
+				was->page_tables);
+	return NULL;
+}
+
+bool write_file(const char *path, const char *contents)
+{
+	const ssize_t len = strlen(contents);
+	int fd = open(path, O_WRONLY);
+	bool done;
+
+	if (fd < 0)
+		return false;
+	done = write(fd, contents, len) == len;
+	close(fd);
+	return done;
+}
+
+bool read_file(const char *path, char *out, size_t len)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t got;
+
+	if (fd < 0)
+		return false;
+	got = read(fd, out, len - 1);
+	close(fd);
+	out[got > 0 ? got : 0] = '\0';
+	return got >= 0;
+}
+
+long read_long(const char *path)
+{
+	char value[64];
+
+	return read_file(path, value, sizeof(value)) ? strtol(value, NULL, 10) :
+						       -1;
+}
+
+bool expect_base(void)
+{
+	const char *expect = getenv("MREMAP_EXPECT");
+
+	return expect && !strcmp(expect, "base");
+}

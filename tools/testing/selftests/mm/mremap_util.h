@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Shared by the mremap(2) selftests: the raw call, stamped pages, and what
+ * /proc tells about a process before and after a call.
+ *
+ * Checks return NULL when all is well and otherwise a line that says what is
+ * wrong; EXPECT_OK() and ASSERT_OK() hand that line to the harness.
+ */
+#ifndef MREMAP_UTIL_H
+#define MREMAP_UTIL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/mman.h>
+
+#include "vm_util.h"
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+/*
+ * Tests lay out their mappings here: far from everything the kernel places
+ * by itself, and aligned to every page table level in use.
+ */
+#define WINDOW		(1UL << 44)
+#define WINDOW_SIZE	(64UL << 30)
+
+#define KB		1024UL
+#define MB		(1024 * KB)
+#define GB		(1024 * MB)
+
+#define EXPECT_OK(check) do {						\
+	const char *__why = (check);					\
+	EXPECT_EQ(NULL, __why)						\
+		TH_LOG("%s", __why);					\
+} while (0)
+
+#define ASSERT_OK(check) do {						\
+	const char *__why = (check);					\
+	ASSERT_EQ(NULL, __why)						\
+		TH_LOG("%s", __why);					\
+} while (0)
+
+/* Addresses covered by one page table, and by one table of page tables. */
+static inline size_t pmd_span(void)
+{
+	return psize() * (psize() / sizeof(uint64_t));
+}
+
+static inline size_t pud_span(void)
+{
+	return pmd_span() * (psize() / sizeof(uint64_t));
+}
+
+static inline void *at(unsigned long addr)
+{
+	return (void *)addr;
+}
+
+/* mremap(2) without libc in between: the new address, or -errno as such. */
+unsigned long do_mremap(unsigned long addr, size_t old_len, size_t new_len,
+			unsigned long flags, unsigned long new_addr);
+
+/* What do_mremap() returned: 0, or the errno. */
+static inline int error_of(unsigned long ret)
+{
+	return ret > -4096UL ? -(long)ret : 0;
+}
+
+/* A move to new_addr; the flags that every such call needs are implied. */
+static inline unsigned long move_to(unsigned long addr, size_t old_len,
+				    size_t new_len, unsigned long new_addr)
+{
+	return do_mremap(addr, old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 new_addr);
+}
+
+int seal(unsigned long addr, size_t len);
+
+/* Maps at exactly addr; the place must be free. */
+unsigned long map_at(unsigned long addr, size_t len, int prot, int flags,
+		     int fd, off_t offset);
+unsigned long map_anon(unsigned long addr, size_t len);
+
+/*
+ * Page contents: every page of a test has an id of its own. A stamp reaches
+ * the first, the last and some inner words, which also differ from each other.
+ */
+void stamp(unsigned long addr, unsigned long id);
+void stamp_range(unsigned long addr, size_t len, unsigned long id);
+const char *check_stamp(unsigned long addr, unsigned long id);
+const char *check_stamps(unsigned long addr, size_t len, unsigned long id);
+const char *check_zero(unsigned long addr, size_t len);
+const char *check_unmapped(unsigned long addr, size_t len);
+
+/* A read-only page beside a mapping; being read-only it never merges. */
+void guard_page(unsigned long addr);
+const char *check_guard_page(unsigned long addr);
+
+/* pagemap bits that a move must carry along. */
+#define PM_MOVES	(PM_PRESENT | PM_SWAP | PM_FILE)
+
+uint64_t pagemap_entry(unsigned long addr);
+
+static inline bool is_present(unsigned long addr)
+{
+	return pagemap_entry(addr) & PM_PRESENT;
+}
+
+size_t count_pagemap(unsigned long addr, size_t len, uint64_t bits);
+void pagemap_bits(unsigned long addr, size_t pages, uint64_t *out);
+const char *check_pagemap(unsigned long addr, size_t pages,
+			  const uint64_t *bits);
+
+/* One line of /proc/self/maps. */
+struct vma {
+	unsigned long start;
+	unsigned long end;
+	char perms[5];
+	unsigned long offset;
+	unsigned long inode;
+};
+
+/* The mappings that reach into [start, end); their number, or -1. */
+int read_vmas(unsigned long start, unsigned long end, struct vma *vmas,
+	      int max);
+bool find_vma(unsigned long addr, struct vma *vma);
+const char *check_vmas(unsigned long start, unsigned long end,
+		       const struct vma *want, int nr);
+int count_vmas(void);
+
+/* From /proc/self/smaps, of the mapping that starts at start. */
+long smaps_kb(unsigned long start, const char *field);
+bool has_vmflag(unsigned long start, const char *flag);
+void read_vmflags(unsigned long start, char *out, size_t len);
+
+/* The counters of /proc/self/status, in kB. */
+struct counters {
+	long size;
+	long peak;
+	long locked;
+	long data;
+	long page_tables;
+	long rss_anon;
+	long rss_file;
+	long rss_shmem;
+};
+
+void read_counters(struct counters *out);
+long meminfo_kb(const char *field);
+long committed_kb(void);
+
+/* All of the above that a refused call must leave alone. */
+struct state {
+	struct counters counters;
+	long committed;
+	char *maps;
+};
+
+void read_state(struct state *state);
+void free_state(struct state *state);
+const char *check_state(const struct state *before);
+
+/* Small files of /proc and /sys. */
+bool write_file(const char *path, const char *text);
+bool read_file(const char *path, char *out, size_t len);
+long read_long(const char *path);
+
+/* MREMAP_EXPECT=base: expect what stock 6.12 does where this kernel differs. */
+bool expect_base(void);
+
+#endif
