@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The commands of the laboratory; the work is done in lab/.
+
+TREE ?= patched
+FLAVOR ?= prod
+
+scripts := base tree image run test bench series shell check
+.PHONY: help clean $(scripts)
+
+unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
+$(if $(unknown),$(error no target '$(firstword $(unknown))', see 'make help'))
+
+help:
+	@echo "make run      boot the patched kernel and run real programs on it"
+	@echo "make test     run all tests"
+	@echo "make shell    an interactive shell on the patched kernel"
+	@echo "make image    build a kernel, print its path: TREE=base|patched FLAVOR=prod|debug"
+	@echo "              (TREE=$(TREE) FLAVOR=$(FLAVOR) unless told)"
+	@echo "make base     install and unpack the unpatched source to build/base/"
+	@echo "make tree     the same with our files and patches on it, build/tree/"
+	@echo "make bench    compare the patched kernel's costs with the unpatched one's"
+	@echo "make series   write our changes as a patch series"
+	@echo "make check    check the sources themselves"
+	@echo "make clean    remove build/, all that was made"
+	@echo "CCACHE_DIR    where compiled objects are kept (build/ccache unless set)"
+
+base:
+	@lab/base.sh
+
+tree: base
+	@lab/tree.py
+
+image:
+	@lab/image.sh '$(TREE)' '$(FLAVOR)'
+
+run test bench series check shell:
+	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
+	@lab/$@.sh
+
+clean:
+	rm -rf build

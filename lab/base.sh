@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# build/base/: the pristine source of Debian's linux-source-6.12.
+# "lab/base.sh record" notes in lab/base.sums what the series is made against:
+# upstream's version and the checksums of the files that it replaces or patches.
+
+. "$(dirname "$0")/common.sh"
+
+package=linux-source-6.12
+archive=/usr/src/$package.tar.xz
+base=build/base
+sums=lab/base.sums
+
+unpack() {
+	local version=$1
+	need_space 4000 "$base/ and build/tree/"
+	echo "unpacking $package $version to $base/" >&2
+	rm -rf $base.tmp $base.version $base
+	mkdir $base.tmp
+	# Files of a new base must be newer than the objects made from the old one.
+	tar --extract --touch --strip-components=1 --file=$archive --directory=$base.tmp
+	mv $base.tmp $base
+	echo "$version" >$base.version
+}
+
+upstream_version() {
+	awk -F' = ' '/^(VERSION|PATCHLEVEL|SUBLEVEL) =/ { v = v sep $2; sep = "." }
+		     END { print v }' $base/Makefile
+}
+
+sums_now() {
+	echo "# Linux $(upstream_version)"
+	lab/tree.py replaced | (cd $base && xargs -r -d '\n' sha256sum)
+}
+
+# A file's line in only one of two lists means that it is not what it was.
+compare() {
+	local now changed
+	now=$(sums_now)
+	[[ $now != "$(<$sums)" ]] || return 0
+	changed=$({ diff $sums - <<<"$now" || true; } | awk '/^[<>] [0-9a-f]/ { print $3 }' | sort -u | xargs)
+	echo "the base is ${now%%$'\n'*}, the series was made against $(head -n1 $sums)" |
+		sed 's/# //g' >&2
+	echo "changed there: ${changed:-none of the files that it replaces or patches}" >&2
+	lab/tree.py check
+}
+
+case "$#:${1-}" in
+0: | 1:record) ;;
+*) die "usage: lab/base.sh [record]" ;;
+esac
+
+lab/deps.sh base
+take_lock build/base.lock $base/
+installed=$(dpkg-query -Wf '${Version}' $package)
+[[ -d $base && $installed == "$(cat $base.version 2>/dev/null)" ]] || unpack "$installed"
+if [[ ${1-} == record ]]; then
+	sums_now >$sums
+else
+	compare
+fi

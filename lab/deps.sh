@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Installs the Debian packages of the named groups, as far as they are missing.
+
+. "$(dirname "$0")/common.sh"
+
+declare -A groups=(
+	[base]="git linux-config-6.12 linux-source-6.12 patch python3 tar xz-utils"
+	[build]="bc bison ccache flex gcc libc6-dev libelf-dev libssl-dev lz4 make perl"
+	[guest]="busybox-static cpio python3 qemu-system-x86"
+	[test]="gcc libc6-dev libcap-dev make"
+	[run]="criu gcc libc6-dev python3"
+)
+
+wanted=()
+(($#)) || die "usage: lab/deps.sh GROUP..., groups: ${!groups[*]}"
+for group; do
+	[[ -v groups[$group] ]] || die "no group '$group', groups: ${!groups[*]}"
+	read -ra packages <<<"${groups[$group]}"
+	wanted+=("${packages[@]}")
+done
+
+missing=()
+for package in "${wanted[@]}"; do
+	[[ $(dpkg-query -Wf '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
+		missing+=("$package")
+done
+((${#missing[@]})) || exit 0
+
+command -v apt-get >/dev/null || die "not a Debian machine; missing: ${missing[*]}"
+sudo=()
+if ((EUID)); then
+	command -v sudo >/dev/null || die "not root and no sudo; missing: ${missing[*]}"
+	sudo=(sudo)
+fi
+
+mkdir -p build
+log=build/apt.log
+echo "installing ${missing[*]}" >&2
+# Without an update a fresh machine asks for versions that its mirror dropped.
+if ! "${sudo[@]}" apt-get update >"$log" 2>&1 ||
+	! "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1; then
+	die "apt-get failed, see $log: $(grep -m1 '^E:' "$log")"
+fi

@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Builds a kernel out of tree and prints the path of its bzImage.
+
+. "$(dirname "$0")/common.sh"
+
+(($# == 2)) || die "usage: lab/image.sh base|patched prod|debug"
+tree=$1 flavor=$2
+
+case $tree in
+base) source=build/base ;;
+patched) source=build/tree ;;
+*) die "no tree '$tree': base or patched" ;;
+esac
+
+# seed: what the config starts from. completion: the goal of make that fills in
+# the rest. objects: how many a whole build makes, for the progress lines only.
+case $flavor in
+prod)
+	seed() {
+		# Debian's modules are left out, not built in.
+		xzcat /usr/src/linux-config-6.12/config.amd64_none_cloud-amd64.xz |
+			sed -E 's/^(CONFIG_\w+)=m$/# \1 is not set/'
+	}
+	completion=(olddefconfig)
+	objects=2700
+	;;
+debug)
+	seed() { :; }
+	completion=(KCONFIG_ALLCONFIG=.config.wanted allnoconfig)
+	objects=1300
+	;;
+*) die "no flavor '$flavor': prod or debug" ;;
+esac
+
+# Kbuild sees the source as "..", whichever tree it is, so that the compiler's
+# command lines are the same and ccache serves one tree from the other.
+shadow=build/obj/$tree
+out=$shadow/$flavor
+log=$out.log
+image=$out/arch/x86/boot/bzImage
+
+# What would otherwise make two builds of one source differ.
+export KBUILD_BUILD_TIMESTAMP="Thu Jan  1 00:00:00 UTC 2026"
+export KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=$tree-$flavor
+export LOCALVERSION="" LC_ALL=C
+# Depend mode spares a run of the preprocessor per object, a fifth of the time.
+export CCACHE_DIR=${CCACHE_DIR:-$PWD/build/ccache} CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
+
+kbuild=(make -C "$shadow" O="$flavor" -j"$(nproc)" CC="ccache gcc" HOSTCC="ccache gcc")
+
+failed() {
+	# What gcc, ld, make and a full disk have in common.
+	grep -E '[Ee]rror|undefined reference|No space left|: not found' "$log" |
+		head -n 20 >&2
+	die "$1, see $log"
+}
+
+link_source() {
+	local entry
+	mkdir -p "$out"
+	for entry in "$source"/*; do
+		ln -sfn "../../../$entry" "$shadow/"
+	done
+}
+
+# An option that a fragment wants and Kconfig drops would be missed only when
+# a test needs it.
+check_config() {
+	local lost
+	lost=$(awk '
+		FNR == 1 { file++ }
+		/^# CONFIG_\w+ is not set$/ { $0 = $2 "=n" }
+		!/^CONFIG_/ { next }
+		{ at = index($0, "="); name = substr($0, 1, at - 1); value = substr($0, at + 1) }
+		file == 1 { has[name] = value; next }
+		(name in has ? has[name] : "n") != value { print $0 }
+	' "$out/.config" "$@" | xargs)
+	[[ -z $lost ]] || die "$flavor: Kconfig did not keep $lost, see $out/.config"
+}
+
+configure() {
+	local fragments=("lab/config/$flavor.config") wanted=$out/.config.wanted
+	# Options that only the patched source has.
+	[[ $tree == base || ! -e lab/config/patched.config ]] ||
+		fragments+=(lab/config/patched.config)
+	{ seed && cat "${fragments[@]}"; } >"$wanted.new"
+	if [[ ! -e $out/.config ]] || ! cmp -s "$wanted.new" "$wanted" ||
+		[[ -n $(find "$source/" -name 'Kconfig*' -newer "$out/.config" -print -quit) ]]; then
+		rm -f "$wanted"
+		cp "$wanted.new" "$out/.config"
+		mv "$wanted.new" "$wanted"
+		"${kbuild[@]}" "${completion[@]}" </dev/null >>"$log" 2>&1 ||
+			{ rm -f "$wanted"; failed "configuring $tree $flavor failed"; }
+	fi
+	rm -f "$wanted.new"
+	check_config "${fragments[@]}"
+}
+
+progress() {
+	local count last
+	count=$(grep -cE '^  (CC|AS) ' "$log") || true
+	last=$(tail -n 1 "$log" | cut -c 1-50)
+	printf '%s%s%s' "$1" "$tree $flavor: $count objects of about $objects, $SECONDS s:$last" "$2" >&2
+}
+
+build() {
+	local tick=100 before="" after=$'\n' i
+	[[ ! -t 2 ]] || tick=10 before=$'\r\e[K' after=""
+	"${kbuild[@]}" bzImage </dev/null >>"$log" 2>&1 &
+	make=$!
+	for ((i = 1; ; i++)); do
+		sleep 0.1
+		kill -0 $make 2>/dev/null || break
+		((i % tick)) || progress "$before" "$after"
+	done
+	printf '%s' "$before" >&2
+	wait $make || { make=; failed "building $tree $flavor failed"; }
+	make=
+}
+
+# make removes what it was making if it is told to end, but not if it is killed.
+make=
+finish() {
+	if [[ -n $make ]]; then
+		kill -TERM "$make" 2>/dev/null || true
+		wait "$make" || true
+	fi
+	rm -f "$out.building"
+}
+
+lab/deps.sh base build
+lab/base.sh
+[[ $tree == base ]] || lab/tree.py
+take_lock "$out.lock" "$tree $flavor"
+[[ ! -e $out.building ]] || rm -rf "$out"
+[[ -e $out/vmlinux ]] || need_space 3000 "a build of $tree $flavor"
+link_source
+: >"$log"
+touch "$out.building"
+trap finish EXIT
+trap 'exit 130' INT TERM
+configure
+build
+echo "$image"
