@@ -34,16 +34,21 @@ sums_now() {
 	lab/tree.py replaced | (cd $base && xargs -r -d '\n' sha256sum)
 }
 
-# A file's line in only one of two lists means that it is not what it was.
 compare() {
-	local now changed
+	local now recorded changed new
 	now=$(sums_now)
 	[[ $now != "$(<$sums)" ]] || return 0
-	changed=$({ diff $sums - <<<"$now" || true; } | awk '/^[<>] [0-9a-f]/ { print $3 }' | sort -u | xargs)
-	echo "the base is ${now%%$'\n'*}, the series was made against $(head -n1 $sums)" |
-		sed 's/# //g' >&2
-	echo "changed there: ${changed:-none of the files that it replaces or patches}" >&2
-	lab/tree.py check
+	recorded=$(head -n 1 $sums)
+	changed=$(awk '{ if (NR == FNR) sum[$2] = $1
+			 else if ($2 in sum && sum[$2] != $1) print $2 }' $sums - <<<"$now" | xargs)
+	new=$(awk '{ if (NR == FNR) sum[$2] = $1
+		     else if (!($2 in sum) && $1 != "#") print $2 }' $sums - <<<"$now" | xargs)
+	[[ -z $new ]] || echo "not in $sums: $new; 'lab/base.sh record' adds them" >&2
+	if [[ $changed || ${now%%$'\n'*} != "$recorded" ]]; then
+		echo "the base is Linux $(upstream_version), the series was made against ${recorded#\# }" >&2
+		echo "changed there: ${changed:-none of the files that it replaces or patches}" >&2
+		lab/tree.py check
+	fi
 }
 
 case "$#:${1-}" in
