@@ -34,7 +34,12 @@ tree: base
 image:
 	@lab/image.sh '$(TREE)' '$(FLAVOR)'
 
-run test bench series check shell:
+shell:
+	@lab/deps.sh build guest
+	@image=$$(lab/image.sh '$(TREE)' '$(FLAVOR)' | tail -n 1) && test -n "$$image" && \
+		lab/guest.py --image "$$image" --root host --interactive -- bash
+
+run test bench series check:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
 

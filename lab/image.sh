@@ -76,7 +76,7 @@ check_config() {
 		{ at = index($0, "="); name = substr($0, 1, at - 1); value = substr($0, at + 1) }
 		file == 1 { has[name] = value; next }
 		(name in has ? has[name] : "n") != value { print $0 }
-	' "$out/.config" "$@" | xargs)
+	' "$out/.config" "$@" | paste -sd " ")
 	[[ -z $lost ]] || die "$flavor: Kconfig did not keep $lost, see $out/.config"
 }
 
