@@ -897,8 +897,11 @@ TEST_F(move, duplicate_part_fixed)
 	const size_t first = 3, nr = self->pages - 6;
 	const unsigned long to = page_addr(self->dst, first);
 
-	if (!is_shared(variant))
+	if (!is_shared(variant)) {
+		EXPECT_EQ(EINVAL, error_of(remap(self, self->src, 0, nr, FIXED,
+						 to)));
 		return;
+	}
 	guard_dst(self, variant, first, nr);
 	begin(self);
 	ASSERT_EQ(to, remap(self, page_addr(self->src, first), 0, nr, FIXED,

@@ -369,31 +369,22 @@ long committed_kb(void)
 	return meminfo_kb("Committed_AS");
 }
 
-void read_state(struct state *state)
+static char saved_maps[TEXT_SIZE];
+static struct counters saved_counters;
+
+void save_state(void)
 {
-	/* The first round may fault in what reading itself needs. */
+	/* The first round faults in what reading itself needs. */
 	for (int round = 0; round < 2; round++) {
-		state->committed = committed_kb();
 		read_text("/proc/self/maps");
-		if (round == 0)
-			state->maps = mmap(NULL, TEXT_SIZE,
-					   PROT_READ | PROT_WRITE,
-					   MAP_PRIVATE | MAP_ANONYMOUS |
-					   MAP_NORESERVE, -1, 0);
-		else
-			strcpy(state->maps, text);
-		read_counters(&state->counters);
+		strcpy(saved_maps, text);
+		read_counters(&saved_counters);
 	}
 }
 
-void free_state(struct state *state)
+static const char *check_maps_text(void)
 {
-	munmap(state->maps, TEXT_SIZE);
-}
-
-static const char *check_maps_text(const char *before)
-{
-	const char *now = text;
+	const char *before = saved_maps, *now = text;
 
 	if (!read_text("/proc/self/maps"))
 		return complain("cannot read /proc/self/maps");
@@ -412,10 +403,10 @@ static const char *check_maps_text(const char *before)
 			(int)strcspn(before, "\n"), before);
 }
 
-const char *check_state(const struct state *before)
+const char *check_state(void)
 {
-	const char *why = check_maps_text(before->maps);
-	const struct counters *was = &before->counters;
+	const char *why = check_maps_text();
+	const struct counters *was = &saved_counters;
 	struct counters is;
 
 	if (why)

@@ -153,16 +153,12 @@ void read_counters(struct counters *out);
 long meminfo_kb(const char *field);
 long committed_kb(void);
 
-/* All of the above that a refused call must leave alone. */
-struct state {
-	struct counters counters;
-	long committed;
-	char *maps;
-};
-
-void read_state(struct state *state);
-void free_state(struct state *state);
-const char *check_state(const struct state *before);
+/*
+ * Remembers, and compares with, all of the process that a refused call must
+ * leave alone: the text of /proc/self/maps and the counters.
+ */
+void save_state(void);
+const char *check_state(void);
 
 /* Small files of /proc and /sys. */
 bool write_file(const char *path, const char *text);

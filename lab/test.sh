@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# All tests of `make test`: builds what is missing, boots each kernel once for
+# each suite and judges what the suite prints. The last line is the sum of all.
+
+# shellcheck source=common.sh
+. "$(dirname "$0")/common.sh"
+
+suites=(mremap_test mremap_errno mremap_features mremap_accounting mremap_dontunmap)
+
+usage="usage: lab/test.sh [--base] [-f prod|debug] [-s SUITE] [-t TEST] [-- HARNESS_ARG...]
+  --base  the unpatched kernel (prod unless told), whose own behaviour the tests then expect;
+          MREMAP_EXPECT=patched shows where the two kernels differ
+  -f, -s  only this flavor, only this suite: ${suites[*]}
+  -t      only tests of this name; what follows -- goes to the suite"
+
+flavors=(prod debug)
+tree=patched
+expect=patched
+arguments=()
+flavor_given=0
+
+declare -A seconds=([prod]=600 [debug]=1500)	# limit for one suite
+
+is_one_of() {
+	local word=$1
+	shift
+	[[ " $* " == *" $word "* ]]
+}
+
+while (($#)); do
+	case $1 in
+	--base)
+		tree=base expect=${MREMAP_EXPECT:-base}
+		((flavor_given)) || flavors=(prod)
+		;;
+	-h | --help)
+		echo "$usage"
+		exit
+		;;
+	--)
+		shift
+		arguments+=("$@")
+		break
+		;;
+	-f | -s | -t)
+		(($# > 1)) || die "$1 needs a value"
+		case $1 in
+		-f) is_one_of "$2" prod debug || die "no flavor '$2': prod or debug"
+			flavors=("$2") flavor_given=1 ;;
+		-s) is_one_of "$2" "${suites[@]}" || die "no suite '$2': ${suites[*]}"
+			suites=("$2") ;;
+		-t) arguments+=(-t "$2") ;;
+		esac
+		shift
+		;;
+	*) die "unknown argument '$1', see lab/test.sh --help" ;;
+	esac
+	shift
+done
+
+lab/deps.sh build guest test
+
+out=build/selftests
+mkdir -p "$out" build/test
+
+# run_logged LOG WHAT COMMAND...: the output is of interest only on failure.
+run_logged() {
+	local log=$1 what=$2
+	shift 2
+	"$@" >"$log" 2>&1 || {
+		grep -E -m 10 'error|Error|\*\*\*' "$log" >&2
+		die "$what failed, see $log"
+	}
+}
+
+build_suites() {
+	lab/base.sh >&2
+	lab/tree.py >&2
+	if [[ ! build/headers/usr/include -nt build/tree.version ]]; then
+		run_logged build/headers.log "installing the kernel's headers" \
+			make -C build/tree O="$PWD/build/headers" headers_install
+		touch build/headers/usr/include
+	fi
+	run_logged "$out.log" "building the tests" \
+		make -C build/tree/tools/testing/selftests/mm OUTPUT="$PWD/$out" \
+		KHDR_INCLUDES="-isystem $PWD/build/headers/usr/include" \
+		EXTRA_CFLAGS=-static "${suites[@]/#/$PWD/$out/}"
+}
+
+passed=0 failed=0 skipped=0
+
+# Adds a verdict "N passed, N failed, N skipped" to the sum.
+add_up() {
+	local -a n
+	read -ra n <<<"${1//[^0-9 ]/}"
+	((passed += n[0], failed += n[1], skipped += n[2])) || true
+}
+
+run_suite() {
+	local image=$1 flavor=$2 suite=$3 name=$tree-$2-$3 start=$SECONDS status=0 verdict good=1
+	local tap=build/test/$name.tap log=build/test/$name.log report=build/test/$name.report
+
+	lab/guest.py --image "$image" --mem 2048 --timeout "${seconds[$flavor]}" --log "$log" \
+		--add "$out/$suite" --add lab/test_setup.sh -- \
+		/bin/sh /bin/test_setup.sh env MREMAP_EXPECT="$expect" "/bin/$suite" \
+		${arguments[@]+"${arguments[@]}"} >"$tap" 2>"$report.guest" || status=$?
+	lab/ktap.py "$tap" >"$report" || good=0
+	verdict=$(tail -n 1 "$report")
+	# The harness exits with 1 when a test failed: that is in the verdict.
+	if ((status > 1)) || { ((status)) && ((good)); }; then
+		good=0
+		cat "$report.guest" >&2
+		echo "$suite in the $tree $flavor guest: status $status, see $tap and $log" >&2
+		[[ $verdict != *" 0 failed"* ]] || verdict=${verdict/ 0 failed/ 1 failed}
+	fi
+	((good)) || sed '$d' "$report" >&2
+	echo "$tree $flavor $suite: $verdict ($((SECONDS - start)) s)"
+	sed -n 's/.*# SKIP /  skipped: /p' "$tap" | sort | uniq -c | sed 's/^ */  /'
+	add_up "$verdict"
+	((good)) || broken=1
+}
+
+build_suites
+broken=0
+for flavor in "${flavors[@]}"; do
+	image=$(lab/image.sh "$tree" "$flavor" | tail -n 1)
+	[[ -n $image ]] || die "no $tree $flavor image"
+	for suite in "${suites[@]}"; do
+		run_suite "$image" "$flavor" "$suite"
+	done
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+exit "$broken"

@@ -1,0 +1,32 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+#
+# Runs in the guest: gives it what the tests need, as far as its kernel has it,
+# and runs one of them. usage: test_setup.sh PROGRAM [ARG...]
+set -eu
+
+set_if_there() {
+	[ ! -e "$2" ] || echo "$1" >"$2"
+}
+
+thp=/sys/kernel/mm/transparent_hugepage
+
+# Early, while memory is whole.
+set_if_there 16 /proc/sys/vm/nr_hugepages
+# So that tests get to the limit with few mappings.
+set_if_there 1000 /proc/sys/vm/max_map_count
+set_if_there madvise $thp/enabled
+set_if_there madvise $thp/defrag
+# Nothing but a test's own calls may make its pages huge.
+set_if_there 1000000 $thp/khugepaged/scan_sleep_millisecs
+
+if [ -e /sys/block/zram0 ]; then
+	echo 256M >/sys/block/zram0/disksize
+	mkswap /dev/zram0 >/dev/null
+	swapon /dev/zram0
+fi
+
+mkdir -p /tmp
+mount -t tmpfs tmp /tmp
+cd /tmp
+exec "$@"

@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A table of mremap(2) calls that are refused, and the errno of each. After
+ * the call nothing has changed: not the layout, the contents or the counters.
+ *
+ * The errno is that of stock 6.12, also where a call has two faults, except in
+ * the rows that say .base or .base_changes. These are all deliberate
+ * differences, of two kinds:
+ *
+ *  - Stock unmaps the destination of MREMAP_FIXED, and the tail of a mapping
+ *    that shrinks on the way, before it looks at the rest of the request.
+ *    Here a refused call leaves both alone.
+ *  - Stock looks at the huge page alignment of a new address that was not
+ *    given. Here the argument is ignored unless a flag makes it count.
+ *
+ * With MREMAP_EXPECT=base the table expects stock's behaviour in these rows.
+ *
+ * A page offset that overflows (EINVAL) has no row: 64 bits are enough for
+ * every offset that can be mapped.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/capability.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "../kselftest_harness.h"
+#include "mremap_util.h"
+
+/* The table is laid out for these; both are checked. */
+#define P	4096UL
+#define H	(2 * MB)
+
+#define LEN	(8 * P)
+#define SRC	(WINDOW + 16 * MB)
+#define DST	(WINDOW + 64 * MB)
+#define FREE	(WINDOW + 32 * MB)
+#define FILL	(WINDOW + 4 * GB)
+
+#define SRC_ID	1
+#define DST_ID	1000
+
+#define FIXED		(MREMAP_MAYMOVE | MREMAP_FIXED)
+#define DONTUNMAP	(MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
+
+/*
+ * All stages: LEN bytes at SRC between two guard pages, LEN bytes at DST with
+ * free space above. Unless said otherwise both are touched anonymous memory.
+ */
+enum stage {
+	ANON,
+	MEMFD_SHARED,
+	MEMFD_PRIVATE,
+	TWO_VMAS,	/* the second half of the source is read-only */
+	GAP,		/* the second half of the source is missing */
+	SEALED,
+	SEALED_TAIL,	/* as TWO_VMAS, and the second one is sealed */
+	SEALED_DST,	/* the second half of the destination is sealed */
+	LOCKED,		/* the source is locked, and that is the limit */
+	LOCKED_AS,	/* and so it is for the address space */
+	LIMIT_AS,
+	LIMIT_DATA,
+	MAP_COUNT,	/* not one mapping more */
+	HUGETLB,	/* the source is two private huge pages */
+	HUGETLB_SHARED,
+	VDSO,		/* the source is the vDSO: it can neither grow nor split */
+};
+
+FIXTURE(call)
+{
+	unsigned long src;	/* what stands for SRC in the row */
+};
+
+FIXTURE_VARIANT(call)
+{
+	enum stage stage;
+	unsigned long addr;
+	unsigned long old_len;
+	unsigned long new_len;
+	unsigned long flags;
+	unsigned long new_addr;
+	int err;
+	int base;		/* stock's errno, if it is another one */
+	bool base_changes;	/* stock has changed something all the same */
+};
+
+#define ROW(name, stage_, addr_, old_len_, new_len_, flags_, new_addr_, err_, ...) \
+	FIXTURE_VARIANT_ADD(call, name) {				\
+		.stage = stage_,					\
+		.addr = addr_,						\
+		.old_len = old_len_,					\
+		.new_len = new_len_,					\
+		.flags = flags_,					\
+		.new_addr = new_addr_,					\
+		.err = err_,						\
+		__VA_ARGS__						\
+	}
+#define DESTROYS	.base_changes = true
+
+/* ---- the arguments by themselves ---- */
+
+ROW(unknown_flag, ANON, SRC, LEN, LEN, 8, 0, EINVAL);
+ROW(unknown_flag_with_known, ANON, SRC, LEN, LEN, FIXED | 16, DST, EINVAL);
+ROW(unknown_flag_above_32_bits, ANON, SRC, LEN, LEN, 1UL << 32, 0, EINVAL);
+ROW(fixed_alone, ANON, SRC, LEN, LEN, MREMAP_FIXED, DST, EINVAL);
+ROW(dontunmap_alone, ANON, SRC, LEN, LEN, MREMAP_DONTUNMAP, 0, EINVAL);
+ROW(dontunmap_fixed_alone, ANON, SRC, LEN, LEN,
+    MREMAP_DONTUNMAP | MREMAP_FIXED, DST, EINVAL);
+ROW(dontunmap_grow, ANON, SRC, LEN, LEN + P, DONTUNMAP, 0, EINVAL);
+ROW(dontunmap_shrink, ANON, SRC, LEN, LEN - P, DONTUNMAP, 0, EINVAL);
+ROW(dontunmap_same_pages_not_bytes, ANON, SRC, LEN, LEN - 1, DONTUNMAP, 0,
+    EINVAL);
+ROW(dontunmap_duplicate, MEMFD_SHARED, SRC, 0, LEN, DONTUNMAP, 0, EINVAL);
+ROW(addr_unaligned, ANON, SRC + 1, LEN, LEN, 0, 0, EINVAL);
+ROW(addr_unaligned_fixed, ANON, SRC + 8, P, P, FIXED, DST, EINVAL);
+ROW(new_len_zero, ANON, SRC, LEN, 0, 0, 0, EINVAL);
+ROW(new_len_zero_fixed, ANON, SRC, LEN, 0, FIXED, DST, EINVAL);
+ROW(new_len_wraps_to_zero, ANON, SRC, LEN, -1UL, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(dontunmap_both_zero, ANON, SRC, 0, 0, DONTUNMAP, 0, EINVAL);
+/* Rounding up makes it 0, and a private mapping is not duplicated. */
+ROW(old_len_wraps_to_zero, ANON, SRC, -1UL, LEN, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(old_len_huge, ANON, SRC, -P, LEN, 0, 0, EINVAL);
+ROW(old_len_huge_fixed, ANON, SRC, -P, LEN, FIXED, DST, EINVAL, DESTROYS);
+
+/* ---- the destination ---- */
+
+ROW(new_addr_unaligned, ANON, SRC, LEN, LEN, FIXED, DST + 1, EINVAL);
+ROW(new_addr_unaligned_hint, ANON, SRC, LEN, LEN, DONTUNMAP, FREE + 1, EINVAL);
+ROW(new_addr_no_user_address, ANON, SRC, LEN, LEN, FIXED, 1UL << 63, EINVAL);
+ROW(new_addr_range_wraps, ANON, SRC, LEN, LEN, FIXED, -P, EINVAL);
+ROW(new_len_over_address_space, ANON, SRC, LEN, -P, FIXED, DST, EINVAL);
+ROW(overlap_itself, ANON, SRC, LEN, LEN, FIXED, SRC, EINVAL);
+ROW(overlap_tail, ANON, SRC, LEN, LEN, FIXED, SRC + LEN - P, EINVAL);
+ROW(overlap_head, ANON, SRC, LEN, LEN, FIXED, SRC - LEN + P, EINVAL);
+ROW(overlap_inside, ANON, SRC, LEN, P, FIXED, SRC + P, EINVAL);
+ROW(overlap_around, ANON, SRC + P, P, LEN, FIXED, SRC, EINVAL);
+ROW(overlap_by_growth, ANON, SRC + 4 * P, P, 4 * P, FIXED, SRC + P, EINVAL);
+ROW(overlap_dontunmap_hint, ANON, SRC, LEN, LEN, DONTUNMAP, SRC, EINVAL);
+
+/* ---- the source ---- */
+
+ROW(source_unmapped, ANON, FREE, LEN, LEN, 0, 0, EFAULT);
+ROW(source_unmapped_grow, ANON, FREE, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(source_unmapped_shrink, ANON, FREE, LEN, P, 0, 0, EFAULT);
+ROW(source_unmapped_fixed, ANON, FREE, LEN, LEN, FIXED, DST, EFAULT);
+ROW(source_unmapped_dontunmap, ANON, FREE, LEN, LEN, DONTUNMAP, 0, EFAULT);
+ROW(source_null, ANON, 0, LEN, LEN, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(source_no_user_address, ANON, 1UL << 63, LEN, LEN, MREMAP_MAYMOVE, 0,
+    EFAULT);
+ROW(source_starts_in_gap, GAP, SRC + 5 * P, P, P, FIXED, DST, EFAULT);
+ROW(source_ends_in_gap, GAP, SRC, LEN, LEN, FIXED, DST, EFAULT, DESTROYS);
+ROW(source_ends_in_gap_grow, GAP, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(source_ends_in_gap_dontunmap, GAP, SRC, LEN, LEN, DONTUNMAP, 0, EFAULT);
+ROW(two_vmas_grow, TWO_VMAS, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(two_vmas_grow_in_place, TWO_VMAS, SRC, LEN, 2 * LEN, 0, 0, EFAULT);
+ROW(two_vmas_move, TWO_VMAS, SRC, LEN, LEN, FIXED, DST, EFAULT, DESTROYS);
+ROW(two_vmas_move_grow, TWO_VMAS, SRC, LEN, 2 * LEN, FIXED, DST, EFAULT,
+    DESTROYS);
+ROW(two_vmas_move_shrink_into_second, TWO_VMAS, SRC, LEN, LEN - P, FIXED, DST,
+    EFAULT, DESTROYS);
+ROW(two_vmas_dontunmap, TWO_VMAS, SRC, LEN, LEN, DONTUNMAP, 0, EFAULT);
+ROW(two_vmas_dontunmap_fixed, TWO_VMAS, SRC, LEN, LEN, FIXED | DONTUNMAP, DST,
+    EFAULT, DESTROYS);
+ROW(beyond_the_mapping, ANON, SRC, LEN + P, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(beyond_the_mapping_fixed, ANON, SRC, LEN + P, LEN + P, FIXED, DST, EFAULT,
+    DESTROYS);
+/* Nothing to do is done without a look at the length. */
+ROW(beyond_the_mapping_same_size, ANON, SRC, 2 * LEN, 2 * LEN, MREMAP_MAYMOVE,
+    0, 0);
+
+/* ---- duplication ---- */
+
+ROW(duplicate_private, ANON, SRC, 0, LEN, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(duplicate_private_in_place, ANON, SRC, 0, LEN, 0, 0, EINVAL);
+ROW(duplicate_private_fixed, ANON, SRC, 0, LEN, FIXED, DST, EINVAL, DESTROYS);
+ROW(duplicate_private_file, MEMFD_PRIVATE, SRC, 0, LEN, MREMAP_MAYMOVE, 0,
+    EINVAL);
+ROW(duplicate_in_place, MEMFD_SHARED, SRC, 0, LEN, 0, 0, ENOMEM);
+
+/* ---- growing where it cannot ---- */
+
+ROW(grow_blocked, ANON, SRC, LEN, LEN + P, 0, 0, ENOMEM);
+ROW(grow_front_part_in_place, ANON, SRC, P, 2 * P, 0, 0, ENOMEM);
+ROW(grow_blocked_shared, MEMFD_SHARED, SRC, LEN, LEN + P, 0, 0, ENOMEM);
+ROW(grow_over_address_space, ANON, SRC, LEN, 1UL << 62, MREMAP_MAYMOVE, 0,
+    ENOMEM);
+ROW(grow_over_memory, ANON, SRC, LEN, 1UL << 40, MREMAP_MAYMOVE, 0, ENOMEM);
+ROW(grow_over_memory_fixed, ANON, SRC, LEN, 1UL << 40, FIXED, DST, ENOMEM,
+    DESTROYS);
+ROW(grow_over_memory_in_place, ANON, DST, LEN, 1UL << 40, 0, 0, ENOMEM);
+
+/* ---- limits ---- */
+
+ROW(limit_as_grow, LIMIT_AS, SRC, LEN, LEN + P, MREMAP_MAYMOVE, 0, ENOMEM);
+ROW(limit_as_grow_in_place, LIMIT_AS, DST, LEN, LEN + P, 0, 0, ENOMEM);
+ROW(limit_as_grow_fixed, LIMIT_AS, SRC, LEN, 4 * LEN, FIXED, DST, ENOMEM,
+    DESTROYS);
+ROW(limit_as_dontunmap, LIMIT_AS, SRC, LEN, LEN, DONTUNMAP, 0, ENOMEM);
+ROW(limit_as_duplicate, LIMIT_AS, SRC, 0, LEN, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(limit_data_grow, LIMIT_DATA, SRC, LEN, LEN + P, MREMAP_MAYMOVE, 0, ENOMEM);
+ROW(limit_data_grow_in_place, LIMIT_DATA, DST, LEN, LEN + P, 0, 0, ENOMEM);
+ROW(limit_data_grow_fixed, LIMIT_DATA, SRC, LEN, 4 * LEN, FIXED, DST, ENOMEM,
+    DESTROYS);
+ROW(limit_data_dontunmap, LIMIT_DATA, SRC, LEN, LEN, DONTUNMAP, 0, ENOMEM);
+ROW(limit_memlock_grow, LOCKED, SRC, LEN, LEN + P, MREMAP_MAYMOVE, 0, EAGAIN);
+ROW(limit_memlock_grow_in_place, LOCKED, SRC, LEN, LEN + P, 0, 0, EAGAIN);
+ROW(limit_memlock_grow_fixed, LOCKED, SRC, LEN, LEN + P, FIXED, DST, EAGAIN,
+    DESTROYS);
+ROW(map_count_fixed, MAP_COUNT, SRC, LEN, LEN, FIXED, FREE, ENOMEM);
+ROW(map_count_fixed_over, MAP_COUNT, SRC, LEN, LEN, FIXED, DST, ENOMEM);
+ROW(map_count_dontunmap, MAP_COUNT, SRC, LEN, LEN, DONTUNMAP, 0, ENOMEM);
+ROW(map_count_grow, MAP_COUNT, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, ENOMEM);
+ROW(map_count_shrink_middle, MAP_COUNT, SRC, 4 * P, P, 0, 0, ENOMEM);
+
+/* ---- seals ---- */
+
+ROW(sealed_move, SEALED, SRC, LEN, LEN, FIXED, DST, EPERM);
+ROW(sealed_grow, SEALED, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, EPERM);
+ROW(sealed_shrink, SEALED, SRC, LEN, P, 0, 0, EPERM);
+ROW(sealed_dontunmap, SEALED, SRC, LEN, LEN, DONTUNMAP, 0, EPERM);
+ROW(sealed_same_size, SEALED, SRC, LEN, LEN, 0, 0, EPERM);
+ROW(sealed_destination, SEALED_DST, SRC, LEN, LEN, FIXED, DST, EPERM);
+ROW(sealed_destination_part, SEALED_DST, SRC, LEN, LEN, FIXED, DST - P, EPERM);
+ROW(sealed_tail_shrink, SEALED_TAIL, SRC, LEN, P, 0, 0, EPERM);
+ROW(sealed_tail_move_shrink, SEALED_TAIL, SRC, LEN, P, FIXED, DST, EPERM,
+    DESTROYS);
+
+/* ---- huge pages ---- */
+
+ROW(hugetlb_addr_unaligned, HUGETLB, SRC + P, H, H, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(hugetlb_new_addr_unaligned, HUGETLB, SRC, H, H, FIXED, DST + P, EINVAL);
+ROW(hugetlb_hint_unaligned, HUGETLB, SRC, H, H, DONTUNMAP, FREE + P, EINVAL);
+ROW(hugetlb_grow, HUGETLB, SRC, 2 * H, 3 * H, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(hugetlb_grow_fixed, HUGETLB, SRC, 2 * H, 3 * H, FIXED, DST, EINVAL);
+ROW(hugetlb_grow_in_place, HUGETLB, SRC, H, H + P, 0, 0, EINVAL);
+ROW(hugetlb_duplicate_private, HUGETLB, SRC, 0, H, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(hugetlb_duplicate_shared, HUGETLB_SHARED, SRC, 0, H, MREMAP_MAYMOVE, 0,
+    EINVAL);
+ROW(hugetlb_beyond_fixed, HUGETLB, SRC, 3 * H, 3 * H, FIXED, DST, EFAULT,
+    DESTROYS);
+ROW(hugetlb_new_addr_not_given, HUGETLB, SRC, 2 * H, 2 * H, 0, P, 0,
+    .base = EINVAL);
+ROW(hugetlb_new_addr_not_given_maymove, HUGETLB, SRC, 2 * H, 2 * H,
+    MREMAP_MAYMOVE, 1, 0, .base = EINVAL);
+ROW(hugetlb_grow_new_addr_not_given, HUGETLB, SRC, 2 * H, 3 * H,
+    MREMAP_MAYMOVE, P, EINVAL);
+
+/* ---- mappings of a fixed size ---- */
+
+ROW(dontexpand_grow, VDSO, SRC, P, 2 * P, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(dontexpand_grow_in_place, VDSO, SRC, P, 2 * P, 0, 0, EFAULT);
+ROW(dontexpand_grow_fixed, VDSO, SRC, P, 2 * P, FIXED, DST, EFAULT, DESTROYS);
+ROW(dontexpand_dontunmap, VDSO, SRC, P, P, DONTUNMAP, 0, EINVAL);
+ROW(dontexpand_dontunmap_fixed, VDSO, SRC, P, P, FIXED | DONTUNMAP, DST, EINVAL,
+    DESTROYS);
+ROW(unsplittable_part, VDSO, SRC, P, P, FIXED, DST, EINVAL, DESTROYS);
+ROW(unsplittable_shrink, VDSO, SRC, 2 * P, P, 0, 0, EINVAL);
+
+/* ---- two faults at once: which one is told ---- */
+
+ROW(both_flag_and_source, ANON, FREE, LEN, LEN, 8, 0, EINVAL);
+ROW(both_fixed_alone_and_source, ANON, FREE, LEN, LEN, MREMAP_FIXED, DST,
+    EINVAL);
+ROW(both_addr_unaligned_and_source, ANON, FREE + 1, LEN, LEN, 0, 0, EINVAL);
+ROW(both_new_len_zero_and_source, ANON, FREE, LEN, 0, 0, 0, EINVAL);
+ROW(both_source_and_new_addr, ANON, FREE, LEN, LEN, FIXED, DST + 1, EFAULT);
+ROW(both_source_and_new_range, ANON, FREE, LEN, LEN, FIXED, -P, EFAULT);
+ROW(both_source_and_overlap, ANON, FREE, LEN, LEN, FIXED, FREE, EFAULT);
+ROW(both_flag_and_seal, SEALED, SRC, LEN, LEN, 8, 0, EINVAL);
+ROW(both_seal_and_new_addr, SEALED, SRC, LEN, LEN, FIXED, DST + 1, EPERM);
+ROW(both_seal_and_overlap, SEALED, SRC, LEN, LEN, FIXED, SRC, EPERM);
+ROW(both_seal_and_duplicate, SEALED, SRC, 0, LEN, MREMAP_MAYMOVE, 0, EPERM);
+ROW(both_seal_and_beyond, SEALED, SRC, 2 * LEN, 3 * LEN, MREMAP_MAYMOVE, 0,
+    EPERM);
+ROW(both_seal_on_dst_and_new_addr, SEALED_DST, SRC, LEN, LEN, FIXED, DST + 1,
+    EINVAL);
+ROW(both_seal_on_dst_and_beyond, SEALED_DST, SRC, 2 * LEN, 2 * LEN, FIXED, DST,
+    EPERM);
+ROW(both_seal_on_dst_and_duplicate, SEALED_DST, SRC, 0, LEN, FIXED, DST, EPERM);
+ROW(both_overlap_and_beyond, ANON, SRC, 2 * LEN, 2 * LEN, FIXED, SRC + P,
+    EINVAL);
+ROW(both_map_count_and_source, MAP_COUNT, FREE, LEN, LEN, FIXED, DST, EFAULT);
+ROW(both_map_count_and_overlap, MAP_COUNT, SRC, LEN, LEN, FIXED, SRC, EINVAL);
+ROW(both_map_count_and_beyond, MAP_COUNT, SRC, 2 * LEN, 2 * LEN, FIXED, DST,
+    ENOMEM);
+ROW(both_map_count_and_duplicate, MAP_COUNT, SRC, 0, LEN, FIXED, DST, ENOMEM);
+ROW(both_map_count_and_duplicate_anywhere, MAP_COUNT, SRC, 0, LEN,
+    MREMAP_MAYMOVE, 0, EINVAL);
+ROW(both_memlock_and_beyond, LOCKED, SRC, 2 * LEN, 3 * LEN, MREMAP_MAYMOVE, 0,
+    EFAULT);
+ROW(both_memlock_and_as, LOCKED_AS, SRC, LEN, LEN + P, MREMAP_MAYMOVE, 0,
+    EAGAIN);
+ROW(both_memlock_and_blocked, LOCKED, SRC, LEN, LEN + P, 0, 0, EAGAIN);
+ROW(both_as_and_beyond, LIMIT_AS, SRC, 2 * LEN, 3 * LEN, MREMAP_MAYMOVE, 0,
+    EFAULT);
+ROW(both_hugetlb_grow_and_source_beyond, HUGETLB, SRC, 3 * H, 4 * H,
+    MREMAP_MAYMOVE, 0, EINVAL);
+ROW(both_hugetlb_grow_and_overlap, HUGETLB, SRC, 2 * H, 3 * H, FIXED, SRC,
+    EINVAL);
+ROW(both_dontunmap_and_beyond, VDSO, SRC, MB, MB, DONTUNMAP, 0, EINVAL);
+ROW(both_dontexpand_and_beyond, VDSO, SRC, MB, 2 * MB, MREMAP_MAYMOVE, 0,
+    EFAULT);
+
+/* ---- stages ---- */
+
+static const char *map_source(FIXTURE_DATA(call) *self, enum stage stage)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	size_t len = LEN;
+	int fd = -1;
+
+	switch (stage) {
+	case HUGETLB_SHARED:
+		flags = MAP_SHARED | MAP_ANONYMOUS;
+		/* fall through */
+	case HUGETLB:
+		flags |= MAP_HUGETLB;
+		len = 2 * H;
+		break;
+	case MEMFD_SHARED:
+	case MEMFD_PRIVATE:
+		fd = memfd_create("mremap_errno", 0);
+		if (ftruncate(fd, LEN))
+			return "cannot size a memfd";
+		flags = stage == MEMFD_SHARED ? MAP_SHARED : MAP_PRIVATE;
+		break;
+	default:
+		break;
+	}
+	self->src = SRC;
+	if (map_at(SRC, len, PROT_READ | PROT_WRITE, flags, fd, 0) != SRC)
+		return "cannot map the source";
+	stamp_range(SRC, LEN, SRC_ID);
+	guard_page(SRC - P);
+	guard_page(SRC + len);
+	return NULL;
+}
+
+/* Uses up the mappings the process may have; the last split fails. */
+static void fill_map_count(void)
+{
+	const size_t pages = read_long("/proc/sys/vm/max_map_count");
+
+	map_at(FILL, pages * P, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	for (size_t page = 1; page < pages; page += 2)
+		if (mprotect(at(FILL + page * P), P, PROT_NONE))
+			break;
+	/* A split makes two mappings: one may be left over, for the end. */
+	mprotect(at(FILL + (pages - 1) * P), P, PROT_NONE);
+}
+
+static const char *build_stage(FIXTURE_DATA(call) *self, enum stage stage)
+{
+	const char *why = map_source(self, stage);
+
+	if (why)
+		return why;
+	if (map_anon(DST, LEN) != DST)
+		return "cannot map the destination";
+	stamp_range(DST, LEN, DST_ID);
+
+	switch (stage) {
+	case TWO_VMAS:
+	case SEALED_TAIL:
+		mprotect(at(SRC + LEN / 2), LEN / 2, PROT_READ);
+		if (stage == SEALED_TAIL && seal(SRC + LEN / 2, LEN / 2))
+			return "needs mseal(2)";
+		break;
+	case GAP:
+		munmap(at(SRC + LEN / 2), LEN / 2);
+		break;
+	case SEALED:
+		if (seal(SRC, LEN))
+			return "needs mseal(2)";
+		break;
+	case SEALED_DST:
+		if (seal(DST + LEN / 2, LEN / 2))
+			return "needs mseal(2)";
+		break;
+	case LOCKED:
+	case LOCKED_AS:
+		if (mlock(at(SRC), LEN))
+			return "cannot lock memory";
+		break;
+	case MAP_COUNT:
+		fill_map_count();
+		break;
+	case VDSO:
+		self->src = getauxval(AT_SYSINFO_EHDR);
+		if (!self->src)
+			return "needs a vDSO";
+		break;
+	default:
+		break;
+	}
+	return NULL;
+}
+
+static bool set_limit(int resource, unsigned long value)
+{
+	const struct rlimit limit = { value, value };
+
+	return !setrlimit(resource, &limit);
+}
+
+/* RLIMIT_MEMLOCK does not bind those who may lock memory anyway. */
+static bool drop_capabilities(void)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3,
+	};
+	struct __user_cap_data_struct none[2] = { 0 };
+
+	return !syscall(__NR_capset, &header, none);
+}
+
+/* Last of all: reading the state has to come before it. */
+static bool apply_limits(enum stage stage)
+{
+	struct counters now;
+
+	read_counters(&now);
+	if (stage == LIMIT_AS || stage == LOCKED_AS)
+		if (!set_limit(RLIMIT_AS, now.size * KB))
+			return false;
+	if (stage == LIMIT_DATA)
+		return set_limit(RLIMIT_DATA, now.data * KB);
+	if (stage == LOCKED || stage == LOCKED_AS)
+		return set_limit(RLIMIT_MEMLOCK, LEN) && drop_capabilities();
+	return true;
+}
+
+static bool is_hugetlb(enum stage stage)
+{
+	return stage == HUGETLB || stage == HUGETLB_SHARED;
+}
+
+FIXTURE_SETUP(call)
+{
+	const char *why;
+
+	if (psize() != P)
+		SKIP(return, "needs pages of %lu bytes", P);
+	if (is_hugetlb(variant->stage) && default_huge_page_size() != H)
+		SKIP(return, "needs huge pages of %lu bytes", H);
+	if (is_hugetlb(variant->stage) && get_free_hugepages() < 2)
+		SKIP(return, "needs 2 free huge pages (vm.nr_hugepages)");
+	why = build_stage(self, variant->stage);
+	if (why)
+		SKIP(return, "%s", why);
+	save_state();
+	ASSERT_TRUE(apply_limits(variant->stage));
+}
+
+FIXTURE_TEARDOWN(call)
+{
+}
+
+static const char *check_contents(enum stage stage)
+{
+	const size_t source = stage == GAP ? LEN / 2 : LEN;
+	const char *why = check_stamps(SRC, source, SRC_ID);
+
+	return why ?: check_stamps(DST, LEN, DST_ID);
+}
+
+TEST_F(call, is_refused)
+{
+	const bool base = expect_base();
+	const int err = base && variant->base ? variant->base : variant->err;
+	const unsigned long addr = variant->stage == VDSO ?
+		variant->addr - SRC + self->src : variant->addr;
+	const unsigned long ret = do_mremap(addr, variant->old_len,
+					    variant->new_len, variant->flags,
+					    variant->new_addr);
+
+	EXPECT_EQ(err, error_of(ret));
+	if (!err)
+		EXPECT_EQ(addr, ret);
+	if (base && variant->base_changes) {
+		EXPECT_NE(NULL, check_state());
+		return;
+	}
+	ASSERT_OK(check_state());
+	EXPECT_OK(check_contents(variant->stage));
+	EXPECT_OK(check_guard_page(SRC - P));
+}
+
+/*
+ * Committed_AS is the whole machine's, so a change may be somebody else's. A
+ * leak shows in every one of some calls; a call without one is enough.
+ */
+TEST_F(call, charges_nothing)
+{
+	const unsigned long addr = variant->stage == VDSO ?
+		variant->addr - SRC + self->src : variant->addr;
+	long change = -1;
+
+	if (expect_base() && variant->base_changes)
+		return;
+	for (int try = 0; try < 8 && change; try++) {
+		change = committed_kb();
+		do_mremap(addr, variant->old_len, variant->new_len,
+			  variant->flags, variant->new_addr);
+		change -= committed_kb();
+	}
+	EXPECT_EQ(0, change);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,1198 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * mremap(2) and the rest of memory management: what else is attached to pages
+ * and mappings, and whether it moves along.
+ *
+ * Tests whose name ends in _mended fail on stock 6.12, whose bug they catch;
+ * MREMAP_EXPECT=base skips them.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/mempolicy.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../kselftest_harness.h"
+#include "mremap_util.h"
+
+#define SRC	(WINDOW + GB)
+#define DST	(WINDOW + 2 * GB)
+#define THIRD	(WINDOW + 3 * GB)
+
+#define FIXED		(MREMAP_MAYMOVE | MREMAP_FIXED)
+#define DONTUNMAP	(MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
+
+#define META	struct __test_metadata *_metadata
+
+#define SKIP_STOCK_BUG()						\
+	if (expect_base())						\
+		SKIP(return, "a bug of stock 6.12 that this catches")
+
+static size_t bytes(size_t pages)
+{
+	return pages * psize();
+}
+
+/* Touched anonymous memory of small pages. */
+static void map_touched(META, unsigned long addr, size_t pages)
+{
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(addr, map_anon(addr, bytes(pages)));
+	stamp_range(addr, bytes(pages), 1);
+}
+
+/* ---- swap ---- */
+
+static bool has_swap(void)
+{
+	return meminfo_kb("SwapFree") > 0;
+}
+
+FIXTURE(swapped)
+{
+	size_t pages;
+};
+
+FIXTURE_VARIANT(swapped)
+{
+	size_t offset;	/* of the destination, in pages */
+};
+
+FIXTURE_VARIANT_ADD(swapped, pages) { 5 };
+FIXTURE_VARIANT_ADD(swapped, tables) { 0 };
+
+FIXTURE_SETUP(swapped)
+{
+	self->pages = 2 * pmd_span() / psize();
+	if (!has_swap())
+		SKIP(return, "needs swap space");
+	map_touched(_metadata, SRC, self->pages);
+	ASSERT_EQ(0, madvise(at(SRC), bytes(self->pages / 2), MADV_PAGEOUT));
+	if (!count_pagemap(SRC, bytes(self->pages / 2), PM_SWAP))
+		SKIP(return, "needs pages that can be swapped out");
+}
+
+FIXTURE_TEARDOWN(swapped)
+{
+}
+
+TEST_F(swapped, move)
+{
+	const unsigned long dst = DST + bytes(variant->offset);
+	const size_t len = bytes(self->pages);
+	const size_t swapped = count_pagemap(SRC, len, PM_SWAP);
+
+	ASSERT_EQ(dst, move_to(SRC, len, len, dst));
+	EXPECT_EQ(swapped, count_pagemap(dst, len, PM_SWAP));
+	EXPECT_OK(check_stamps(dst, len, 1));
+	EXPECT_OK(check_unmapped(SRC, len));
+	EXPECT_EQ(0UL, count_pagemap(dst, len, PM_SWAP));
+}
+
+TEST_F(swapped, dontunmap)
+{
+	const unsigned long dst = DST + bytes(variant->offset);
+	const size_t len = bytes(self->pages);
+
+	ASSERT_EQ(dst, do_mremap(SRC, len, len, FIXED | DONTUNMAP, dst));
+	EXPECT_OK(check_zero(SRC, len));
+	EXPECT_OK(check_stamps(dst, len, 1));
+}
+
+/* ---- protection and flags ---- */
+
+TEST(prot_none_pages_move)
+{
+	map_touched(_metadata, SRC, 40);
+	ASSERT_EQ(0, mprotect(at(SRC), bytes(40), PROT_NONE));
+	ASSERT_EQ(DST, move_to(SRC, bytes(40), bytes(40), DST));
+	EXPECT_EQ(40UL, count_pagemap(DST, bytes(40), PM_PRESENT));
+	ASSERT_EQ(0, mprotect(at(DST), bytes(40), PROT_READ));
+	EXPECT_OK(check_stamps(DST, bytes(40), 1));
+}
+
+/* The middle one of three mappings moves; its neighbours keep all they have. */
+TEST(one_of_split_mappings)
+{
+	const struct vma left[] = {
+		{ SRC, SRC + bytes(8), "rw-p", 0, 0 },
+		{ SRC + bytes(16), SRC + bytes(24), "rw-p", 0, 0 },
+	};
+	const struct vma moved = { DST, DST + bytes(8), "r--p", 0, 0 };
+
+	map_touched(_metadata, SRC, 24);
+	ASSERT_EQ(0, mprotect(at(SRC + bytes(8)), bytes(8), PROT_READ));
+	ASSERT_EQ(DST, move_to(SRC + bytes(8), bytes(8), bytes(8), DST));
+	EXPECT_OK(check_vmas(SRC, SRC + bytes(24), left, 2));
+	EXPECT_OK(check_vmas(DST, DST + bytes(8), &moved, 1));
+	EXPECT_OK(check_stamps(SRC, bytes(8), 1));
+	EXPECT_OK(check_stamps(DST, bytes(8), 9));
+	EXPECT_OK(check_stamps(SRC + bytes(16), bytes(8), 17));
+}
+
+/* Shrinking unmaps up to the old length, whatever is mapped there. */
+TEST(shrink_across_mappings)
+{
+	map_touched(_metadata, SRC, 24);
+	ASSERT_EQ(0, mprotect(at(SRC + bytes(8)), bytes(8), PROT_READ));
+	ASSERT_EQ(SRC, do_mremap(SRC, bytes(24), bytes(4), 0, 0));
+	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
+	EXPECT_OK(check_unmapped(SRC + bytes(4), bytes(20)));
+}
+
+TEST(move_shrink_across_mappings)
+{
+	map_touched(_metadata, SRC, 24);
+	ASSERT_EQ(0, mprotect(at(SRC + bytes(8)), bytes(8), PROT_READ));
+	ASSERT_EQ(DST, move_to(SRC, bytes(24), bytes(4), DST));
+	EXPECT_OK(check_stamps(DST, bytes(4), 1));
+	EXPECT_OK(check_unmapped(SRC, bytes(24)));
+	EXPECT_OK(check_unmapped(DST + bytes(4), bytes(20)));
+}
+
+TEST(flags_move_along)
+{
+	const int advice[] = {
+		MADV_DONTFORK, MADV_DONTDUMP, MADV_WIPEONFORK, MADV_SEQUENTIAL,
+	};
+	char before[256], after[256];
+
+	map_touched(_metadata, SRC, 8);
+	for (size_t i = 0; i < ARRAY_SIZE(advice); i++)
+		ASSERT_EQ(0, madvise(at(SRC), bytes(8), advice[i]));
+	read_vmflags(SRC, before, sizeof(before));
+	ASSERT_NE(NULL, strstr(before, " dc "));
+	ASSERT_NE(NULL, strstr(before, " wf "));
+	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(8), DST));
+	read_vmflags(DST, after, sizeof(after));
+	EXPECT_STREQ(before, after);
+}
+
+/* ---- fork ---- */
+
+/* Runs check in a child; its complaint, if any, is printed there. */
+static bool child_agrees(META, const char *(*check)(void))
+{
+	int status;
+	pid_t child = fork();
+
+	if (!child) {
+		const char *why = check();
+
+		if (why)
+			TH_LOG("child: %s", why);
+		_exit(!!why);
+	}
+	return waitpid(child, &status, 0) == child && !status;
+}
+
+static const char *child_lacks_dst(void)
+{
+	return check_unmapped(DST, bytes(8));
+}
+
+TEST(dontfork_moves_along)
+{
+	map_touched(_metadata, SRC, 8);
+	ASSERT_EQ(0, madvise(at(SRC), bytes(8), MADV_DONTFORK));
+	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(8), DST));
+	EXPECT_TRUE(child_agrees(_metadata, child_lacks_dst));
+}
+
+#define COW_PAGES	32
+
+static const char *child_writes_its_copy(void)
+{
+	const char *why = check_stamps(DST, bytes(COW_PAGES), 1);
+
+	stamp_range(DST, bytes(COW_PAGES), 100);
+	return why ?: check_stamps(DST, bytes(COW_PAGES), 100);
+}
+
+TEST(child_of_a_moved_mapping)
+{
+	map_touched(_metadata, SRC, COW_PAGES);
+	ASSERT_EQ(DST, move_to(SRC, bytes(COW_PAGES), bytes(COW_PAGES), DST));
+	EXPECT_TRUE(child_agrees(_metadata, child_writes_its_copy));
+	EXPECT_OK(check_stamps(DST, bytes(COW_PAGES), 1));
+}
+
+/* Both sides of a fork move the pages they share, then write. */
+static const char *move_shared_and_write(unsigned long dst, unsigned long id)
+{
+	const size_t len = bytes(COW_PAGES);
+	const char *why;
+
+	if (move_to(SRC, len, len, dst) != dst)
+		return "the move failed";
+	why = check_stamps(dst, len, 1);
+	stamp_range(dst, len / 2, id);
+	why = why ?: check_stamps(dst, len / 2, id);
+	return why ?: check_stamps(dst + len / 2, len / 2, 1 + COW_PAGES / 2);
+}
+
+static const char *child_moves(void)
+{
+	return move_shared_and_write(THIRD + bytes(3), 100);
+}
+
+TEST(child_moves_shared_pages)
+{
+	map_touched(_metadata, SRC, COW_PAGES);
+	EXPECT_TRUE(child_agrees(_metadata, child_moves));
+	EXPECT_OK(check_stamps(SRC, bytes(COW_PAGES), 1));
+}
+
+TEST(parent_moves_shared_pages)
+{
+	int go[2], status;
+	pid_t child;
+	char byte;
+
+	map_touched(_metadata, SRC, COW_PAGES);
+	ASSERT_EQ(0, pipe(go));
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child) {
+		const char *why;
+
+		if (read(go[0], &byte, 1) != 1)
+			_exit(1);
+		why = check_stamps(SRC, bytes(COW_PAGES), 1);
+		_exit(!!(why ?: child_moves()));
+	}
+	EXPECT_OK(move_shared_and_write(DST, 200));
+	ASSERT_EQ(1, write(go[1], "", 1));
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_OK(check_stamps(DST, bytes(COW_PAGES / 2), 200));
+}
+
+/* ---- locked memory ---- */
+
+TEST(locked_growth_is_populated)
+{
+	struct counters before, after;
+
+	map_touched(_metadata, SRC, 8);
+	guard_page(SRC + bytes(8));
+	ASSERT_EQ(0, mlock(at(SRC), bytes(8)));
+	read_counters(&before);
+	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(24), DST));
+	read_counters(&after);
+	EXPECT_EQ(before.locked + (long)bytes(16) / 1024, after.locked);
+	EXPECT_EQ(24UL, count_pagemap(DST, bytes(24), PM_PRESENT));
+	EXPECT_TRUE(has_vmflag(DST, "lo"));
+	EXPECT_OK(check_stamps(DST, bytes(8), 1));
+	EXPECT_OK(check_zero(DST + bytes(8), bytes(16)));
+	ASSERT_EQ(0, munlock(at(DST), bytes(24)));
+	read_counters(&after);
+	EXPECT_EQ(before.locked - (long)bytes(8) / 1024, after.locked);
+}
+
+TEST(locked_on_fault_growth_is_not_populated)
+{
+	map_touched(_metadata, SRC, 8);
+	ASSERT_EQ(0, mlock2(at(SRC), bytes(8), MLOCK_ONFAULT));
+	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(24), DST));
+	EXPECT_EQ(8UL, count_pagemap(DST, bytes(24), PM_PRESENT));
+	EXPECT_OK(check_stamps(DST, bytes(8), 1));
+}
+
+/* Only the moved part of a locked mapping loses its lock with DONTUNMAP. */
+TEST(locked_part_dontunmap)
+{
+	struct counters before, after;
+
+	map_touched(_metadata, SRC, 24);
+	ASSERT_EQ(0, mlock(at(SRC), bytes(24)));
+	read_counters(&before);
+	ASSERT_EQ(DST, do_mremap(SRC + bytes(8), bytes(8), bytes(8),
+				 FIXED | DONTUNMAP, DST));
+	read_counters(&after);
+	EXPECT_EQ(before.locked, after.locked);
+	EXPECT_TRUE(has_vmflag(SRC, "lo"));
+	EXPECT_FALSE(has_vmflag(SRC + bytes(8), "lo"));
+	EXPECT_TRUE(has_vmflag(SRC + bytes(16), "lo"));
+	EXPECT_TRUE(has_vmflag(DST, "lo"));
+	EXPECT_OK(check_stamps(DST, bytes(8), 9));
+	munmap(at(SRC), bytes(24));
+	munmap(at(DST), bytes(8));
+	read_counters(&after);
+	EXPECT_EQ(before.locked - (long)bytes(24) / 1024, after.locked);
+}
+
+/* ---- KSM ---- */
+
+#define KSM	"/sys/kernel/mm/ksm/"
+
+static bool wait_for_merge(unsigned long addr)
+{
+	for (int try = 0; try < 300; try++) {
+		if (smaps_kb(addr, "KSM") > 0)
+			return true;
+		usleep(100 * 1000);
+	}
+	return false;
+}
+
+TEST(ksm_pages_are_unmerged)
+{
+	const size_t pages = 16;
+
+	if (read_long(KSM "run") < 0)
+		SKIP(return, "needs KSM");
+	map_touched(_metadata, SRC, pages);
+	for (size_t page = 0; page < pages; page++)
+		stamp(SRC + bytes(page), 7);
+	ASSERT_EQ(0, madvise(at(SRC), bytes(pages), MADV_MERGEABLE));
+	if (smaps_kb(SRC, "KSM") < 0)
+		SKIP(return, "needs KSM in /proc/self/smaps");
+	write_file(KSM "pages_to_scan", "1000");
+	ASSERT_TRUE(write_file(KSM "run", "1"));
+	if (!wait_for_merge(SRC)) {
+		write_file(KSM "run", "0");
+		SKIP(return, "ksmd merged nothing");
+	}
+	ASSERT_TRUE(write_file(KSM "run", "0"));
+
+	ASSERT_EQ(DST, move_to(SRC, bytes(pages), bytes(pages), DST));
+	EXPECT_EQ(0, smaps_kb(DST, "KSM"));
+	EXPECT_TRUE(has_vmflag(DST, "mg"));
+	for (size_t page = 0; page < pages; page++)
+		EXPECT_OK(check_stamp(DST + bytes(page), 7));
+}
+
+/* ---- NUMA policy ---- */
+
+TEST(mempolicy_moves_along)
+{
+	unsigned long node = 1;
+	int mode = -1;
+
+	map_touched(_metadata, SRC, 8);
+	if (syscall(__NR_mbind, SRC, bytes(8), MPOL_BIND, &node, 8, 0))
+		SKIP(return, "needs NUMA policies");
+	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(8), DST));
+	ASSERT_EQ(0, syscall(__NR_get_mempolicy, &mode, NULL, 0, DST,
+			     MPOL_F_ADDR));
+	EXPECT_EQ(MPOL_BIND, mode);
+	ASSERT_EQ(DST, do_mremap(DST, bytes(8), bytes(12), 0, 0));
+	ASSERT_EQ(0, syscall(__NR_get_mempolicy, &mode, NULL, 0,
+			     DST + bytes(11), MPOL_F_ADDR));
+	EXPECT_EQ(MPOL_BIND, mode);
+}
+
+/* ---- soft-dirty ---- */
+
+TEST(moved_pages_are_soft_dirty)
+{
+	if (!softdirty_supported())
+		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
+	map_touched(_metadata, SRC, 16);
+	clear_softdirty();
+	ASSERT_EQ(0UL, count_pagemap(SRC, bytes(16), PM_SOFT_DIRTY));
+	ASSERT_EQ(DST + bytes(3), move_to(SRC, bytes(16), bytes(16),
+					  DST + bytes(3)));
+	EXPECT_EQ(16UL, count_pagemap(DST + bytes(3), bytes(16),
+				      PM_SOFT_DIRTY));
+}
+
+/* ---- transparent huge pages ---- */
+
+TEST(huge_pages_stay_huge)
+{
+	const size_t len = 4 * pmd_span();
+	long huge;
+
+	ASSERT_EQ(SRC, map_anon(SRC, len));
+	ASSERT_EQ(0, madvise(at(SRC), len, MADV_HUGEPAGE));
+	stamp_range(SRC, len, 1);
+	huge = smaps_kb(SRC, "AnonHugePages");
+	if (huge <= 0)
+		SKIP(return, "needs transparent huge pages");
+	ASSERT_EQ(DST, move_to(SRC, len, len, DST));
+	EXPECT_EQ(huge, smaps_kb(DST, "AnonHugePages"));
+	EXPECT_OK(check_stamps(DST, len, 1));
+	ASSERT_EQ(DST, do_mremap(DST, len, len + pmd_span(), 0, 0));
+	EXPECT_EQ(huge, smaps_kb(DST, "AnonHugePages"));
+}
+
+/* A boundary inside a huge page splits just that one. */
+TEST(huge_page_is_split_at_the_boundary)
+{
+	const size_t len = 4 * pmd_span(), cut = pmd_span() + bytes(9);
+	long huge;
+
+	ASSERT_EQ(SRC, map_anon(SRC, len));
+	ASSERT_EQ(0, madvise(at(SRC), len, MADV_HUGEPAGE));
+	stamp_range(SRC, len, 1);
+	huge = smaps_kb(SRC, "AnonHugePages");
+	if (huge != (long)(len / 1024))
+		SKIP(return, "needs transparent huge pages");
+	ASSERT_EQ(DST + cut, move_to(SRC + cut, len - cut, len - cut, DST + cut));
+	EXPECT_EQ((long)pmd_span() / 1024, smaps_kb(SRC, "AnonHugePages"));
+	EXPECT_EQ(huge / 2, smaps_kb(DST + cut, "AnonHugePages"));
+	EXPECT_OK(check_stamps(SRC, cut, 1));
+	EXPECT_OK(check_stamps(DST + cut, len - cut, 1 + cut / psize()));
+}
+
+/* ---- hugetlb ---- */
+
+FIXTURE(hugetlb)
+{
+	size_t huge;
+	long free;
+	long reserved;
+};
+
+FIXTURE_VARIANT(hugetlb)
+{
+	int flags;
+};
+
+FIXTURE_VARIANT_ADD(hugetlb, private) { MAP_PRIVATE };
+FIXTURE_VARIANT_ADD(hugetlb, shared) { MAP_SHARED };
+
+#define HUGE_PAGES	4
+
+/* Four huge pages; the first and the third of them are touched. */
+FIXTURE_SETUP(hugetlb)
+{
+	self->huge = default_huge_page_size();
+	self->free = meminfo_kb("HugePages_Free");
+	self->reserved = meminfo_kb("HugePages_Rsvd");
+	if (self->free - self->reserved < 2 * HUGE_PAGES)
+		SKIP(return, "needs %d free huge pages (vm.nr_hugepages)",
+		     2 * HUGE_PAGES);
+	ASSERT_EQ(SRC, map_at(SRC, HUGE_PAGES * self->huge,
+			      PROT_READ | PROT_WRITE,
+			      variant->flags | MAP_ANONYMOUS | MAP_HUGETLB, -1,
+			      0));
+	stamp_range(SRC, self->huge, 1);
+	stamp_range(SRC + 2 * self->huge, self->huge, 2000);
+}
+
+FIXTURE_TEARDOWN(hugetlb)
+{
+}
+
+static const char *check_huge_contents(unsigned long addr, size_t huge)
+{
+	const char *why = check_stamps(addr, huge, 1);
+
+	why = why ?: check_zero(addr + huge, huge);
+	why = why ?: check_stamps(addr + 2 * huge, huge, 2000);
+	return why ?: check_zero(addr + 3 * huge, huge);
+}
+
+static void check_pool(META, FIXTURE_DATA(hugetlb) *self, long used,
+		       long reserved)
+{
+	EXPECT_EQ(self->free - used, meminfo_kb("HugePages_Free"));
+	EXPECT_EQ(self->reserved + reserved, meminfo_kb("HugePages_Rsvd"));
+}
+
+TEST_F(hugetlb, move)
+{
+	const size_t len = HUGE_PAGES * self->huge;
+
+	check_pool(_metadata, self, 2, 2);
+	ASSERT_EQ(DST, move_to(SRC, len, len, DST));
+	check_pool(_metadata, self, 2, 2);
+	EXPECT_OK(check_unmapped(SRC, len));
+	EXPECT_OK(check_huge_contents(DST, self->huge));
+	check_pool(_metadata, self, 4, 0);
+	ASSERT_EQ(0, munmap(at(DST), len));
+	check_pool(_metadata, self, 0, 0);
+}
+
+TEST_F(hugetlb, move_over_hugetlb)
+{
+	const size_t len = HUGE_PAGES * self->huge;
+
+	ASSERT_EQ(DST, map_at(DST, len, PROT_READ | PROT_WRITE, MAP_PRIVATE |
+			      MAP_ANONYMOUS | MAP_HUGETLB, -1, 0));
+	stamp_range(DST, self->huge, 1);
+	ASSERT_EQ(DST, move_to(SRC, len, len, DST));
+	check_pool(_metadata, self, 2, 2);
+	EXPECT_OK(check_huge_contents(DST, self->huge));
+	ASSERT_EQ(0, munmap(at(DST), len));
+	check_pool(_metadata, self, 0, 0);
+}
+
+TEST_F(hugetlb, shrink)
+{
+	const size_t len = HUGE_PAGES * self->huge;
+
+	ASSERT_EQ(SRC, do_mremap(SRC, len, 3 * self->huge, 0, 0));
+	EXPECT_OK(check_unmapped(SRC + 3 * self->huge, self->huge));
+	EXPECT_OK(check_stamps(SRC, self->huge, 1));
+	EXPECT_OK(check_stamps(SRC + 2 * self->huge, self->huge, 2000));
+	ASSERT_EQ(0, munmap(at(SRC), 3 * self->huge));
+	check_pool(_metadata, self, 0, 0);
+}
+
+TEST_F(hugetlb, lengths_are_rounded_to_huge_pages)
+{
+	const size_t len = HUGE_PAGES * self->huge;
+
+	ASSERT_EQ(DST, move_to(SRC, len - psize(), len - bytes(7), DST));
+	EXPECT_OK(check_unmapped(SRC, len));
+	EXPECT_OK(check_huge_contents(DST, self->huge));
+}
+
+/* The part that stays keeps its reservation, the part that moves its pages. */
+TEST_F(hugetlb, part_mended)
+{
+	const size_t huge = self->huge;
+
+	if (variant->flags == MAP_PRIVATE)
+		SKIP_STOCK_BUG();
+	ASSERT_EQ(DST, move_to(SRC + 2 * huge, 2 * huge, 2 * huge, DST));
+	EXPECT_OK(check_stamps(SRC, huge, 1));
+	EXPECT_OK(check_stamps(DST, huge, 2000));
+	EXPECT_OK(check_zero(SRC + huge, huge));
+	ASSERT_EQ(0, munmap(at(SRC), 2 * huge));
+	ASSERT_EQ(0, munmap(at(DST), 2 * huge));
+	check_pool(_metadata, self, 0, 0);
+}
+
+/* ---- userfaultfd ---- */
+
+struct uffd {
+	int fd;
+	pthread_t reader;
+	int stop[2];
+	struct uffd_msg msg[16];
+	int nr;
+};
+
+static int open_uffd(uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
+/* Page faults are answered with a page stamped 5000. */
+static void answer_fault(int fd, unsigned long addr)
+{
+	static char page[1 << 16] __attribute__((aligned(1 << 16)));
+	struct uffdio_copy copy = {
+		.dst = addr & -(unsigned long)psize(),
+		.src = (unsigned long)page,
+		.len = psize(),
+	};
+
+	stamp((unsigned long)page, 5000);
+	ioctl(fd, UFFDIO_COPY, &copy);
+}
+
+/* mremap() waits until its events are read. */
+static void *read_events(void *arg)
+{
+	struct uffd *uffd = arg;
+	struct pollfd fds[] = {
+		{ .fd = uffd->fd, .events = POLLIN },
+		{ .fd = uffd->stop[0], .events = POLLIN },
+	};
+	struct uffd_msg msg;
+
+	while (poll(fds, 2, -1) > 0) {
+		if (fds[0].revents &&
+		    read(uffd->fd, &msg, sizeof(msg)) == sizeof(msg)) {
+			if (uffd->nr < (int)ARRAY_SIZE(uffd->msg))
+				uffd->msg[uffd->nr++] = msg;
+			if (msg.event == UFFD_EVENT_PAGEFAULT)
+				answer_fault(uffd->fd, msg.arg.pagefault.address);
+		} else if (fds[1].revents) {
+			break;
+		}
+	}
+	return NULL;
+}
+
+FIXTURE(uffd)
+{
+	struct uffd uffd;
+	size_t len;
+};
+
+FIXTURE_VARIANT(uffd)
+{
+	uint64_t features;
+};
+
+#define REMAP	UFFD_FEATURE_EVENT_REMAP
+#define UNMAP	UFFD_FEATURE_EVENT_UNMAP
+
+FIXTURE_VARIANT_ADD(uffd, no_events) { 0 };
+FIXTURE_VARIANT_ADD(uffd, remap) { REMAP };
+FIXTURE_VARIANT_ADD(uffd, unmap) { UNMAP };
+FIXTURE_VARIANT_ADD(uffd, remap_unmap) { REMAP | UNMAP };
+
+/* The source is two tables long, so that whole tables could move. */
+FIXTURE_SETUP(uffd)
+{
+	struct uffd *uffd = &self->uffd;
+
+	self->len = 2 * pmd_span();
+	uffd->fd = open_uffd(variant->features | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	if (uffd->fd < 0)
+		SKIP(return, "needs userfaultfd with write protection");
+	map_touched(_metadata, SRC, self->len / psize());
+	ASSERT_EQ(0, uffd_register(uffd->fd, at(SRC), self->len, true, true,
+				   false));
+	ASSERT_EQ(0, pipe(uffd->stop));
+	ASSERT_EQ(0, pthread_create(&uffd->reader, NULL, read_events, uffd));
+}
+
+/* Ends the reader: all events are in. */
+static void stop_reader(FIXTURE_DATA(uffd) *self)
+{
+	if (!self->uffd.reader)
+		return;
+	if (write(self->uffd.stop[1], "", 1) == 1)
+		pthread_join(self->uffd.reader, NULL);
+	self->uffd.reader = 0;
+}
+
+FIXTURE_TEARDOWN(uffd)
+{
+	stop_reader(self);
+}
+
+static void check_remap_event(META, const struct uffd_msg *msg,
+			      unsigned long from, unsigned long to, size_t len)
+{
+	ASSERT_EQ(UFFD_EVENT_REMAP, msg->event);
+	EXPECT_EQ(from, msg->arg.remap.from);
+	EXPECT_EQ(to, msg->arg.remap.to);
+	EXPECT_EQ(len, msg->arg.remap.len);
+}
+
+static void check_unmap_event(META, const struct uffd_msg *msg,
+			      unsigned long start, size_t len)
+{
+	ASSERT_EQ(UFFD_EVENT_UNMAP, msg->event);
+	EXPECT_EQ(start, msg->arg.remove.start);
+	EXPECT_EQ(start + len, msg->arg.remove.end);
+}
+
+/* With the event the registration moves along, without it is dropped. */
+static void check_registration(META, unsigned long addr, uint64_t features)
+{
+	EXPECT_EQ(!!(features & REMAP), has_vmflag(addr, "um"));
+	EXPECT_EQ(!!(features & REMAP), has_vmflag(addr, "uw"));
+}
+
+static int write_protect(int fd, unsigned long addr, size_t len)
+{
+	struct uffdio_writeprotect wp = {
+		.range = { addr, len },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp);
+}
+
+TEST_F(uffd, move)
+{
+	struct uffd *uffd = &self->uffd;
+	int nr = 0;
+
+	ASSERT_EQ(DST, move_to(SRC, self->len, self->len, DST));
+	stop_reader(self);
+	if (variant->features & REMAP)
+		check_remap_event(_metadata, &uffd->msg[nr++], SRC, DST,
+				  self->len);
+	if (variant->features & UNMAP)
+		check_unmap_event(_metadata, &uffd->msg[nr++], SRC, self->len);
+	EXPECT_EQ(nr, uffd->nr);
+	check_registration(_metadata, DST, variant->features);
+	EXPECT_OK(check_unmapped(SRC, self->len));
+	EXPECT_OK(check_stamps(DST, self->len, 1));
+}
+
+/* The event's length is the old one: nothing moved into the rest. */
+TEST_F(uffd, move_and_grow)
+{
+	struct uffd *uffd = &self->uffd;
+
+	ASSERT_EQ(DST, move_to(SRC, self->len, 2 * self->len, DST));
+	stop_reader(self);
+	if (variant->features & REMAP)
+		check_remap_event(_metadata, &uffd->msg[0], SRC, DST, self->len);
+	check_registration(_metadata, DST, variant->features);
+	EXPECT_OK(check_stamps(DST, self->len, 1));
+}
+
+TEST_F(uffd, shrink_in_place)
+{
+	struct uffd *uffd = &self->uffd;
+
+	ASSERT_EQ(SRC, do_mremap(SRC, self->len, bytes(3), 0, 0));
+	stop_reader(self);
+	if (variant->features & UNMAP)
+		check_unmap_event(_metadata, &uffd->msg[0], SRC + bytes(3),
+				  self->len - bytes(3));
+	EXPECT_EQ(!!(variant->features & UNMAP), uffd->nr);
+	EXPECT_TRUE(has_vmflag(SRC, "um"));
+}
+
+/* Another mapping moves over the registered one. */
+TEST_F(uffd, destination_is_unmapped)
+{
+	struct uffd *uffd = &self->uffd;
+
+	ASSERT_EQ(DST, map_anon(DST, bytes(8)));
+	stamp_range(DST, bytes(8), 300);
+	ASSERT_EQ(SRC + bytes(4), move_to(DST, bytes(8), bytes(8),
+					  SRC + bytes(4)));
+	stop_reader(self);
+	if (variant->features & UNMAP)
+		check_unmap_event(_metadata, &uffd->msg[0], SRC + bytes(4),
+				  bytes(8));
+	EXPECT_EQ(!!(variant->features & UNMAP), uffd->nr);
+	EXPECT_TRUE(has_vmflag(SRC, "um"));
+	EXPECT_FALSE(has_vmflag(SRC + bytes(4), "um"));
+	EXPECT_TRUE(has_vmflag(SRC + bytes(12), "um"));
+	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
+	EXPECT_OK(check_stamps(SRC + bytes(4), bytes(8), 300));
+	EXPECT_OK(check_stamps(SRC + bytes(12), self->len - bytes(12), 13));
+}
+
+/*
+ * What concurrent collectors do: move the pages away and fill the old place on
+ * demand. Faults there are delivered with or without the event.
+ */
+TEST_F(uffd, dontunmap_then_fault)
+{
+	struct uffd *uffd = &self->uffd;
+	int nr = 0;
+
+	ASSERT_EQ(DST, do_mremap(SRC, self->len, self->len, FIXED | DONTUNMAP,
+				 DST));
+	EXPECT_OK(check_stamps(DST, self->len, 1));
+	EXPECT_OK(check_stamp(SRC + bytes(7), 5000));
+	EXPECT_FALSE(is_present(SRC + bytes(8)));
+	stop_reader(self);
+	if (variant->features & REMAP)
+		check_remap_event(_metadata, &uffd->msg[nr++], SRC, DST,
+				  self->len);
+	ASSERT_EQ(nr + 1, uffd->nr);
+	EXPECT_EQ(UFFD_EVENT_PAGEFAULT, uffd->msg[nr].event);
+	EXPECT_EQ(SRC + bytes(7),
+		  uffd->msg[nr].arg.pagefault.address & -(unsigned long)psize());
+	EXPECT_TRUE(has_vmflag(SRC, "um"));
+	check_registration(_metadata, DST, variant->features);
+}
+
+static void check_wp_move(META, FIXTURE_DATA(uffd) *self, uint64_t features,
+			  unsigned long dst)
+{
+	const size_t wanted = features & REMAP ? self->len / psize() / 2 : 0;
+
+	ASSERT_EQ(0, write_protect(self->uffd.fd, SRC, self->len / 2));
+	ASSERT_EQ(self->len / psize() / 2,
+		  count_pagemap(SRC, self->len, PM_UFFD_WP));
+	ASSERT_EQ(dst, move_to(SRC, self->len, self->len, dst));
+	EXPECT_EQ(wanted, count_pagemap(dst, self->len, PM_UFFD_WP));
+	EXPECT_OK(check_stamps(dst, self->len, 1));
+	/* A page that is not protected any more can be written as it is. */
+	if (!wanted)
+		stamp(dst, 77);
+}
+
+TEST_F(uffd, wp_pages)
+{
+	check_wp_move(_metadata, self, variant->features, DST + bytes(5));
+}
+
+TEST_F(uffd, wp_tables)
+{
+	check_wp_move(_metadata, self, variant->features, DST);
+}
+
+/* The protection of pages that are swapped out is in their swap entries. */
+TEST_F(uffd, wp_swapped)
+{
+	if (!has_swap())
+		SKIP(return, "needs swap space");
+	ASSERT_EQ(0, madvise(at(SRC), self->len, MADV_PAGEOUT));
+	check_wp_move(_metadata, self, variant->features, DST + bytes(5));
+}
+
+TEST_F(uffd, wp_huge_page)
+{
+	const size_t wanted = variant->features & REMAP ?
+		pmd_span() / psize() : 0;
+
+	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+	ASSERT_EQ(THIRD, map_anon(THIRD, pmd_span()));
+	ASSERT_EQ(0, madvise(at(THIRD), pmd_span(), MADV_HUGEPAGE));
+	stamp_range(THIRD, pmd_span(), 1);
+	if (smaps_kb(THIRD, "AnonHugePages") <= 0)
+		SKIP(return, "needs transparent huge pages");
+	ASSERT_EQ(0, uffd_register(self->uffd.fd, at(THIRD), pmd_span(), false,
+				   true, false));
+	ASSERT_EQ(0, write_protect(self->uffd.fd, THIRD, pmd_span()));
+	ASSERT_EQ(DST, move_to(THIRD, pmd_span(), pmd_span(), DST));
+	EXPECT_EQ(wanted, count_pagemap(DST, pmd_span(), PM_UFFD_WP));
+	EXPECT_OK(check_stamps(DST, pmd_span(), 1));
+}
+
+/* A mapping beside the destination keeps its registration. */
+TEST_F(uffd, neighbour_keeps_registration_mended)
+{
+	if (!(variant->features & REMAP))
+		SKIP_STOCK_BUG();
+	ASSERT_EQ(DST, map_anon(DST, bytes(8)));
+	ASSERT_EQ(THIRD, map_anon(THIRD, bytes(8)));
+	ASSERT_EQ(0, uffd_register(self->uffd.fd, at(DST), bytes(8), true, true,
+				   false));
+	ASSERT_EQ(0, uffd_register(self->uffd.fd, at(THIRD), bytes(8), true,
+				   true, false));
+	ASSERT_EQ(DST + bytes(8), move_to(THIRD, bytes(8), bytes(8),
+					  DST + bytes(8)));
+	EXPECT_TRUE(has_vmflag(DST, "um"));
+	EXPECT_OK(check_stamp(DST, 5000));
+}
+
+/* ---- a second thread ---- */
+
+#define WORDS	256
+
+struct writer {
+	volatile unsigned long place;
+	volatile bool stop;
+	uint64_t written[WORDS];
+	unsigned long lost;
+};
+
+static __thread sigjmp_buf writer_env;
+
+static void writer_fault(int signal)
+{
+	(void)signal;
+	siglongjmp(writer_env, 1);
+}
+
+/* The place may have moved since it was read: then try again. */
+static bool writer_step(struct writer *writer, size_t word)
+{
+	volatile uint64_t *where = at(writer->place + word * 8 * 19);
+
+	if (sigsetjmp(writer_env, 1))
+		return false;
+	if (*where != writer->written[word])
+		writer->lost++;
+	*where = writer->written[word] + 1;
+	writer->written[word]++;
+	return true;
+}
+
+static void *run_writer(void *arg)
+{
+	struct writer *writer = arg;
+	size_t word = 0;
+
+	while (!writer->stop)
+		if (writer_step(writer, word))
+			word = (word + 1) % WORDS;
+	return NULL;
+}
+
+FIXTURE(threads)
+{
+	struct writer writer;
+};
+
+FIXTURE_VARIANT(threads)
+{
+	size_t pages;
+	size_t offset;	/* of the destination, in pages */
+};
+
+FIXTURE_VARIANT_ADD(threads, pages) { 64, 5 };
+FIXTURE_VARIANT_ADD(threads, tables) { 512, 0 };
+
+FIXTURE_SETUP(threads)
+{
+	signal(SIGSEGV, writer_fault);
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(SRC, map_anon(SRC, bytes(variant->pages)));
+	self->writer.place = SRC;
+}
+
+FIXTURE_TEARDOWN(threads)
+{
+}
+
+/* No write by one thread is lost while the other one moves the memory. */
+TEST_F(threads, write_while_moving)
+{
+	const unsigned long places[] = { SRC, DST + bytes(variant->offset) };
+	const size_t len = bytes(variant->pages);
+	pthread_t thread;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, run_writer, &self->writer));
+	for (int move = 0; move < 400; move++) {
+		const unsigned long from = places[move % 2];
+		const unsigned long to = places[!(move % 2)];
+
+		ASSERT_EQ(to, move_to(from, len, len, to));
+		self->writer.place = to;
+		if (move % 8 == 0)
+			sched_yield();
+	}
+	self->writer.stop = true;
+	pthread_join(thread, NULL);
+	EXPECT_EQ(0UL, self->writer.lost);
+	for (size_t word = 0; word < WORDS; word++)
+		ASSERT_EQ(self->writer.written[word],
+			  *(uint64_t *)at(SRC + word * 8 * 19));
+}
+
+/* ---- limits at their boundary ---- */
+
+static void set_limit(META, int resource, unsigned long value)
+{
+	const struct rlimit limit = { value, value };
+
+	ASSERT_EQ(0, setrlimit(resource, &limit));
+}
+
+/* What the destination of MREMAP_FIXED frees counts before the limits do. */
+TEST(limits_count_without_the_destination)
+{
+	struct counters now;
+
+	map_touched(_metadata, SRC, 8);
+	ASSERT_EQ(DST, map_anon(DST, bytes(16)));
+	read_counters(&now);
+	set_limit(_metadata, RLIMIT_AS, now.size * KB);
+	set_limit(_metadata, RLIMIT_DATA, now.data * KB);
+	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(16), DST));
+	EXPECT_OK(check_stamps(DST, bytes(8), 1));
+}
+
+TEST(memlock_counts_without_the_destination)
+{
+	map_touched(_metadata, SRC, 8);
+	ASSERT_EQ(DST, map_anon(DST, bytes(16)));
+	ASSERT_EQ(0, mlock(at(SRC), bytes(8)));
+	ASSERT_EQ(0, mlock(at(DST), bytes(16)));
+	set_limit(_metadata, RLIMIT_MEMLOCK, bytes(24));
+	ASSERT_EQ(0, setresuid(-1, 1, -1));
+	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(24), DST));
+	EXPECT_EQ(EAGAIN, error_of(do_mremap(DST, bytes(24), bytes(25), 0, 0)));
+	EXPECT_OK(check_stamps(DST, bytes(8), 1));
+}
+
+/* Up to the limit, not a page less. */
+TEST(limit_is_reached)
+{
+	struct counters now;
+
+	map_touched(_metadata, SRC, 8);
+	read_counters(&now);
+	set_limit(_metadata, RLIMIT_AS, now.size * KB + bytes(8));
+	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(16), DST));
+	EXPECT_EQ(ENOMEM, error_of(do_mremap(DST, bytes(16), bytes(17), 0, 0)));
+	ASSERT_EQ(SRC, move_to(DST, bytes(16), bytes(8), SRC));
+	ASSERT_EQ(DST, do_mremap(SRC, bytes(8), bytes(8), FIXED | DONTUNMAP,
+				 DST));
+	EXPECT_EQ(ENOMEM, error_of(do_mremap(DST, bytes(8), bytes(8), DONTUNMAP,
+					     0)));
+	EXPECT_OK(check_stamps(DST, bytes(8), 1));
+}
+
+/* A move fails a few mappings before the limit, at a number of its own. */
+FIXTURE(map_count)
+{
+};
+
+FIXTURE_VARIANT(map_count)
+{
+	unsigned long flags;
+	long left;	/* mappings that the process may still make */
+	int error;
+};
+
+FIXTURE_VARIANT_ADD(map_count, fixed_enough) { FIXED, 6, 0 };
+FIXTURE_VARIANT_ADD(map_count, fixed_too_few) { FIXED, 5, ENOMEM };
+FIXTURE_VARIANT_ADD(map_count, dontunmap_enough) { DONTUNMAP, 6, 0 };
+FIXTURE_VARIANT_ADD(map_count, dontunmap_too_few) { DONTUNMAP, 5, ENOMEM };
+FIXTURE_VARIANT_ADD(map_count, grow_enough) { MREMAP_MAYMOVE, 4, 0 };
+FIXTURE_VARIANT_ADD(map_count, grow_too_few) { MREMAP_MAYMOVE, 3, ENOMEM };
+
+FIXTURE_SETUP(map_count)
+{
+	const long limit = read_long("/proc/sys/vm/max_map_count");
+	long missing;
+
+	map_touched(_metadata, SRC, 8);
+	ASSERT_EQ(THIRD, map_at(THIRD, bytes(limit), PROT_READ,
+				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	missing = limit - variant->left - count_vmas();
+	/* A page that changes between two that do not makes two mappings more. */
+	for (long page = 1; page < missing; page += 2)
+		ASSERT_EQ(0, mprotect(at(THIRD + bytes(page)), psize(), PROT_NONE));
+	if (missing % 2)
+		ASSERT_EQ(0, mprotect(at(THIRD + bytes(limit - 1)), psize(),
+				      PROT_NONE));
+	ASSERT_EQ(limit - variant->left, count_vmas());
+}
+
+FIXTURE_TEARDOWN(map_count)
+{
+}
+
+/* The middle of a mapping: that needs the most of them. */
+TEST_F(map_count, move)
+{
+	const size_t grow = variant->flags == MREMAP_MAYMOVE ? bytes(1) : 0;
+	const unsigned long dst = variant->flags & MREMAP_FIXED ? DST : 0;
+	unsigned long to;
+
+	save_state();
+	to = do_mremap(SRC + bytes(2), bytes(4), bytes(4) + grow,
+		       variant->flags, dst);
+	ASSERT_EQ(variant->error, error_of(to));
+	if (variant->error) {
+		EXPECT_OK(check_state());
+		EXPECT_OK(check_stamps(SRC, bytes(8), 1));
+		return;
+	}
+	EXPECT_OK(check_stamps(SRC, bytes(2), 1));
+	EXPECT_OK(check_stamps(to, bytes(4), 3));
+	EXPECT_OK(check_stamps(SRC + bytes(6), bytes(2), 7));
+}
+
+/* ---- the vDSO ---- */
+
+TEST(vdso_moves_whole)
+{
+	struct vma vma, moved;
+	unsigned long vdso = 0;
+	char name[8192] = "";
+	FILE *maps = fopen("/proc/self/maps", "r");
+
+	while (fgets(name, sizeof(name), maps))
+		if (strstr(name, "[vdso]"))
+			vdso = strtoul(name, NULL, 16);
+	fclose(maps);
+	if (!vdso)
+		SKIP(return, "needs a vDSO");
+	ASSERT_TRUE(find_vma(vdso, &vma));
+	ASSERT_EQ(DST, move_to(vdso, vma.end - vma.start, vma.end - vma.start,
+			       DST));
+	ASSERT_TRUE(find_vma(DST, &moved));
+	EXPECT_EQ(vma.end - vma.start, moved.end - moved.start);
+	EXPECT_EQ(0, memcmp(at(DST), "\177ELF", 4));
+	EXPECT_OK(check_unmapped(vma.start, vma.end - vma.start));
+}
+
+/* ---- execve: the new stack is shifted with all arguments in it ---- */
+
+#define EXEC_STRINGS	80
+#define EXEC_STRING	(64 * KB - 1)
+
+static char exec_byte(int string, size_t byte)
+{
+	return 'a' + (string * 7 + byte / 4096 + byte) % 26;
+}
+
+static void make_exec_strings(char **strings)
+{
+	for (int i = 0; i < EXEC_STRINGS; i++) {
+		strings[i] = malloc(EXEC_STRING + 1);
+		for (size_t byte = 0; byte < EXEC_STRING; byte++)
+			strings[i][byte] = exec_byte(i, byte);
+		strings[i][EXEC_STRING] = '\0';
+	}
+	strings[EXEC_STRINGS] = NULL;
+}
+
+static bool same_exec_strings(char **strings)
+{
+	for (int i = 0; i < EXEC_STRINGS; i++) {
+		if (!strings[i] || strlen(strings[i]) != EXEC_STRING)
+			return false;
+		for (size_t byte = 0; byte < EXEC_STRING; byte++)
+			if (strings[i][byte] != exec_byte(i, byte))
+				return false;
+	}
+	return !strings[EXEC_STRINGS];
+}
+
+#define CHECK_STRINGS	"check-strings"
+
+static void exec_self(bool as_environment)
+{
+	static char *strings[EXEC_STRINGS + 1], *argv[EXEC_STRINGS + 3];
+	static char *nothing[] = { NULL };
+	const struct rlimit limit = { 64 * MB, 64 * MB };
+
+	make_exec_strings(strings);
+	argv[0] = "/proc/self/exe";
+	argv[1] = as_environment ? CHECK_STRINGS "-env" : CHECK_STRINGS;
+	if (!as_environment)
+		memcpy(argv + 2, strings, sizeof(strings));
+	setrlimit(RLIMIT_STACK, &limit);
+	execve(argv[0], argv, as_environment ? strings : nothing);
+	_exit(2);
+}
+
+static const char *exec_with_arguments(void)
+{
+	exec_self(false);
+	return "execve failed";
+}
+
+static const char *exec_with_environment(void)
+{
+	exec_self(true);
+	return "execve failed";
+}
+
+TEST(exec_keeps_megabytes_of_arguments)
+{
+	for (int i = 0; i < 4; i++)
+		EXPECT_TRUE(child_agrees(_metadata, exec_with_arguments));
+}
+
+TEST(exec_keeps_megabytes_of_environment)
+{
+	for (int i = 0; i < 4; i++)
+		EXPECT_TRUE(child_agrees(_metadata, exec_with_environment));
+}
+
+int main(int argc, char **argv)
+{
+	if (argc > 1 && !strcmp(argv[1], CHECK_STRINGS))
+		return !same_exec_strings(argv + 2);
+	if (argc > 1 && !strcmp(argv[1], CHECK_STRINGS "-env"))
+		return !same_exec_strings(environ);
+	return test_harness_run(argc, argv);
+}
