@@ -31,7 +31,7 @@ LAB = Path(__file__).resolve().parent
 STATE = LAB.parent / "build/guest"
 BUSYBOX = "/bin/busybox"
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-KERNEL_ARGS = "rdinit=/guest/init console=ttyS0 earlyprintk=ttyS0 ignore_loglevel panic=-1 reboot=t"
+KERNEL_ARGS = "console=ttyS0 earlyprintk=ttyS0 ignore_loglevel panic=-1 reboot=t"
 PROBE_SECONDS = 8
 SHUTDOWN_SECONDS = 30
 TAIL_LINES = 40
@@ -54,6 +54,7 @@ class GuestError(Exception):
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        usage="%(prog)s --image BZIMAGE [OPTION]... -- COMMAND [ARG]...",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, required=True, help="bzImage to boot")
     parser.add_argument("--root", choices=("initramfs", "host"), default="initramfs",
@@ -71,11 +72,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--interactive", action="store_true", help="command runs on this terminal")
     parser.add_argument("command", nargs="+", metavar="COMMAND [ARG...]", help="after --")
     options = parser.parse_args()
+    if not options.image.is_file():
+        parser.error(f"no image {options.image}")
     if options.icount and options.smp not in (None, 1):
         parser.error("--icount needs --smp 1")
     if options.root == "host" and options.add:
         parser.error("--add is for the initramfs: --root host sees every file")
-    if options.interactive and not sys.stdin.isatty():
+    if options.interactive and not (sys.stdin and sys.stdin.isatty()):
         parser.error("--interactive needs a terminal")
     options.smp = options.smp or (1 if options.icount else 2)
     options.timeout = options.timeout or (7 * 86400 if options.interactive else 600)
@@ -156,7 +159,7 @@ def build_initrd(options: argparse.Namespace, end_mark: str) -> bytes:
     request += f"export PATH={GUEST_PATH} TERM={shlex.quote(os.environ.get('TERM', 'dumb'))}\n"
     request += f"set -- {shlex.join(command)}\n"
     return initramfs({**files, "/guest/busybox": read_file(BUSYBOX),
-                      "/guest/init": read_file(LAB / "guest_init.sh"),
+                      "/init": read_file(LAB / "guest_init.sh"),
                       "/guest/request": os.fsencode(request)})
 
 
@@ -330,6 +333,8 @@ def run(options: argparse.Namespace) -> int:
 
 def main() -> int:
     options = parse_arguments()
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)  # else descriptor 0 would be given to the initrd
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(NO_STATUS))
     terminal = termios.tcgetattr(sys.stdin) if options.interactive else None

@@ -39,8 +39,8 @@ enter_host_root() {
 	mount -t overlay -o lowerdir=/host,upperdir=/writes/upper,workdir=/writes/work root /merged
 	mount -t proc proc /merged/proc
 	mount_kernel_filesystems /merged
-	cp -r /guest /merged/run/guest
-	exec switch_root /merged /run/guest/busybox sh /run/guest/init entered
+	cp -r /guest /init /merged/run
+	exec switch_root /merged /run/guest/busybox sh /run/init entered
 }
 
 # Through a pipe, because a port can be opened only once and programs may want
@@ -54,9 +54,10 @@ run_with_captured_output() {
 }
 
 run_on_terminal() {
+	exec 3<>"$terminal" # its size is forgotten when nobody has it open
 	# shellcheck disable=SC2086  # "rows R cols C" is several words
-	stty $tty <"$terminal"
-	setsid -c "$@" <>"$terminal" >&0 2>&0 4>&- && status=0 || status=$?
+	stty $tty <&3
+	setsid -c "$@" <&3 >&3 2>&3 3>&- 4>&- && status=0 || status=$?
 }
 
 if [ "${1-}" = entered ]; then
@@ -72,6 +73,7 @@ fi
 
 export HOME=/root
 ip link set lo up
+hostname guest
 tries=0
 until [ -c "$status_port" ]; do
 	sleep 0.1
