@@ -288,7 +288,7 @@ static const char *set_up_injection(void)
 	if (access(DEBUGFS "failslab", F_OK))
 		mount("debugfs", DEBUGFS, "debugfs", 0, NULL);
 	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
-		if (!write_file(settings[i][0], settings[i][1]))
+		if (!write_setting(settings[i][0], settings[i][1]))
 			return "needs failslab and fail_page_alloc in debugfs";
 	return NULL;
 }

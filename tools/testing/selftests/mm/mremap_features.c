@@ -361,13 +361,13 @@ TEST(ksm_pages_are_unmerged)
 	ASSERT_EQ(0, madvise(at(SRC), bytes(pages), MADV_MERGEABLE));
 	if (smaps_kb(SRC, "KSM") < 0)
 		SKIP(return, "needs KSM in /proc/self/smaps");
-	write_file(KSM "pages_to_scan", "1000");
-	ASSERT_TRUE(write_file(KSM "run", "1"));
+	write_setting(KSM "pages_to_scan", "1000");
+	ASSERT_TRUE(write_setting(KSM "run", "1"));
 	if (!wait_for_merge(SRC)) {
-		write_file(KSM "run", "0");
+		write_setting(KSM "run", "0");
 		SKIP(return, "ksmd merged nothing");
 	}
-	ASSERT_TRUE(write_file(KSM "run", "0"));
+	ASSERT_TRUE(write_setting(KSM "run", "0"));
 
 	ASSERT_EQ(DST, move_to(SRC, bytes(pages), bytes(pages), DST));
 	EXPECT_EQ(0, smaps_kb(DST, "KSM"));

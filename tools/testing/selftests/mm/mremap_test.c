@@ -208,7 +208,7 @@ static bool thp_available(void)
 {
 	char enabled[64];
 
-	return read_file("/sys/kernel/mm/transparent_hugepage/enabled", enabled,
+	return read_setting("/sys/kernel/mm/transparent_hugepage/enabled", enabled,
 			 sizeof(enabled)) && !strstr(enabled, "[never]");
 }
 

@@ -427,7 +427,7 @@ const char *check_state(void)
 	return NULL;
 }
 
-bool write_file(const char *path, const char *contents)
+bool write_setting(const char *path, const char *contents)
 {
 	const ssize_t len = strlen(contents);
 	int fd = open(path, O_WRONLY);
@@ -440,7 +440,7 @@ bool write_file(const char *path, const char *contents)
 	return done;
 }
 
-bool read_file(const char *path, char *out, size_t len)
+bool read_setting(const char *path, char *out, size_t len)
 {
 	int fd = open(path, O_RDONLY);
 	ssize_t got;
@@ -457,7 +457,7 @@ long read_long(const char *path)
 {
 	char value[64];
 
-	return read_file(path, value, sizeof(value)) ? strtol(value, NULL, 10) :
+	return read_setting(path, value, sizeof(value)) ? strtol(value, NULL, 10) :
 						       -1;
 }
 

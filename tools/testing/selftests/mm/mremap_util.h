@@ -161,8 +161,8 @@ void save_state(void);
 const char *check_state(void);
 
 /* Small files of /proc and /sys. */
-bool write_file(const char *path, const char *text);
-bool read_file(const char *path, char *out, size_t len);
+bool write_setting(const char *path, const char *text);
+bool read_setting(const char *path, char *out, size_t len);
 long read_long(const char *path);
 
 /* MREMAP_EXPECT=base: expect what stock 6.12 does where this kernel differs. */
