@@ -17,13 +17,13 @@ import shlex
 import shutil
 import signal
 import socket
-import stat
-import struct
 import subprocess
 import sys
 import termios
 import time
 from pathlib import Path
+
+import initramfs
 
 TIMEOUT, NO_STATUS, SPLAT = 124, 125, 126
 
@@ -86,55 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-# The initramfs.
-
-def is_dynamic(program: bytes) -> bool:
-    """Whether an x86-64 ELF file asks for a dynamic loader."""
-    if program[:5] != b"\x7fELF\x02":
-        return False
-    table, = struct.unpack_from("<Q", program, 32)
-    size, count = struct.unpack_from("<HH", program, 54)
-    kinds = (struct.unpack_from("<I", program, table + i * size)[0] for i in range(count))
-    return 3 in kinds  # PT_INTERP
-
-
-def cpio_entry(path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
-    """One member of a cpio archive in the "newc" format."""
-    name = os.fsencode(path.lstrip("/")) + b"\0"
-    fields = (0, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name), 0)
-    header = b"070701" + b"".join(b"%08x" % field for field in fields) + name
-    return header + b"\0" * (-len(header) % 4) + data + b"\0" * (-len(data) % 4)
-
-
-def initramfs(files: dict[str, bytes]) -> bytes:
-    """An archive of the files and the directories they and the guest's init need."""
-    folders = {"/bin", "/dev", "/proc", "/sys", "/run", "/tmp", "/root", "/sbin", "/usr/bin", "/usr/sbin"}
-    for path in [*folders, *files]:
-        folders.update(str(parent) for parent in Path(path).parents if parent != Path("/"))
-    entries = [cpio_entry(folder, stat.S_IFDIR | 0o755) for folder in sorted(folders)]
-    entries += [cpio_entry("/dev/console", stat.S_IFCHR | 0o600, device=(5, 1))]
-    entries += [cpio_entry(path, stat.S_IFREG | 0o755, data) for path, data in files.items()]
-    return b"".join(entries) + cpio_entry("TRAILER!!!", 0)
-
-
-def read_file(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise GuestError(f"cannot read {path}: {error.strerror}") from error
-
-
-def added_files(additions: list[str]) -> dict[str, bytes]:
-    files = {}
-    for addition in additions:
-        source, _, target = addition.partition(":")
-        program = read_file(source)
-        if is_dynamic(program):
-            raise GuestError(f"{source} is dynamically linked, the initramfs has no libraries: "
-                             "link it with -static or use --root host")
-        files[target or f"/bin/{Path(source).name}"] = program
-    return files
-
+# What the guest is given.
 
 def resolve(command: str, root: str, added: dict[str, bytes]) -> str:
     """A path where the guest's busybox shell would run an applet of that name."""
@@ -147,7 +99,7 @@ def resolve(command: str, root: str, added: dict[str, bytes]) -> str:
 
 
 def build_initrd(options: argparse.Namespace, end_mark: str) -> bytes:
-    files = added_files(options.add)
+    files = initramfs.added_files(options.add)
     tty = ""
     if options.interactive:
         size = os.get_terminal_size(sys.stdin.fileno())
@@ -158,9 +110,9 @@ def build_initrd(options: argparse.Namespace, end_mark: str) -> bytes:
     request = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
     request += f"export PATH={GUEST_PATH} TERM={shlex.quote(os.environ.get('TERM', 'dumb'))}\n"
     request += f"set -- {shlex.join(command)}\n"
-    return initramfs({**files, "/guest/busybox": read_file(BUSYBOX),
-                      "/init": read_file(LAB / "guest_init.sh"),
-                      "/guest/request": os.fsencode(request)})
+    return initramfs.archive({**files, "/guest/busybox": initramfs.read_file(BUSYBOX),
+                              "/init": initramfs.read_file(LAB / "guest_init.sh"),
+                              "/guest/request": os.fsencode(request)})
 
 
 # The virtual machine.
@@ -299,14 +251,17 @@ def boot(options: argparse.Namespace) -> int | None:
 
 # The verdict.
 
+def log_lines(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()
+
+
 def complain(message: str, log: Path) -> None:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    print(f"guest: {message}; the end of {log}:", *lines[-TAIL_LINES:], sep="\n", file=sys.stderr)
+    print(f"guest: {message}; the end of {log}:", *log_lines(log)[-TAIL_LINES:],
+          sep="\n", file=sys.stderr)
 
 
 def judge(status: int | None, log: Path) -> int:
-    splats = [line for line in read_file(log).decode(errors="replace").splitlines()
-              if SPLAT_LINE.search(line)]
+    splats = [line for line in log_lines(log) if SPLAT_LINE.search(line)]
     for line in splats[:10]:
         print(f"guest: splat: {line}", file=sys.stderr)
     if status is None:
@@ -322,6 +277,7 @@ def judge(status: int | None, log: Path) -> int:
 
 def run(options: argparse.Namespace) -> int:
     options.log.parent.mkdir(parents=True, exist_ok=True)
+    options.log.write_bytes(b"")  # an older log there is not this guest's
     STATE.mkdir(parents=True, exist_ok=True)
     try:
         return judge(boot(options), options.log)
@@ -340,7 +296,7 @@ def main() -> int:
     terminal = termios.tcgetattr(sys.stdin) if options.interactive else None
     try:
         return run(options)
-    except (GuestError, OSError) as error:
+    except (GuestError, initramfs.InitramfsError, OSError) as error:
         print(f"guest: {error}", file=sys.stderr)
         return NO_STATUS
     except KeyboardInterrupt:
