@@ -14,7 +14,7 @@ thp=/sys/kernel/mm/transparent_hugepage
 # Early, while memory is whole.
 set_if_there 16 /proc/sys/vm/nr_hugepages
 # So that tests get to the limit with few mappings.
-set_if_there 1000 /proc/sys/vm/max_map_count
+set_if_there 200 /proc/sys/vm/max_map_count
 set_if_there madvise $thp/enabled
 set_if_there madvise $thp/defrag
 # Nothing but a test's own calls may make its pages huge.

@@ -208,8 +208,9 @@ static bool thp_available(void)
 {
 	char enabled[64];
 
-	return read_setting("/sys/kernel/mm/transparent_hugepage/enabled", enabled,
-			 sizeof(enabled)) && !strstr(enabled, "[never]");
+	return read_setting("/sys/kernel/mm/transparent_hugepage/enabled",
+			    enabled, sizeof(enabled)) &&
+	       !strstr(enabled, "[never]");
 }
 
 FIXTURE_SETUP(move)

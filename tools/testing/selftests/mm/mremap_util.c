@@ -457,8 +457,9 @@ long read_long(const char *path)
 {
 	char value[64];
 
-	return read_setting(path, value, sizeof(value)) ? strtol(value, NULL, 10) :
-						       -1;
+	if (!read_setting(path, value, sizeof(value)))
+		return -1;
+	return strtol(value, NULL, 10);
 }
 
 bool expect_base(void)
