@@ -973,7 +973,8 @@ TEST_F(wide, move_and_back)
 {
 	const unsigned long dst = WIDE_DST + bytes(variant->dst_offset);
 	unsigned long place[] = { WIDE_SRC, dst };
-	struct counters before, after, first;
+	struct counters before, after;
+	long page_tables = 0;
 
 	for (int i = 0; i < WIDE_PAGES; i++)
 		stamp(WIDE_SRC + wide_page(i), i);
@@ -982,10 +983,10 @@ TEST_F(wide, move_and_back)
 	guard_page(WIDE_SRC + self->len);
 	guard_page(dst - psize());
 	guard_page(dst + self->len);
-	read_counters(&first);
-
-	for (int round = 0; round < 2; round++) {
-		const unsigned long from = place[round], to = place[!round];
+	read_counters(&before);
+	for (int round = 0; round < 4; round++) {
+		const unsigned long from = place[round % 2];
+		const unsigned long to = place[!(round % 2)];
 
 		read_counters(&before);
 		ASSERT_EQ(to, move_to(from, self->len, self->len, to));
@@ -999,10 +1000,13 @@ TEST_F(wide, move_and_back)
 		EXPECT_OK(check_stamp(to + pud_span() + bytes(4), WIDE_PAGES));
 		EXPECT_FALSE(is_present(to + psize()));
 		EXPECT_FALSE(is_present(to + pud_span()));
+		/* By then the test itself has touched what it needs. */
+		if (round == 1)
+			page_tables = after.page_tables;
 	}
-	/* Pages that straddle two tables on one way leave both there. */
+	/* A table that straddles two leaves both, and these two each again. */
 	if (variant->dst_offset % 512 == 0)
-		EXPECT_EQ(first.page_tables, after.page_tables);
+		EXPECT_EQ(page_tables, after.page_tables);
 	EXPECT_OK(check_guard_page(WIDE_SRC - psize()));
 	EXPECT_OK(check_guard_page(WIDE_SRC + self->len));
 	EXPECT_OK(check_guard_page(dst - psize()));
