@@ -26,7 +26,8 @@ if [ -e /sys/block/zram0 ]; then
 	swapon /dev/zram0
 fi
 
+# Files that are no shared memory, as those of tmpfs would be.
 mkdir -p /tmp
-mount -t tmpfs tmp /tmp
+mount -t ramfs tmp /tmp
 cd /tmp
 exec "$@"

@@ -25,16 +25,6 @@
 #define SRC	(WINDOW + GB)
 #define DST	(WINDOW + 2 * GB)
 
-#define FIXED		(MREMAP_MAYMOVE | MREMAP_FIXED)
-#define DONTUNMAP	(MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
-
-#define META	struct __test_metadata *_metadata
-
-static size_t bytes(size_t pages)
-{
-	return pages * psize();
-}
-
 /* ---- committed memory ---- */
 
 /* Large, so that a page of somebody else's cannot hide a mistake. */

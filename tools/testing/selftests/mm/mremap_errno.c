@@ -45,9 +45,6 @@
 #define SRC_ID	1
 #define DST_ID	1000
 
-#define FIXED		(MREMAP_MAYMOVE | MREMAP_FIXED)
-#define DONTUNMAP	(MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
-
 /*
  * All stages: LEN bytes at SRC between two guard pages, LEN bytes at DST with
  * free space above. Unless said otherwise both are touched anonymous memory.

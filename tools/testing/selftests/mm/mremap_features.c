@@ -32,19 +32,9 @@
 #define DST	(WINDOW + 2 * GB)
 #define THIRD	(WINDOW + 3 * GB)
 
-#define FIXED		(MREMAP_MAYMOVE | MREMAP_FIXED)
-#define DONTUNMAP	(MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
-
-#define META	struct __test_metadata *_metadata
-
 #define SKIP_STOCK_BUG()						\
 	if (expect_base())						\
 		SKIP(return, "a bug of stock 6.12 that this catches")
-
-static size_t bytes(size_t pages)
-{
-	return pages * psize();
-}
 
 /* Touched anonymous memory of small pages. */
 static void map_touched(META, unsigned long addr, size_t pages)

@@ -21,6 +21,10 @@
 #define MREMAP_DONTUNMAP 4
 #endif
 
+/* The flags as they can be used: each of them needs leave to move. */
+#define FIXED		(MREMAP_MAYMOVE | MREMAP_FIXED)
+#define DONTUNMAP	(MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
+
 /*
  * Tests lay out their mappings here: far from everything the kernel places
  * by itself, and aligned to every page table level in use.
@@ -31,6 +35,9 @@
 #define KB		1024UL
 #define MB		(1024 * KB)
 #define GB		(1024 * MB)
+
+/* What a function needs to use the harness's macros. */
+#define META	struct __test_metadata *_metadata
 
 #define EXPECT_OK(check) do {						\
 	const char *__why = (check);					\
@@ -55,6 +62,11 @@ static inline size_t pud_span(void)
 	return pmd_span() * (psize() / sizeof(uint64_t));
 }
 
+static inline size_t bytes(size_t pages)
+{
+	return pages * psize();
+}
+
 static inline void *at(unsigned long addr)
 {
 	return (void *)addr;
@@ -70,12 +82,11 @@ static inline int error_of(unsigned long ret)
 	return ret > -4096UL ? -(long)ret : 0;
 }
 
-/* A move to new_addr; the flags that every such call needs are implied. */
+/* A move to new_addr. */
 static inline unsigned long move_to(unsigned long addr, size_t old_len,
 				    size_t new_len, unsigned long new_addr)
 {
-	return do_mremap(addr, old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED,
-			 new_addr);
+	return do_mremap(addr, old_len, new_len, FIXED, new_addr);
 }
 
 int seal(unsigned long addr, size_t len);
