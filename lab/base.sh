@@ -19,7 +19,8 @@ unpack() {
 	rm -rf $base.tmp $base.version $base
 	mkdir $base.tmp
 	# Files of a new base must be newer than the objects made from the old one.
-	tar --extract --touch --strip-components=1 --file=$archive --directory=$base.tmp
+	tar --extract --touch --strip-components=1 --file=$archive --directory=$base.tmp \
+		2>$base.log || die "unpacking $archive failed: $(tail -n 1 $base.log)"
 	mv $base.tmp $base
 	echo "$version" >$base.version
 }

@@ -9,8 +9,8 @@
 tree=$1 flavor=$2
 
 case $tree in
-base) source=build/base ;;
-patched) source=build/tree ;;
+base) source=build/base changed=build/base.version ;;
+patched) source=build/tree changed=build/tree.changed ;;
 *) die "no tree '$tree': base or patched" ;;
 esac
 
@@ -24,15 +24,19 @@ prod)
 			sed -E 's/^(CONFIG_\w+)=m$/# \1 is not set/'
 	}
 	completion=(olddefconfig)
-	objects=2700
+	objects=2280
 	;;
 debug)
 	seed() { :; }
 	completion=(KCONFIG_ALLCONFIG=.config.wanted allnoconfig)
-	objects=1300
+	objects=1070
 	;;
 *) die "no flavor '$flavor': prod or debug" ;;
 esac
+
+fragments=("lab/config/$flavor.config")
+# Options that only the patched source has.
+[[ $tree == base || ! -e lab/config/patched.config ]] || fragments+=(lab/config/patched.config)
 
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
 # command lines are the same and ccache serves one tree from the other.
@@ -48,6 +52,8 @@ export LOCALVERSION="" LC_ALL=C
 # Depend mode spares a run of the preprocessor per object, a fifth of the time.
 export CCACHE_DIR=${CCACHE_DIR:-$PWD/build/ccache} CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
 
+# "make image TREE=..." would hand its variables on to Kbuild.
+unset MAKEFLAGS MFLAGS MAKELEVEL
 kbuild=(make -C "$shadow" O="$flavor" -j"$(nproc)" CC="ccache gcc" HOSTCC="ccache gcc")
 
 failed() {
@@ -71,31 +77,35 @@ check_config() {
 	local lost
 	lost=$(awk '
 		FNR == 1 { file++ }
-		/^# CONFIG_\w+ is not set$/ { $0 = $2 "=n" }
 		!/^CONFIG_/ { next }
 		{ at = index($0, "="); name = substr($0, 1, at - 1); value = substr($0, at + 1) }
 		file == 1 { has[name] = value; next }
 		(name in has ? has[name] : "n") != value { print $0 }
-	' "$out/.config" "$@" | paste -sd " ")
+	' "$out/.config" "${fragments[@]}" | paste -sd " ")
 	[[ -z $lost ]] || die "$flavor: Kconfig did not keep $lost, see $out/.config"
 }
 
+wanted_config() {
+	seed
+	cat "${fragments[@]}"
+}
+
+# Make alone takes ten seconds to see that nothing is to be done. The file that
+# tells of the last build is as old as that build's start.
+up_to_date() {
+	[[ $out.done -nt $changed && $out.done -nt lab/image.sh && -e $image ]] &&
+		wanted_config | cmp -s - "$out/.config.wanted"
+}
+
 configure() {
-	local fragments=("lab/config/$flavor.config") wanted=$out/.config.wanted
-	# Options that only the patched source has.
-	[[ $tree == base || ! -e lab/config/patched.config ]] ||
-		fragments+=(lab/config/patched.config)
-	{ seed && cat "${fragments[@]}"; } >"$wanted.new"
-	if [[ ! -e $out/.config ]] || ! cmp -s "$wanted.new" "$wanted" ||
+	local wanted=$out/.config.wanted
+	if [[ ! -e $out/.config ]] || ! wanted_config | cmp -s - "$wanted" ||
 		[[ -n $(find "$source/" -name 'Kconfig*' -newer "$out/.config" -print -quit) ]]; then
-		rm -f "$wanted"
-		cp "$wanted.new" "$out/.config"
-		mv "$wanted.new" "$wanted"
+		wanted_config | tee "$wanted" >"$out/.config"
 		"${kbuild[@]}" "${completion[@]}" </dev/null >>"$log" 2>&1 ||
 			{ rm -f "$wanted"; failed "configuring $tree $flavor failed"; }
 	fi
-	rm -f "$wanted.new"
-	check_config "${fragments[@]}"
+	check_config
 }
 
 progress() {
@@ -121,7 +131,7 @@ build() {
 }
 
 # make removes what it was making if it is told to end, but not if it is killed.
-make=
+# shellcheck disable=SC2317 # the trap calls it
 finish() {
 	if [[ -n $make ]]; then
 		kill -TERM "$make" 2>/dev/null || true
@@ -130,17 +140,31 @@ finish() {
 	rm -f "$out.building"
 }
 
-lab/deps.sh base build
-lab/base.sh
-[[ $tree == base ]] || lab/tree.py
-take_lock "$out.lock" "$tree $flavor"
-[[ ! -e $out.building ]] || rm -rf "$out"
-[[ -e $out/vmlinux ]] || need_space 3000 "a build of $tree $flavor"
-link_source
-: >"$log"
-touch "$out.building"
-trap finish EXIT
-trap 'exit 130' INT TERM
-configure
-build
-echo "$image"
+# A function, so that a change of this file does not disturb a run.
+main() {
+	lab/deps.sh base build
+	lab/base.sh
+	[[ $tree == base ]] || lab/tree.py
+	take_lock "$out.lock" "$tree $flavor"
+	if [[ -e $out.building ]]; then
+		rm -rf "$out"
+	elif up_to_date; then
+		echo "$image"
+		return
+	fi
+	[[ -e $out/vmlinux ]] || need_space 3000 "a build of $tree $flavor"
+	link_source
+	: >"$log"
+	rm -f "$out.done"
+	touch "$out.building"
+	make=
+	trap finish EXIT
+	trap 'exit 130' INT TERM
+	configure
+	build
+	mv "$out.building" "$out.done"
+	echo "$image"
+}
+
+main
+exit

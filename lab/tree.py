@@ -28,6 +28,7 @@ TREE = ROOT / "build/tree"
 VERSION = ROOT / "build/base.version"  # of the base, and of the one in TREE
 TREE_VERSION = ROOT / "build/tree.version"
 OVERLAID = ROOT / "build/tree.overlaid"  # the paths that are ours in TREE
+CHANGED = ROOT / "build/tree.changed"  # its time says when TREE last changed
 LOCK = ROOT / "build/tree.lock"
 NOT_KERNEL = {"lab", ".ci", "Makefile", "README.md", "COPYING", ".gitignore"}
 
@@ -85,6 +86,7 @@ def put(path: str, content: bytes, mode_of: pathlib.Path) -> bool:
     target = TREE / path
     if target.is_file() and target.read_bytes() == content:
         return False
+    CHANGED.touch()
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.new")
     scratch.write_bytes(content)
@@ -95,6 +97,7 @@ def put(path: str, content: bytes, mode_of: pathlib.Path) -> bool:
 
 def drop(path: str) -> None:
     """Takes away a file that upstream does not have, and emptied folders."""
+    CHANGED.touch()
     (TREE / path).unlink(missing_ok=True)
     for folder in (TREE / path).parents:
         if folder == TREE or any(folder.iterdir()):
@@ -111,6 +114,7 @@ def copy_base() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["cp", "-a", "--reflink=auto", BASE, scratch], check=True)
     scratch.rename(TREE)
+    CHANGED.touch()
     TREE_VERSION.write_bytes(VERSION.read_bytes())
 
 
