@@ -83,7 +83,7 @@ FIXTURE_VARIANT(call)
 	unsigned long new_addr;
 	int err;
 	int base;		/* stock's errno, if it is another one */
-	bool base_changes;	/* stock has changed something all the same */
+	bool base_changes;
 };
 
 #define ROW(name, stage_, addr_, old_len_, new_len_, flags_, new_addr_, err_, ...) \
@@ -97,6 +97,7 @@ FIXTURE_VARIANT(call)
 		.err = err_,						\
 		__VA_ARGS__						\
 	}
+/* Stock has changed something before it refuses. */
 #define DESTROYS	.base_changes = true
 
 /* ---- the arguments by themselves ---- */
@@ -223,7 +224,8 @@ ROW(sealed_dontunmap, SEALED, SRC, LEN, LEN, DONTUNMAP, 0, EPERM);
 ROW(sealed_same_size, SEALED, SRC, LEN, LEN, 0, 0, EPERM);
 ROW(sealed_destination, SEALED_DST, SRC, LEN, LEN, FIXED, DST, EPERM);
 ROW(sealed_destination_part, SEALED_DST, SRC, LEN, LEN, FIXED, DST - P, EPERM);
-ROW(sealed_tail_shrink, SEALED_TAIL, SRC, LEN, P, 0, 0, EPERM);
+/* Stock has split the first mapping before it comes to the sealed one. */
+ROW(sealed_tail_shrink, SEALED_TAIL, SRC, LEN, P, 0, 0, EPERM, DESTROYS);
 ROW(sealed_tail_move_shrink, SEALED_TAIL, SRC, LEN, P, FIXED, DST, EPERM,
     DESTROYS);
 
