@@ -285,12 +285,13 @@ static void guard_dst(SELF, VARIANT, size_t first, size_t nr)
 }
 
 /* Remembers what the operation is compared with: the last step before it. */
-static void begin(SELF)
+static void begin(SELF, VARIANT)
 {
 	struct counters warm_up;
 
 	pagemap_bits(self->src, self->pages, source_bits);
-	self->huge_kb = smaps_kb(self->src, "AnonHugePages");
+	if (variant->backing == ANON_HUGE)
+		self->huge_kb = smaps_kb(self->src, "AnonHugePages");
 	read_counters(&warm_up);
 	read_counters(&self->before);
 }
@@ -522,7 +523,7 @@ static void check_rss_same(META, SELF)
 
 TEST_F(move, same_size_is_a_no_op)
 {
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, self->pages, self->pages,
 				   MREMAP_MAYMOVE, 0));
 	check_counters(_metadata, self, variant, 0, 0);
@@ -535,7 +536,7 @@ TEST_F(move, shrink_in_place)
 {
 	const size_t left = self->pages - self->step;
 
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, self->pages, left, 0, 0));
 	check_counters(_metadata, self, variant, -self->step, -self->step);
 	check_src_pieces(_metadata, self, variant, 0, left, 0, 0);
@@ -547,7 +548,7 @@ TEST_F(move, shrink_middle)
 {
 	const size_t keep = 3, cut_end = 3 + self->step;
 
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, cut_end, keep,
 				   MREMAP_MAYMOVE, 0));
 	check_counters(_metadata, self, variant, -self->step, -self->step);
@@ -564,7 +565,7 @@ TEST_F(move, grow_in_place)
 	struct layout want = { .nr = 0 };
 
 	free_above(self);
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, self->pages, more, 0, 0));
 	check_counters(_metadata, self, variant, self->step, self->step);
 	if (has_neighbours(variant))
@@ -590,7 +591,7 @@ TEST_F(move, grow_into_next)
 	ASSERT_EQ(0, munmap(at(page_addr(self->src, self->pages)),
 			    bytes(self->step)));
 	ASSERT_EQ(2, read_vmas(self->src, next + psize(), NULL, 0));
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, self->pages, more, 0, 0));
 	check_counters(_metadata, self, variant, self->step, self->step);
 
@@ -611,7 +612,7 @@ TEST_F(move, grow_blocked_above)
 	unsigned long to;
 
 	block_above(self);
-	begin(self);
+	begin(self, variant);
 	to = remap(self, self->src, self->pages, more, MREMAP_MAYMOVE, 0);
 	ASSERT_EQ(0, error_of(to));
 	ASSERT_NE(self->src, to);
@@ -628,7 +629,7 @@ TEST_F(move, grow_front_part)
 	struct layout want = { .nr = 0 };
 	unsigned long to;
 
-	begin(self);
+	begin(self, variant);
 	to = remap(self, self->src, part, more, MREMAP_MAYMOVE, 0);
 	ASSERT_EQ(0, error_of(to));
 	check_counters(_metadata, self, variant, more - part, more - part);
@@ -645,7 +646,7 @@ TEST_F(move, grow_front_part)
 TEST_F(move, fixed_to_free_place)
 {
 	guard_dst(self, variant, 0, self->pages);
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
 				   FIXED, self->dst));
 	check_counters(_metadata, self, variant, 0, 0);
@@ -667,7 +668,7 @@ TEST_F(move, fixed_over_mapping)
 	       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	stamp_range(low, end + bytes(3) - low, 1);
 	ASSERT_EQ(1, read_vmas(low, end, want.vma, 1));
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
 				   FIXED, self->dst));
 
@@ -691,7 +692,7 @@ TEST_F(move, fixed_grow)
 	const size_t more = self->pages + self->step;
 
 	guard_dst(self, variant, 0, more);
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, more, FIXED,
 				   self->dst));
 	check_counters(_metadata, self, variant, self->step, self->step);
@@ -705,7 +706,7 @@ TEST_F(move, fixed_shrink)
 	const size_t left = self->pages - self->step;
 
 	guard_dst(self, variant, 0, left);
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, left, FIXED,
 				   self->dst));
 	check_counters(_metadata, self, variant, -self->step, -self->step);
@@ -716,7 +717,7 @@ TEST_F(move, fixed_shrink)
 
 TEST_F(move, there_and_back)
 {
-	begin(self);
+	begin(self, variant);
 	for (int i = 0; i < 3; i++) {
 		ASSERT_EQ(self->dst, remap(self, self->src, self->pages,
 					   self->pages, FIXED, self->dst));
@@ -739,7 +740,7 @@ static void move_part(META, SELF, VARIANT, size_t first, size_t nr)
 	const size_t end = first + nr;
 
 	guard_dst(self, variant, first, nr);
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(to, remap(self, page_addr(self->src, first), nr, nr, FIXED,
 			    to));
 	check_counters(_metadata, self, variant, 0, 0);
@@ -798,7 +799,7 @@ TEST_F(move, dontunmap)
 {
 	unsigned long to;
 
-	begin(self);
+	begin(self, variant);
 	to = remap(self, self->src, self->pages, self->pages, DONTUNMAP, 0);
 	ASSERT_EQ(0, error_of(to));
 	check_dontunmap(_metadata, self, variant);
@@ -812,7 +813,7 @@ TEST_F(move, dontunmap_hint)
 {
 	unsigned long to;
 
-	begin(self);
+	begin(self, variant);
 	to = remap(self, self->src, self->pages, self->pages, DONTUNMAP,
 		   self->dst);
 	ASSERT_EQ(0, error_of(to));
@@ -830,7 +831,7 @@ TEST_F(move, dontunmap_hint_taken)
 	unsigned long to;
 
 	guard_page(self->dst);
-	begin(self);
+	begin(self, variant);
 	to = remap(self, self->src, self->pages, self->pages, DONTUNMAP, self->dst);
 	ASSERT_EQ(0, error_of(to));
 	ASSERT_NE(self->dst, to);
@@ -842,7 +843,7 @@ TEST_F(move, dontunmap_hint_taken)
 TEST_F(move, dontunmap_fixed)
 {
 	guard_dst(self, variant, 0, self->pages);
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
 				   FIXED | DONTUNMAP, self->dst));
 	check_dontunmap(_metadata, self, variant);
@@ -857,7 +858,7 @@ TEST_F(move, dontunmap_then_move_source)
 {
 	const unsigned long third = WINDOW + 3 * GB;
 
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
 				   FIXED | DONTUNMAP, self->dst));
 	stamp(self->src, WRITTEN_ID);
@@ -874,7 +875,7 @@ TEST_F(move, duplicate)
 {
 	unsigned long to;
 
-	begin(self);
+	begin(self, variant);
 	to = remap(self, self->src, 0, self->pages, MREMAP_MAYMOVE, 0);
 	if (!is_shared(variant)) {
 		ASSERT_EQ(EINVAL, error_of(to));
@@ -905,7 +906,7 @@ TEST_F(move, duplicate_part_fixed)
 		return;
 	}
 	guard_dst(self, variant, first, nr);
-	begin(self);
+	begin(self, variant);
 	ASSERT_EQ(to, remap(self, page_addr(self->src, first), 0, nr, FIXED,
 			    to));
 	check_counters(_metadata, self, variant, nr, 0);

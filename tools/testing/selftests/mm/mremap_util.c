@@ -222,10 +222,20 @@ static bool read_text(const char *path)
 	return got == 0;
 }
 
+/* By hand: sscanf() looks at all the text behind the line, too. */
 static bool parse_vma(const char *line, struct vma *vma)
 {
-	return sscanf(line, "%lx-%lx %4s %lx %*x:%*x %lu", &vma->start,
-		      &vma->end, vma->perms, &vma->offset, &vma->inode) == 5;
+	char *next;
+
+	vma->start = strtoul(line, &next, 16);
+	if (*next != '-')
+		return false;
+	vma->end = strtoul(next + 1, &next, 16);
+	snprintf(vma->perms, sizeof(vma->perms), "%.4s", next + 1);
+	vma->offset = strtoul(next + 6, &next, 16);
+	next = strchr(next + 1, ' ');	/* behind the device */
+	vma->inode = next ? strtoul(next, NULL, 10) : 0;
+	return next;
 }
 
 static char *next_line(char *line)
@@ -245,7 +255,9 @@ int read_vmas(unsigned long start, unsigned long end, struct vma *vmas,
 	for (char *line = text; line && *line; line = next_line(line)) {
 		if (!parse_vma(line, &vma))
 			return -1;
-		if (vma.end <= start || vma.start >= end)
+		if (vma.start >= end)
+			break;
+		if (vma.end <= start)
 			continue;
 		if (nr < max)
 			vmas[nr] = vma;
