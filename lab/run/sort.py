@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LINES = 400_000
+LINES = 200_000
 LONGEST = 48 << 20
 
 
