@@ -3,7 +3,7 @@
 import sys
 
 MB = 1 << 20
-BYTES_MB = 512
+BYTES_MB = 384
 LIST_MB = 256
 ITEMS = MB // 8     # of one MB of list: a pointer each
 

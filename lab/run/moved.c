@@ -109,7 +109,8 @@ static void create(struct region *region, size_t index)
 			  kind | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 	if (region->at == MAP_FAILED)
 		die(region, "mmap");
-	if (region->huge && madvise(region->at, region->size, MADV_HUGEPAGE))
+	if (madvise(region->at, region->size,
+		    region->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
 		die(region, "madvise");
 	stamp(region->at, 0, stamped_bytes(region), index);
 }

@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 LINES = 200_000
-LONGEST = 48 << 20
+LONGEST = 24 << 20
 
 
 def ordered_lines() -> list[bytes]:
-    """Lines in their sorted order; a few are up to 48 MB long."""
+    """Lines in their sorted order; a few are up to 24 MB long."""
     lines = [b"%07d\n" % number for number in range(LINES)]
     length = 1 << 20
     while length <= LONGEST:
