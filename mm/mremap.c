@@ -4,8 +4,9 @@
  *
  * A call goes through these phases, and never back to an earlier one:
  *
- *   check     the request, then the VMAs. Nothing is changed, so every errno
- *             that a caller can provoke comes from here.
+ *   check     the request, then the VMAs. Nothing is changed, so that what is
+ *             wrong with a call is told before it has done anything. (Only a
+ *             driver's own vm_ops->mremap is asked later, when all is ready.)
  *   prepare   what can fail while both mappings are still whole: break KSM
  *             pages, charge, split the source out of its VMA, and the old
  *             destination out of its VMAs. Then unmap the old destination.
@@ -312,6 +313,27 @@ static void survey_range(struct mm_struct *mm, unsigned long start,
 	}
 }
 
+/* May the VMA be split at @addr, if @addr is inside of one? */
+static int check_may_split(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
+
+	if (!vma || vma->vm_start == addr)
+		return 0;
+	if (!vma->vm_ops || !vma->vm_ops->may_split)
+		return 0;
+	return vma->vm_ops->may_split(vma, addr);
+}
+
+/* May the VMAs at both ends of a range be split there? */
+static int check_cut_out(struct mm_struct *mm, unsigned long start,
+			 unsigned long len)
+{
+	int err = check_may_split(mm, start);
+
+	return err ? err : check_may_split(mm, start + len);
+}
+
 /* May what a shrinking call drops be unmapped? It may be more than one VMA. */
 static int check_shrinkage(struct mm_struct *mm,
 			   const struct mremap_request *req)
@@ -325,7 +347,7 @@ static int check_shrinkage(struct mm_struct *mm,
 	if (start < req->addr || start > TASK_SIZE || len > TASK_SIZE - start)
 		return -EINVAL;
 	survey_range(mm, start, start + len, &survey);
-	return survey.sealed ? -EPERM : 0;
+	return survey.sealed ? -EPERM : check_cut_out(mm, start, len);
 }
 
 /*
@@ -344,9 +366,12 @@ static bool within_limits(struct mm_struct *mm, vm_flags_t vm_flags,
 static bool within_memlock(struct mm_struct *mm, vm_flags_t vm_flags,
 			   unsigned long bytes, const struct range_survey *freed)
 {
-	unsigned long credit = freed->locked << PAGE_SHIFT;
+	unsigned long pages = mm->locked_vm - freed->locked;
 
-	return bytes <= credit || mlock_future_ok(mm, vm_flags, bytes - credit);
+	if (!(vm_flags & VM_LOCKED) || capable(CAP_IPC_LOCK))
+		return true;
+	return pages + (bytes >> PAGE_SHIFT) <=
+	       rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
 }
 
 /* Can the source be moved or grown as asked? @freed goes away before that. */
@@ -393,19 +418,37 @@ static int check_map_count(struct mm_struct *mm, int wanted)
 	return mm->map_count + wanted >= sysctl_max_map_count ? -ENOMEM : 0;
 }
 
-static int check_may_split(struct vm_area_struct *vma,
-			   const struct mremap_request *req)
-{
-	unsigned long end = req->addr + moved_len(req);
-	int err = 0;
+/* Page tables: finding entries */
 
-	if (!vma->vm_ops || !vma->vm_ops->may_split)
-		return 0;
-	if (vma->vm_start != req->addr)
-		err = vma->vm_ops->may_split(vma, req->addr);
-	if (!err && vma->vm_end != end)
-		err = vma->vm_ops->may_split(vma, end);
-	return err;
+static pud_t *get_old_pud(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgd = pgd_offset(mm, addr);
+	p4d_t *p4d;
+	pud_t *pud;
+
+	if (pgd_none_or_clear_bad(pgd))
+		return NULL;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none_or_clear_bad(p4d))
+		return NULL;
+	pud = pud_offset(p4d, addr);
+	/* A leaf looks bad to pud_bad(), but it maps memory: never clear it. */
+	if (pud_leaf(pudp_get(pud)))
+		return pud;
+	return pud_none_or_clear_bad(pud) ? NULL : pud;
+}
+
+/*
+ * split_vma() sees to huge PMDs at the new boundary, but to nothing above. The
+ * entry is dropped, for the file or device to fault it in again.
+ */
+static void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
+{
+	pud_t *pud = get_old_pud(vma->vm_mm, addr);
+
+	if (pud && pud_leaf(pudp_get(pud)) && !IS_ALIGNED(addr, PUD_SIZE) &&
+	    !is_vm_hugetlb_page(vma))
+		split_huge_pud(vma, pud, addr);
 }
 
 /* Splitting VMAs and mending the splits */
@@ -424,6 +467,8 @@ static int split_at(struct mremap_op *op, unsigned long addr)
 
 	VMA_ITERATOR(vmi, op->mm, vma->vm_start);
 
+	vma_start_write(vma);
+	split_leaf_pud_at(vma, addr);
 	err = split_vma(&vmi, vma, addr, /* new_below = */ 1);
 	if (!err)
 		op->seams[op->nr_seams++] = addr;
@@ -556,25 +601,7 @@ static void realign_head(struct pagetable_move *pm)
 	pm->cursor -= head;
 }
 
-/* Page tables: finding and making entries */
-
-static pud_t *get_old_pud(struct mm_struct *mm, unsigned long addr)
-{
-	pgd_t *pgd = pgd_offset(mm, addr);
-	p4d_t *p4d;
-	pud_t *pud;
-
-	if (pgd_none_or_clear_bad(pgd))
-		return NULL;
-	p4d = p4d_offset(pgd, addr);
-	if (p4d_none_or_clear_bad(p4d))
-		return NULL;
-	pud = pud_offset(p4d, addr);
-	/* A leaf looks bad to pud_bad(), but it maps memory: never clear it. */
-	if (pud_leaf(*pud))
-		return pud;
-	return pud_none_or_clear_bad(pud) ? NULL : pud;
-}
+/* Page tables: making entries */
 
 static pud_t *alloc_new_pud(struct mm_struct *mm, unsigned long addr)
 {
@@ -944,7 +971,7 @@ static int move_leaf_pud(struct pagetable_move *pm, pud_t *old_pud,
 	}
 	if (!moved)
 		split_huge_pud(pm->src, old_pud, pm->cursor);
-	return pud_leaf(*old_pud) ? -EINVAL : 0;
+	return pud_leaf(pudp_get(old_pud)) ? -EINVAL : 0;
 }
 
 static bool move_pud_table(struct pagetable_move *pm, pud_t *old_pud,
@@ -974,7 +1001,7 @@ static int move_one_extent(struct pagetable_move *pm)
 	if (!new_pud)
 		return -ENOMEM;
 
-	if (pud_leaf(*old_pud)) {
+	if (pud_leaf(pudp_get(old_pud))) {
 		err = move_leaf_pud(pm, old_pud, new_pud, extent);
 		goto advance;
 	}
@@ -1318,52 +1345,59 @@ static void disown(struct vm_area_struct *loser)
 /* Move: revert */
 
 /*
- * Remove the copy. It is entered into the books first, as any mapping is: so
- * they come out right when it is unmapped, and are right if even that fails.
+ * Enter the copy into the books as the mapping of its own that it is until it
+ * is unmapped, and for good if even that fails.
  */
-static void remove_destination(struct mremap_op *op)
+static void book_copy(struct mremap_op *op)
 {
-	VMA_ITERATOR(vmi, op->mm, op->dst_addr);
-	unsigned long hiwater_vm = op->mm->hiwater_vm;
 	unsigned long pages = op->req->new_len >> PAGE_SHIFT;
 
 	disown(op->dst);
 	book_destination(op);
-	if (op->vm_flags & VM_ACCOUNT) {
+	if (op->vm_flags & VM_ACCOUNT)
 		vm_acct_memory(pages - op->charged);
-		op->charged = 0;
-	}
+	op->charged = 0;
+}
+
+static void remove_copy(struct mremap_op *op)
+{
+	VMA_ITERATOR(vmi, op->mm, op->dst_addr);
+
 	do_vmi_munmap(&vmi, op->mm, op->dst_addr, op->req->new_len, NULL,
 		      /* unlock = */ false);
-	op->mm->hiwater_vm = hiwater_vm;
 }
 
 static void revert_move(struct mremap_op *op, const struct pagetable_move *pm)
 {
+	unsigned long hiwater_vm = op->mm->hiwater_vm;
+	int err = move_page_tables_back(pm);
+
+	book_copy(op);
 	/*
 	 * Pages that cannot go back stay mapped where they are rather than be
-	 * unmapped: lost to the caller, but not destroyed.
+	 * unmapped: moved against the caller's expectation, but not lost.
 	 */
-	if (WARN_ON_ONCE(move_page_tables_back(pm)))
-		return;
-	remove_destination(op);
+	if (!WARN_ON_ONCE(err))
+		remove_copy(op);
+	op->mm->hiwater_vm = hiwater_vm;
 	undo_prepare(op);
 }
 
 /* Move: commit */
 
 /*
- * The destination's registration with userfaultfd is what copy_vma() made it:
- * none, unless the monitor wants to hear of moves. Without one, no entry may
- * stay write-protected by it.
+ * A monitor that wants to hear of moves keeps the new mapping registered. For
+ * any other it is unregistered, and then no entry may stay write-protected.
+ * That comes so late because a move that fails has to bring the bits back.
  */
 static void commit_userfaultfd(struct mremap_op *op)
 {
+	struct vm_area_struct *src = op->src;
 	unsigned long len = moved_len(op->req);
 
-	mremap_userfaultfd_prep(op->dst, &op->uffd_remap);
-	if (len && userfaultfd_wp(op->src) && !userfaultfd_wp(op->dst))
+	if (len && userfaultfd_wp(src) && vma_has_uffd_without_event_remap(src))
 		uffd_wp_range(op->dst, op->dst_addr, len, /* enable_wp = */ false);
+	mremap_userfaultfd_prep(op->dst, &op->uffd_remap);
 }
 
 /*
@@ -1419,6 +1453,8 @@ static int take_source_tickets(struct mremap_op *op, struct unmap_ticket *source
 			  &op->uffd_unmap_src);
 	if (err)
 		return_ticket(tail);
+	/* If the copy was merged with the tail, that has split them again. */
+	op->dst = vma_lookup(op->mm, op->dst_addr);
 	return err;
 }
 
@@ -1534,6 +1570,18 @@ static int find_destination(struct mremap_op *op, unsigned long hint,
 
 /* Dispatch: one function for each thing that a call can come down to */
 
+/* May what is mapped at the new place be unmapped? And what will that free? */
+static int check_old_destination(struct mremap_op *op)
+{
+	const struct mremap_request *req = op->req;
+
+	survey_range(op->mm, req->new_addr, req->new_addr + req->new_len,
+		     &op->dst_old);
+	if (op->dst_old.sealed)
+		return -EPERM;
+	return check_cut_out(op->mm, req->new_addr, req->new_len);
+}
+
 /* MREMAP_FIXED or MREMAP_DONTUNMAP: move in any case, perhaps over something. */
 static int mremap_to(struct mremap_op *op)
 {
@@ -1547,14 +1595,17 @@ static int mremap_to(struct mremap_op *op)
 	err = check_map_count(op->mm, MAPS_FOR_FORCED_MOVE);
 	if (err)
 		return err;
-	if (fixed)
-		survey_range(op->mm, req->new_addr, req->new_addr + req->new_len,
-			     &op->dst_old);
-	if (op->dst_old.sealed)
-		return -EPERM;
+	if (fixed) {
+		err = check_old_destination(op);
+		if (err)
+			return err;
+	}
 	err = check_shrinkage(op->mm, req);
 	if (err)
 		return err;
+	/* A second view in the place of the first: that would leave none. */
+	if (fixed && !req->old_len && req->new_addr == req->addr)
+		return -EFAULT;
 	err = check_resize(op->src, req, &op->dst_old);
 	if (err)
 		return err;
@@ -1564,10 +1615,22 @@ static int mremap_to(struct mremap_op *op)
 	err = find_destination(op, req->new_addr, fixed ? MAP_FIXED : 0);
 	if (err)
 		return err;
-	err = check_may_split(op->src, req);
+	err = check_cut_out(op->mm, req->addr, moved_len(req));
 	if (err)
 		return err;
 	return move_vma(op);
+}
+
+/*
+ * Remember that a helper may split a VMA at @addr. Here the split is left to
+ * munmap(), which may still split when the map count is at its limit.
+ */
+static void expect_seam(struct mremap_op *op, unsigned long addr)
+{
+	struct vm_area_struct *vma = vma_lookup(op->mm, addr);
+
+	if (vma && vma->vm_start != addr)
+		op->seams[op->nr_seams++] = addr;
 }
 
 /* Unmap the end. The range may reach over more VMAs than the first. */
@@ -1582,16 +1645,17 @@ static int shrink_in_place(struct mremap_op *op)
 	err = check_shrinkage(op->mm, op->req);
 	if (err)
 		return err;
+	expect_seam(op, start);
+	expect_seam(op, start + len);
 
 	/* Drops mmap_lock, if and only if it succeeds. */
 	err = do_vmi_munmap(&vmi, op->mm, start, len, &op->uffd_unmap_src,
 			    /* unlock = */ true);
-	if (!err) {
-		op->unlocked = true;
-		return 0;
+	op->unlocked = !err;
+	if (err) {
+		userfaultfd_unmap_abort(&op->uffd_unmap_src);
+		mend_seams(op);
 	}
-	userfaultfd_unmap_abort(&op->uffd_unmap_src);
-	mend_seam(op->mm, start);
 	return err;
 }
 
@@ -1651,7 +1715,7 @@ static int grow_by_move(struct mremap_op *op)
 	err = check_map_count(op->mm, MAPS_FOR_MOVE);
 	if (err)
 		return err;
-	err = check_may_split(op->src, op->req);
+	err = check_cut_out(op->mm, op->req->addr, moved_len(op->req));
 	if (err)
 		return err;
 	return move_vma(op);
