@@ -72,7 +72,7 @@ else
 fi
 
 export HOME=/root
-ip link set lo up
+ip link set lo up 2>/dev/null || true	# a lean kernel has no IP
 hostname guest
 tries=0
 until [ -c "$status_port" ]; do
