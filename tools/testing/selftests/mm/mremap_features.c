@@ -66,7 +66,7 @@ FIXTURE_VARIANT_ADD(swapped, tables) { 0 };
 
 FIXTURE_SETUP(swapped)
 {
-	self->pages = 2 * pmd_span() / psize();
+	self->pages = pmd_span() / psize() + 88;
 	if (!has_swap())
 		SKIP(return, "needs swap space");
 	map_touched(_metadata, SRC, self->pages);
@@ -401,6 +401,44 @@ TEST(moved_pages_are_soft_dirty)
 				      PM_SOFT_DIRTY));
 }
 
+/* Tables move without a look at their entries. */
+TEST(moved_tables_are_soft_dirty_mended)
+{
+	const size_t len = 4 * pmd_span();
+
+	SKIP_STOCK_BUG();
+	if (!softdirty_supported())
+		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
+	map_touched(_metadata, SRC, len / psize());
+	for (int cycle = 0; cycle < 2; cycle++) {
+		clear_softdirty();
+		ASSERT_EQ(0UL, count_pagemap(SRC, len, PM_SOFT_DIRTY));
+		ASSERT_EQ(DST, move_to(SRC, len, len, DST));
+		EXPECT_EQ(len / psize(),
+			  count_pagemap(DST, len, PM_SOFT_DIRTY));
+		ASSERT_EQ(SRC, move_to(DST, len, len, SRC));
+	}
+}
+
+/* What is merged into a clean neighbour must not make that dirty. */
+TEST(merged_tables_are_soft_dirty_mended)
+{
+	const size_t len = 2 * pmd_span();
+	struct vma vmas[2];
+
+	SKIP_STOCK_BUG();
+	if (!softdirty_supported())
+		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
+	map_touched(_metadata, SRC, 2 * len / psize());
+	ASSERT_EQ(DST, move_to(SRC + len, len, len, DST));
+	clear_softdirty();
+	/* Back to where it was: the two are one mapping again. */
+	ASSERT_EQ(SRC + len, move_to(DST, len, len, SRC + len));
+	ASSERT_EQ(1, read_vmas(SRC, SRC + 2 * len, vmas, 2));
+	EXPECT_EQ(0UL, count_pagemap(SRC, len, PM_SOFT_DIRTY));
+	EXPECT_EQ(len / psize(), count_pagemap(SRC + len, len, PM_SOFT_DIRTY));
+}
+
 /* ---- transparent huge pages ---- */
 
 TEST(huge_pages_stay_huge)
@@ -561,6 +599,40 @@ TEST_F(hugetlb, part_mended)
 	check_pool(_metadata, self, 0, 0);
 }
 
+/* Longer than an int can tell. */
+TEST(hugetlb_of_4_gb_mended)
+{
+	const size_t len = 4 * GB;
+
+	SKIP_STOCK_BUG();
+	if (meminfo_kb("HugePages_Free") < 1)
+		SKIP(return, "needs a free huge page (vm.nr_hugepages)");
+	ASSERT_EQ(SRC, map_at(SRC, len, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
+			      MAP_NORESERVE, -1, 0));
+	stamp(SRC + 3 * GB, 1);
+	ASSERT_EQ(SRC + 2 * len, move_to(SRC, len, len, SRC + 2 * len));
+	EXPECT_OK(check_stamp(SRC + 2 * len + 3 * GB, 1));
+	EXPECT_OK(check_unmapped(SRC, len));
+}
+
+/* Where hugetlb may share its tables, 6.12 waits for a lock that it holds. */
+TEST(hugetlb_that_may_share_tables_mended)
+{
+	const size_t len = pud_span();
+
+	SKIP_STOCK_BUG();
+	if (meminfo_kb("HugePages_Free") < 1)
+		SKIP(return, "needs a free huge page (vm.nr_hugepages)");
+	ASSERT_EQ(SRC, map_at(SRC, len, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB |
+			      MAP_NORESERVE, -1, 0));
+	stamp(SRC, 1);
+	ASSERT_EQ(DST, move_to(SRC, len, len, DST));
+	EXPECT_OK(check_stamp(DST, 1));
+	EXPECT_OK(check_unmapped(SRC, len));
+}
+
 /* ---- userfaultfd ---- */
 
 struct uffd {
@@ -640,7 +712,24 @@ FIXTURE_VARIANT_ADD(uffd, remap) { REMAP };
 FIXTURE_VARIANT_ADD(uffd, unmap) { UNMAP };
 FIXTURE_VARIANT_ADD(uffd, remap_unmap) { REMAP | UNMAP };
 
-/* The source is two tables long, so that whole tables could move. */
+/* Of the source, which is two tables long, every page that this divides. */
+#define UFFD_STEP	16
+
+static const char *check_sparse(unsigned long addr, size_t first, size_t end)
+{
+	const char *why = NULL;
+
+	for (size_t page = first; !why && page < end; page++)
+		if (page % UFFD_STEP == 0)
+			why = check_stamp(addr + bytes(page), page);
+	return why;
+}
+
+static const char *check_source(unsigned long addr, size_t len)
+{
+	return check_sparse(addr, 0, len / psize());
+}
+
 FIXTURE_SETUP(uffd)
 {
 	struct uffd *uffd = &self->uffd;
@@ -649,7 +738,10 @@ FIXTURE_SETUP(uffd)
 	uffd->fd = open_uffd(variant->features | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
 	if (uffd->fd < 0)
 		SKIP(return, "needs userfaultfd with write protection");
-	map_touched(_metadata, SRC, self->len / psize());
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(SRC, map_anon(SRC, self->len));
+	for (size_t page = 0; page < self->len / psize(); page += UFFD_STEP)
+		stamp(SRC + bytes(page), page);
 	ASSERT_EQ(0, uffd_register(uffd->fd, at(SRC), self->len, true, true,
 				   false));
 	ASSERT_EQ(0, pipe(uffd->stop));
@@ -720,7 +812,7 @@ TEST_F(uffd, move)
 	EXPECT_EQ(nr, uffd->nr);
 	check_registration(_metadata, DST, variant->features);
 	EXPECT_OK(check_unmapped(SRC, self->len));
-	EXPECT_OK(check_stamps(DST, self->len, 1));
+	EXPECT_OK(check_source(DST, self->len));
 }
 
 /* The event's length is the old one: nothing moved into the rest. */
@@ -733,7 +825,7 @@ TEST_F(uffd, move_and_grow)
 	if (variant->features & REMAP)
 		check_remap_event(_metadata, &uffd->msg[0], SRC, DST, self->len);
 	check_registration(_metadata, DST, variant->features);
-	EXPECT_OK(check_stamps(DST, self->len, 1));
+	EXPECT_OK(check_source(DST, self->len));
 }
 
 TEST_F(uffd, shrink_in_place)
@@ -766,9 +858,9 @@ TEST_F(uffd, destination_is_unmapped)
 	EXPECT_TRUE(has_vmflag(SRC, "um"));
 	EXPECT_FALSE(has_vmflag(SRC + bytes(4), "um"));
 	EXPECT_TRUE(has_vmflag(SRC + bytes(12), "um"));
-	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
+	EXPECT_OK(check_sparse(SRC, 0, 4));
 	EXPECT_OK(check_stamps(SRC + bytes(4), bytes(8), 300));
-	EXPECT_OK(check_stamps(SRC + bytes(12), self->len - bytes(12), 13));
+	EXPECT_OK(check_sparse(SRC, 12, self->len / psize()));
 }
 
 /*
@@ -782,7 +874,7 @@ TEST_F(uffd, dontunmap_then_fault)
 
 	ASSERT_EQ(DST, do_mremap(SRC, self->len, self->len, FIXED | DONTUNMAP,
 				 DST));
-	EXPECT_OK(check_stamps(DST, self->len, 1));
+	EXPECT_OK(check_source(DST, self->len));
 	EXPECT_OK(check_stamp(SRC + bytes(7), 5000));
 	EXPECT_FALSE(is_present(SRC + bytes(8)));
 	stop_reader(self);
@@ -800,14 +892,14 @@ TEST_F(uffd, dontunmap_then_fault)
 static void check_wp_move(META, FIXTURE_DATA(uffd) *self, uint64_t features,
 			  unsigned long dst)
 {
-	const size_t wanted = features & REMAP ? self->len / psize() / 2 : 0;
+	const size_t protected = self->len / psize() / UFFD_STEP / 2;
+	const size_t wanted = features & REMAP ? protected : 0;
 
 	ASSERT_EQ(0, write_protect(self->uffd.fd, SRC, self->len / 2));
-	ASSERT_EQ(self->len / psize() / 2,
-		  count_pagemap(SRC, self->len, PM_UFFD_WP));
+	ASSERT_EQ(protected, count_pagemap(SRC, self->len, PM_UFFD_WP));
 	ASSERT_EQ(dst, move_to(SRC, self->len, self->len, dst));
 	EXPECT_EQ(wanted, count_pagemap(dst, self->len, PM_UFFD_WP));
-	EXPECT_OK(check_stamps(dst, self->len, 1));
+	EXPECT_OK(check_source(dst, self->len));
 	/* A page that is not protected any more can be written as it is. */
 	if (!wanted)
 		stamp(dst, 77);
@@ -912,6 +1004,86 @@ static void *run_writer(void *arg)
 	return NULL;
 }
 
+/* Counts at one address, with nothing that would enter the kernel. */
+struct counting {
+	volatile uint64_t *where;
+	volatile bool stop;
+};
+
+static void *run_counting(void *arg)
+{
+	struct counting *counting = arg;
+
+	while (!counting->stop)
+		(*counting->where)++;
+	return NULL;
+}
+
+/* Waits, within reason, until the other thread has counted at this address. */
+static bool counts_at(unsigned long addr)
+{
+	volatile uint64_t *where = at(addr);
+	const uint64_t seen = *where;
+
+	for (int i = 0; i < 5000 && *where == seen; i++)
+		usleep(1000);
+	return *where != seen;
+}
+
+FIXTURE(stale)
+{
+	struct counting counting;
+	pthread_t thread;
+};
+
+FIXTURE_VARIANT(stale)
+{
+	size_t len;
+	size_t offset;
+	int advice;
+};
+
+FIXTURE_VARIANT_ADD(stale, pages) { 64 * KB, 12 * KB, MADV_NOHUGEPAGE };
+FIXTURE_VARIANT_ADD(stale, table) { 4 * MB, 0, MADV_NOHUGEPAGE };
+FIXTURE_VARIANT_ADD(stale, huge) { 4 * MB, 0, MADV_HUGEPAGE };
+FIXTURE_VARIANT_ADD(stale, table_of_tables) { 1 * GB, 0, MADV_NOHUGEPAGE };
+
+FIXTURE_SETUP(stale)
+{
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "needs two processors");
+	ASSERT_EQ(SRC, map_anon(SRC, variant->len));
+	ASSERT_EQ(0, madvise(at(SRC), variant->len, variant->advice));
+	stamp(SRC, 1);
+	self->counting.where = at(SRC);
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_counting,
+				    &self->counting));
+}
+
+FIXTURE_TEARDOWN(stale)
+{
+}
+
+/*
+ * The other thread never stops writing, and its processor knows the old
+ * translation by heart: if nobody tells it, what it writes goes to the page at
+ * its new place.
+ */
+TEST_F(stale, no_write_through_the_old_address)
+{
+	const unsigned long to = DST + variant->offset;
+	uint64_t moved;
+
+	ASSERT_TRUE(counts_at(SRC));
+	ASSERT_EQ(to, do_mremap(SRC, variant->len, variant->len,
+				DONTUNMAP | MREMAP_FIXED, to));
+	moved = *(volatile uint64_t *)at(to);
+	EXPECT_TRUE(counts_at(SRC));
+	EXPECT_EQ(moved, *(volatile uint64_t *)at(to));
+	self->counting.stop = true;
+	pthread_join(self->thread, NULL);
+}
+
 FIXTURE(threads)
 {
 	struct writer writer;
@@ -946,7 +1118,7 @@ TEST_F(threads, write_while_moving)
 	pthread_t thread;
 
 	ASSERT_EQ(0, pthread_create(&thread, NULL, run_writer, &self->writer));
-	for (int move = 0; move < 400; move++) {
+	for (int move = 0; move < 200; move++) {
 		const unsigned long from = places[move % 2];
 		const unsigned long to = places[!(move % 2)];
 
@@ -961,6 +1133,130 @@ TEST_F(threads, write_while_moving)
 	for (size_t word = 0; word < WORDS; word++)
 		ASSERT_EQ(self->writer.written[word],
 			  *(uint64_t *)at(SRC + word * 8 * 19));
+}
+
+/* ---- translations of the old address ---- */
+
+#define TLB_PAGES	16
+
+struct looker {
+	unsigned long stride;
+	volatile bool moved;
+	volatile bool stop;
+	unsigned long looks;
+	unsigned long stale;
+};
+
+FIXTURE(tlb)
+{
+	struct looker looker;
+	size_t len;
+};
+
+FIXTURE_VARIANT(tlb)
+{
+	size_t stride;	/* pages from one touched page to the next */
+	size_t dst;	/* offset of the destination, in pages */
+	bool huge;
+};
+
+FIXTURE_VARIANT_ADD(tlb, pages) { 1, 5, false };
+FIXTURE_VARIANT_ADD(tlb, tables) { 512, 0, false };
+FIXTURE_VARIANT_ADD(tlb, directory) { 512 * 32, 0, false };
+FIXTURE_VARIANT_ADD(tlb, huge) { 512, 0, true };
+
+FIXTURE_SETUP(tlb)
+{
+	self->looker.stride = bytes(variant->stride);
+	self->len = TLB_PAGES * self->looker.stride;
+	if (!variant->huge)
+		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(SRC, map_at(SRC, self->len, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			      0));
+	if (variant->huge)
+		madvise(at(SRC), self->len, MADV_HUGEPAGE);
+	for (int i = 0; i < TLB_PAGES; i++)
+		stamp(SRC + i * self->looker.stride, i);
+	if (variant->huge && smaps_kb(SRC, "AnonHugePages") <= 0)
+		SKIP(return, "needs transparent huge pages");
+}
+
+FIXTURE_TEARDOWN(tlb)
+{
+}
+
+/* Reads every touched page at its old address: how many are not empty. */
+static int look(unsigned long stride)
+{
+	int found = 0;
+
+	for (int i = 0; i < TLB_PAGES; i++)
+		found += *(volatile uint64_t *)at(SRC + i * stride) != 0;
+	return found;
+}
+
+/*
+ * The source stays mapped, so nothing is flushed but by the move itself, and
+ * nothing comes between it and the look: no system call, no other process.
+ */
+TEST_F(tlb, old_place_is_empty_at_once)
+{
+	const unsigned long dst = DST + bytes(variant->dst);
+	unsigned long to;
+	int before, after;
+
+	before = look(self->looker.stride);
+	to = do_mremap(SRC, self->len, self->len, FIXED | DONTUNMAP, dst);
+	after = look(self->looker.stride);
+	ASSERT_EQ(dst, to);
+	EXPECT_EQ(TLB_PAGES, before);
+	EXPECT_EQ(0, after);
+	for (int i = 0; i < TLB_PAGES; i++)
+		EXPECT_OK(check_stamp(dst + i * self->looker.stride, i));
+}
+
+static void *keep_looking(void *arg)
+{
+	struct looker *looker = arg;
+
+	while (!looker->stop) {
+		const bool moved = looker->moved;
+		const int found = look(looker->stride);
+
+		if (moved)
+			looker->stale += found;
+		looker->looks++;
+	}
+	return NULL;
+}
+
+static void wait_for_looks(struct looker *looker, unsigned long more)
+{
+	const unsigned long until = looker->looks + more;
+
+	while (*(volatile unsigned long *)&looker->looks < until)
+		sched_yield();
+}
+
+/* Nor does another processor see the pages at the old place any more. */
+TEST_F(tlb, other_thread_sees_empty_place)
+{
+	const unsigned long dst = DST + bytes(variant->dst);
+	pthread_t thread;
+	unsigned long to;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, keep_looking, &self->looker));
+	wait_for_looks(&self->looker, 10);
+	to = do_mremap(SRC, self->len, self->len, FIXED | DONTUNMAP, dst);
+	self->looker.moved = true;
+	wait_for_looks(&self->looker, 10);
+	self->looker.stop = true;
+	pthread_join(thread, NULL);
+	ASSERT_EQ(dst, to);
+	EXPECT_EQ(0UL, self->looker.stale);
+	for (int i = 0; i < TLB_PAGES; i++)
+		EXPECT_OK(check_stamp(dst + i * self->looker.stride, i));
 }
 
 /* ---- limits at their boundary ---- */
@@ -1108,30 +1404,35 @@ TEST(vdso_moves_whole)
 #define EXEC_STRINGS	80
 #define EXEC_STRING	(64 * KB - 1)
 
-static char exec_byte(int string, size_t byte)
+/* A letter for every 4 KB, so that a page too many or too few shows. */
+static void make_exec_string(char *string, int nr)
 {
-	return 'a' + (string * 7 + byte / 4096 + byte) % 26;
+	for (size_t start = 0; start < EXEC_STRING; start += 4 * KB) {
+		const size_t left = EXEC_STRING - start;
+
+		memset(string + start, 'a' + (nr * 7 + start / (4 * KB)) % 26,
+		       left < 4 * KB ? left : 4 * KB);
+	}
+	string[EXEC_STRING] = '\0';
 }
 
 static void make_exec_strings(char **strings)
 {
 	for (int i = 0; i < EXEC_STRINGS; i++) {
 		strings[i] = malloc(EXEC_STRING + 1);
-		for (size_t byte = 0; byte < EXEC_STRING; byte++)
-			strings[i][byte] = exec_byte(i, byte);
-		strings[i][EXEC_STRING] = '\0';
+		make_exec_string(strings[i], i);
 	}
 	strings[EXEC_STRINGS] = NULL;
 }
 
 static bool same_exec_strings(char **strings)
 {
+	static char want[EXEC_STRING + 1];
+
 	for (int i = 0; i < EXEC_STRINGS; i++) {
-		if (!strings[i] || strlen(strings[i]) != EXEC_STRING)
+		make_exec_string(want, i);
+		if (!strings[i] || strcmp(strings[i], want))
 			return false;
-		for (size_t byte = 0; byte < EXEC_STRING; byte++)
-			if (strings[i][byte] != exec_byte(i, byte))
-				return false;
 	}
 	return !strings[EXEC_STRINGS];
 }
@@ -1168,13 +1469,13 @@ static const char *exec_with_environment(void)
 
 TEST(exec_keeps_megabytes_of_arguments)
 {
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 3; i++)
 		EXPECT_TRUE(child_agrees(_metadata, exec_with_arguments));
 }
 
 TEST(exec_keeps_megabytes_of_environment)
 {
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 3; i++)
 		EXPECT_TRUE(child_agrees(_metadata, exec_with_environment));
 }
 

@@ -69,19 +69,30 @@ FIXTURE_VARIANT(move)
 	enum placement placement;
 };
 
-#define VARIANTS(name, id)						\
-	FIXTURE_VARIANT_ADD(move, name##_pages) { id, PAGES };		\
-	FIXTURE_VARIANT_ADD(move, name##_congruent) { id, CONGRUENT };	\
-	FIXTURE_VARIANT_ADD(move, name##_congruent_alone) { id, CONGRUENT_ALONE }; \
-	FIXTURE_VARIANT_ADD(move, name##_tables) { id, TABLES }
+#define PLACED(name, id, place, PLACE)					\
+	FIXTURE_VARIANT_ADD(move, name##_##place) { id, PLACE }
 
-VARIANTS(anon, ANON);
-VARIANTS(huge, ANON_HUGE);
-VARIANTS(locked, ANON_LOCKED);
-VARIANTS(anon_shared, ANON_SHARED);
-VARIANTS(memfd_shared, MEMFD_SHARED);
-VARIANTS(memfd_private, MEMFD_PRIVATE);
-VARIANTS(file_shared, FILE_SHARED);
+/* All placements where page tables matter most, ends and middle elsewhere. */
+PLACED(anon, ANON, pages, PAGES);
+PLACED(anon, ANON, congruent, CONGRUENT);
+PLACED(anon, ANON, congruent_alone, CONGRUENT_ALONE);
+PLACED(anon, ANON, tables, TABLES);
+PLACED(huge, ANON_HUGE, pages, PAGES);
+PLACED(huge, ANON_HUGE, congruent, CONGRUENT);
+PLACED(huge, ANON_HUGE, congruent_alone, CONGRUENT_ALONE);
+PLACED(huge, ANON_HUGE, tables, TABLES);
+PLACED(locked, ANON_LOCKED, pages, PAGES);
+PLACED(locked, ANON_LOCKED, tables, TABLES);
+PLACED(anon_shared, ANON_SHARED, pages, PAGES);
+PLACED(anon_shared, ANON_SHARED, congruent, CONGRUENT);
+PLACED(memfd_shared, MEMFD_SHARED, pages, PAGES);
+PLACED(memfd_shared, MEMFD_SHARED, congruent, CONGRUENT);
+PLACED(memfd_shared, MEMFD_SHARED, congruent_alone, CONGRUENT_ALONE);
+PLACED(memfd_shared, MEMFD_SHARED, tables, TABLES);
+PLACED(memfd_private, MEMFD_PRIVATE, pages, PAGES);
+PLACED(memfd_private, MEMFD_PRIVATE, congruent_alone, CONGRUENT_ALONE);
+PLACED(file_shared, FILE_SHARED, pages, PAGES);
+PLACED(file_shared, FILE_SHARED, tables, TABLES);
 
 #define SELF	FIXTURE_DATA(move) *self
 #define VARIANT	const FIXTURE_VARIANT(move) *variant
