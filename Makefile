@@ -23,7 +23,7 @@ help:
 	@echo "make series   write our changes as a patch series"
 	@echo "make check    check the sources themselves"
 	@echo "make clean    remove build/, all that was made"
-	@echo "CCACHE_DIR    where compiled objects are kept (build/ccache unless set)"
+	@echo "CCACHE_DIR    where compiled objects are kept (as ccache has it unless set)"
 
 base:
 	@lab/base.sh

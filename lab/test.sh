@@ -89,15 +89,6 @@ build_suites() {
 		EXTRA_CFLAGS=-static "${suites[@]/#/$PWD/$out/}"
 }
 
-passed=0 failed=0 skipped=0
-
-# Adds a verdict "N passed, N failed, N skipped" to the sum.
-add_up() {
-	local -a n
-	read -ra n <<<"${1//[^0-9 ]/}"
-	((passed += n[0], failed += n[1], skipped += n[2])) || true
-}
-
 run_suite() {
 	local image=$1 flavor=$2 suite=$3 name=$tree-$2-$3 start=$SECONDS status=0 verdict good=1
 	local tap=build/test/$name.tap log=build/test/$name.log report=build/test/$name.report
@@ -118,18 +109,40 @@ run_suite() {
 	((good)) || sed '$d' "$report" >&2
 	echo "$tree $flavor $suite: $verdict ($((SECONDS - start)) s)"
 	sed -n 's/.*# SKIP /  skipped: /p' "$tap" | sort | uniq -c | sed 's/^ */  /'
-	add_up "$verdict"
-	((good)) || broken=1
+	echo "$verdict" >"$report.verdict"
+	((good))
+}
+
+# Adds up the lines "N passed, N failed, N skipped" of the files.
+sum_up() {
+	sed 's/[^0-9 ]//g' "$@" | awk '
+		{ for (i = 1; i <= 3; i++) sum[i] += $i }
+		END { printf "%d passed, %d failed, %d skipped\n", sum[1], sum[2], sum[3] }'
 }
 
 build_suites
-broken=0
+declare -A images
 for flavor in "${flavors[@]}"; do
-	image=$(lab/image.sh "$tree" "$flavor" | tail -n 1)
-	[[ -n $image ]] || die "no $tree $flavor image"
+	images[$flavor]=$(lab/image.sh "$tree" "$flavor" | tail -n 1)
+	[[ -n ${images[$flavor]} ]] || die "no $tree $flavor image"
+done
+
+# A guest keeps one processor busy: as many at a time as there are. The slowest
+# kernel comes last in the list of flavors and first to the guests.
+rm -f build/test/*.verdict
+broken=0 running=0
+for ((i = ${#flavors[@]} - 1; i >= 0; i--)); do
 	for suite in "${suites[@]}"; do
-		run_suite "$image" "$flavor" "$suite"
+		if ((running == $(nproc))); then
+			wait -n || broken=1
+			((running--))
+		fi
+		run_suite "${images[${flavors[i]}]}" "${flavors[i]}" "$suite" &
+		((++running))
 	done
 done
-echo "$passed passed, $failed failed, $skipped skipped"
+while ((running--)); do
+	wait -n || broken=1
+done
+sum_up build/test/*.verdict
 exit "$broken"

@@ -33,7 +33,8 @@
  * that cover the entry are dropped, on no path. Whoever would clean, free or
  * migrate the page has to take one of them, so nobody can do that while a CPU
  * still writes through the old translation. GUP-fast takes none of them, but
- * it only reads entries, takes a reference and looks again.
+ * it only reads entries, takes a reference and looks again. hugetlb has its own
+ * mover, in mm/hugetlb.c, which takes i_mmap_rwsem alone and flushes at its end.
  *
  * Sizes and addresses are in bytes and page aligned unless a comment says
  * pages. "src" and "dst" keep their meaning through the whole call, also while
@@ -444,10 +445,13 @@ static pud_t *get_old_pud(struct mm_struct *mm, unsigned long addr)
  */
 static void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
 {
-	pud_t *pud = get_old_pud(vma->vm_mm, addr);
+	pud_t *pud;
 
-	if (pud && pud_leaf(pudp_get(pud)) && !IS_ALIGNED(addr, PUD_SIZE) &&
-	    !is_vm_hugetlb_page(vma))
+	/* hugetlb keeps swap-like entries in PUDs, which are not bad ones. */
+	if (is_vm_hugetlb_page(vma) || IS_ALIGNED(addr, PUD_SIZE))
+		return;
+	pud = get_old_pud(vma->vm_mm, addr);
+	if (pud && pud_leaf(pudp_get(pud)))
 		split_huge_pud(vma, pud, addr);
 }
 
@@ -649,6 +653,16 @@ static void drop_rmap_locks(struct vm_area_struct *vma)
 		i_mmap_unlock_write(mapping);
 }
 
+static void assert_rmap_locked(const struct vm_area_struct *vma)
+{
+	struct address_space *mapping = mapping_of(vma);
+
+	if (mapping)
+		i_mmap_assert_write_locked(mapping);
+	if (vma->anon_vma)
+		lockdep_assert_held_write(&vma->anon_vma->root->rwsem);
+}
+
 /*
  * The order of two locks of one class does not matter: whoever takes two holds
  * mmap_lock for write.
@@ -796,6 +810,7 @@ static bool move_normal_pud(struct pagetable_move *pm, pud_t *old_pud,
 	bool moved = false;
 	pud_t pud;
 
+	assert_rmap_locked(pm->src);
 	lock_second(old_ptl, new_ptl);
 	pud = pudp_get(old_pud);
 	if (pud_present(pud) && !pud_leaf(pud) && pud_none(*new_pud)) {
@@ -828,6 +843,7 @@ static bool move_huge_pud(struct pagetable_move *pm, pud_t *old_pud,
 	spinlock_t *new_ptl = pud_lockptr(mm, new_pud);
 	bool moved = false;
 
+	assert_rmap_locked(pm->src);
 	lock_second(old_ptl, new_ptl);
 	if ((pud_trans_huge(*old_pud) || pud_devmap(*old_pud)) &&
 	    pud_none(*new_pud)) {
@@ -906,6 +922,7 @@ static int move_pmd_locked(struct pagetable_move *pm, pmd_t *old_pmd,
 {
 	pmd_t pmd = pmdp_get_lockless(old_pmd);
 
+	assert_rmap_locked(pm->src);
 	if (pmd_none(pmd))
 		return 0;
 	if (is_huge_pmd_entry(pmd)) {
