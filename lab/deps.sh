@@ -9,7 +9,7 @@ declare -A groups=(
 	[base]="git linux-config-6.12 linux-source-6.12 patch python3 tar xz-utils"
 	[build]="bc bison ccache flex gcc libc6-dev libelf-dev libssl-dev lz4 make perl"
 	[guest]="busybox-static cpio python3 qemu-system-x86"
-	[test]="gcc libc6-dev libcap-dev make"
+	[test]="gcc libc6-dev libcap-dev make rsync"
 	[run]="criu gcc libc6-dev python3"
 )
 
