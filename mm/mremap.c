@@ -85,7 +85,7 @@ struct mremap_request {
 };
 
 /**
- * struct range_survey - what is mapped in a range, in pages
+ * struct range_survey - what is mapped in a range, or added by a call, in pages
  * @total: all of it
  * @data: what counts for RLIMIT_DATA
  * @locked: what counts for RLIMIT_MEMLOCK
@@ -101,55 +101,37 @@ struct range_survey {
 };
 
 /*
- * Splits that a move makes before it is sure to succeed: two ends of the
- * source, the end of what a shrinking move keeps, two ends of the destination.
+ * Splits that are made before it is sure that the call succeeds: two ends of the
+ * source, the end of what a shrinking move drops, two ends of a destination.
  */
-#define MAX_SEAMS 5
+#define MAX_SEAMS 3
 
 /**
- * struct mremap_op - the call as it goes on
- * @req: what is to be done
- * @mm: where
- * @src: VMA with the pages to move; from prepare on it starts and ends with
- *       the moved range, unless needs_isolation() says that it need not
- * @dst: VMA that covers the new range; NULL until copied
- * @dst_addr: start of the new range
- * @vm_flags: flags of the source when the call came
- * @dst_old: what was mapped where the mapping is to go
- * @seams: addresses where a VMA was split for this call
- * @nr_seams: number of these
- * @charged: pages charged for this call and not yet owned by a VMA
- * @owed: pages whose charge is taken over from the unmapped destination
- * @populate_addr: start of what to fault in after the call
- * @populate_len: length of that
- * @result: what the system call returns if it succeeds
- * @unlocked: mmap_lock was already dropped
- * @uffd_remap: context to be told of the move
- * @uffd_unmap_dst: contexts to be told of the unmapped destination
- * @uffd_unmap_src: contexts to be told of unmapped parts of the source
+ * struct seam_list - where VMAs were split for this call
+ * @at: addresses
+ * @nr: number of these
  */
-struct mremap_op {
-	const struct mremap_request *req;
-	struct mm_struct *mm;
-	struct vm_area_struct *src;
-	struct vm_area_struct *dst;
-	unsigned long dst_addr;
-	vm_flags_t vm_flags;
-	struct range_survey dst_old;
+struct seam_list {
+	unsigned long at[MAX_SEAMS];
+	unsigned int nr;
+};
 
-	unsigned long seams[MAX_SEAMS];
-	unsigned int nr_seams;
-	unsigned long charged;
-	unsigned long owed;
-
-	unsigned long populate_addr;
-	unsigned long populate_len;
-	unsigned long result;
-	bool unlocked;
-
-	struct vm_userfaultfd_ctx uffd_remap;
-	struct list_head uffd_unmap_dst;
-	struct list_head uffd_unmap_src;
+/**
+ * struct move_stats - what a move of page tables came to
+ * @vmas: VMAs whose entries were moved
+ * @puds: tables of PMDs that moved whole
+ * @pmds: page tables that moved whole
+ * @huge: PMDs and PUDs that map memory themselves
+ * @ptes: single entries, empty ones not counted
+ * @flushes: TLB flushes
+ */
+struct move_stats {
+	unsigned long vmas;
+	unsigned long puds;
+	unsigned long pmds;
+	unsigned long huge;
+	unsigned long ptes;
+	unsigned long flushes;
 };
 
 /**
@@ -166,6 +148,7 @@ struct mremap_op {
  * @insist: a move back, which must not fail for want of memory
  * @moved_table: a whole table moved, without its entries being looked at
  * @spare: page table for the destination, allocated before the rmap locks
+ * @stats: what has moved
  */
 struct pagetable_move {
 	struct vm_area_struct *src;
@@ -179,6 +162,7 @@ struct pagetable_move {
 	bool insist;
 	bool moved_table;
 	pgtable_t spare;
+	struct move_stats stats;
 };
 
 /**
@@ -194,6 +178,92 @@ struct unmap_ticket {
 	struct ma_state mas;
 	struct vma_munmap_struct vms;
 };
+
+/**
+ * struct vma_move - the move of one VMA, or of a part of it
+ * @addr: where it is
+ * @len: length of the part that moves
+ * @dst_addr: where it goes
+ * @dst_len: length of the new mapping
+ * @src: VMA with the pages to move; from prepare on it starts and ends with
+ *       the moved range, unless needs_isolation() says that it need not
+ * @dst: VMA that covers the new range; NULL until copied
+ * @vm_flags: flags of the source when the call came
+ * @old_dst: what was mapped at the new place
+ * @seams: where VMAs were split to cut that out
+ * @tables: the move of the page tables
+ * @told: the new mapping's driver was told of it
+ */
+struct vma_move {
+	unsigned long addr;
+	unsigned long len;
+	unsigned long dst_addr;
+	unsigned long dst_len;
+	struct vm_area_struct *src;
+	struct vm_area_struct *dst;
+	vm_flags_t vm_flags;
+
+	struct unmap_ticket old_dst;
+	struct seam_list seams;
+	struct pagetable_move tables;
+	bool told;
+};
+
+/**
+ * struct mremap_op - the call as it goes on
+ * @req: what is to be done
+ * @mm: where
+ * @moves: what is to be moved, in the order of the addresses; at least one, the
+ *	   first with the VMA at the old address also if nothing has to move
+ * @nr_moves: number of these
+ * @only: the one, if there is only one
+ * @dst_old: what was mapped where something is to go
+ * @added: what the call adds to the address space
+ * @seams: where the source's VMAs were split
+ * @charged: pages charged for this call and not yet owned by a VMA
+ * @owed: pages whose charge is taken over from the unmapped destination
+ * @populate_addr: start of what to fault in after the call
+ * @populate_len: length of that
+ * @result: what the system call returns if it succeeds
+ * @unlocked: mmap_lock was already dropped
+ * @uffd_remap: context to be told of the move
+ * @uffd_unmap_dst: contexts to be told of the unmapped destination
+ * @uffd_unmap_src: contexts to be told of unmapped parts of the source
+ * @stats: for the tracepoint
+ */
+struct mremap_op {
+	const struct mremap_request *req;
+	struct mm_struct *mm;
+
+	struct vma_move *moves;
+	unsigned long nr_moves;
+	struct vma_move only;
+
+	struct range_survey dst_old;
+	struct range_survey added;
+	struct seam_list seams;
+	unsigned long charged;
+	unsigned long owed;
+
+	unsigned long populate_addr;
+	unsigned long populate_len;
+	unsigned long result;
+	bool unlocked;
+
+	struct vm_userfaultfd_ctx uffd_remap;
+	struct list_head uffd_unmap_dst;
+	struct list_head uffd_unmap_src;
+	struct move_stats stats;
+};
+
+static struct vma_move *end_of_moves(const struct mremap_op *op)
+{
+	return op->moves + op->nr_moves;
+}
+
+/* It looks into the types above. */
+#define CREATE_TRACE_POINTS
+#include <trace/events/mremap.h>
 
 /* Request: pure functions, no locks, no mm */
 
@@ -351,37 +421,54 @@ static int check_shrinkage(struct mm_struct *mm,
 	return survey.sealed ? -EPERM : check_cut_out(mm, start, len);
 }
 
+/* What the call adds to the address space. Lengths are whole pages by now. */
+static void survey_addition(struct mremap_op *op)
+{
+	const struct mremap_request *req = op->req;
+	unsigned long pages = growth(req) >> PAGE_SHIFT;
+	vm_flags_t vm_flags = op->moves->vm_flags;
+	struct range_survey *added = &op->added;
+
+	if (keeps_source(req)) {
+		survey_range(op->mm, req->addr, req->addr + req->old_len, added);
+		/* The lock goes along with the pages. */
+		added->locked = 0;
+		return;
+	}
+	added->total = pages;
+	added->data = is_data_mapping(vm_flags) ? pages : 0;
+	added->locked = vm_flags & VM_LOCKED ? pages : 0;
+	added->charged = vm_flags & VM_ACCOUNT ? pages : 0;
+}
+
 /*
  * Limits on locked and mapped memory. What the destination frees counts as
  * free already: it is unmapped before the new mapping is there.
  */
-static bool within_limits(struct mm_struct *mm, vm_flags_t vm_flags,
-			  unsigned long bytes, const struct range_survey *freed)
+static int check_limits(const struct mremap_op *op)
 {
-	unsigned long pages = bytes >> PAGE_SHIFT;
+	const struct range_survey *added = &op->added;
+	const struct range_survey *freed = &op->dst_old;
+	unsigned long locked = op->mm->locked_vm - freed->locked + added->locked;
 
-	return may_replace_vm(mm, vm_flags, pages - freed->total,
-			      pages - freed->data);
+	if (!added->total)
+		return 0;
+	if (added->locked && !capable(CAP_IPC_LOCK) &&
+	    locked > rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT)
+		return -EAGAIN;
+	if (!may_replace_vm(op->mm, added->data ? VM_WRITE : VM_NONE,
+			    added->total - freed->total,
+			    added->data - freed->data))
+		return -ENOMEM;
+	return 0;
 }
 
-static bool within_memlock(struct mm_struct *mm, vm_flags_t vm_flags,
-			   unsigned long bytes, const struct range_survey *freed)
+/* Can the only source be moved or grown as asked? */
+static int check_resize(struct mremap_op *op)
 {
-	unsigned long pages = mm->locked_vm - freed->locked;
-
-	if (!(vm_flags & VM_LOCKED) || capable(CAP_IPC_LOCK))
-		return true;
-	return pages + (bytes >> PAGE_SHIFT) <=
-	       rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
-}
-
-/* Can the source be moved or grown as asked? @freed goes away before that. */
-static int check_resize(struct vm_area_struct *vma,
-			const struct mremap_request *req,
-			const struct range_survey *freed)
-{
-	unsigned long bytes = growth(req);
-	pgoff_t pgoff = vma_pgoff_offset(vma, req->addr);
+	const struct mremap_request *req = op->req;
+	const struct vm_area_struct *vma = op->moves->src;
+	pgoff_t pgoff = vma_pgoff_offset(op->moves->src, req->addr);
 
 	/* A private mapping has no second view: it would be an unrelated one. */
 	if (!req->old_len && !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE)))
@@ -390,18 +477,12 @@ static int check_resize(struct vm_area_struct *vma,
 		return -EINVAL;
 	if (moved_len(req) > vma->vm_end - req->addr)
 		return -EFAULT;
-	if (!bytes)
-		return 0;
-
-	if (pgoff + (req->new_len >> PAGE_SHIFT) < pgoff)
+	if (growth(req) && pgoff + (req->new_len >> PAGE_SHIFT) < pgoff)
 		return -EINVAL;
-	if (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP))
+	if (growth(req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
 		return -EFAULT;
-	if (!within_memlock(vma->vm_mm, vma->vm_flags, bytes, freed))
-		return -EAGAIN;
-	if (!within_limits(vma->vm_mm, vma->vm_flags, bytes, freed))
-		return -ENOMEM;
-	return 0;
+	survey_addition(op);
+	return check_limits(op);
 }
 
 /*
@@ -457,25 +538,34 @@ static void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
 
 /* Splitting VMAs and mending the splits */
 
+/* Is @addr inside of a VMA, so that a boundary there takes a split? */
+static struct vm_area_struct *vma_around(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
+
+	return vma && vma->vm_start != addr ? vma : NULL;
+}
+
 /*
  * Make @addr a boundary between VMAs, and remember it if it was none. Needs
  * mmap_lock for write and room in the map count.
  */
-static int split_at(struct mremap_op *op, unsigned long addr)
+static int split_at(struct mm_struct *mm, unsigned long addr,
+		    struct seam_list *seams)
 {
-	struct vm_area_struct *vma = vma_lookup(op->mm, addr);
+	struct vm_area_struct *vma = vma_around(mm, addr);
 	int err;
 
-	if (!vma || vma->vm_start == addr)
+	if (!vma)
 		return 0;
 
-	VMA_ITERATOR(vmi, op->mm, vma->vm_start);
+	VMA_ITERATOR(vmi, mm, vma->vm_start);
 
 	vma_start_write(vma);
 	split_leaf_pud_at(vma, addr);
 	err = split_vma(&vmi, vma, addr, /* new_below = */ 1);
 	if (!err)
-		op->seams[op->nr_seams++] = addr;
+		seams->at[seams->nr++] = addr;
 	return err;
 }
 
@@ -499,21 +589,13 @@ static void mend_seam(struct mm_struct *mm, unsigned long addr)
 			      /* give_up_on_oom = */ true);
 }
 
-static void mend_seams(struct mremap_op *op)
+static void mend_seams(struct mm_struct *mm, struct seam_list *seams)
 {
-	while (op->nr_seams)
-		mend_seam(op->mm, op->seams[--op->nr_seams]);
+	while (seams->nr)
+		mend_seam(mm, seams->at[--seams->nr]);
 }
 
 /* Ledger of committed memory, in pages */
-
-/* The pages that the call adds: all of them where the source stays as it is. */
-static unsigned long pages_added(const struct mremap_request *req)
-{
-	unsigned long bytes = keeps_source(req) ? req->new_len : growth(req);
-
-	return bytes >> PAGE_SHIFT;
-}
 
 /*
  * Charge what the call adds. The charge of the destination, which is given
@@ -522,10 +604,7 @@ static unsigned long pages_added(const struct mremap_request *req)
  */
 static int charge(struct mremap_op *op)
 {
-	unsigned long pages = pages_added(op->req);
-
-	if (!(op->vm_flags & VM_ACCOUNT) || !pages)
-		return 0;
+	unsigned long pages = op->added.charged;
 
 	op->owed = min(pages, op->dst_old.charged);
 	pages -= op->owed;
@@ -731,6 +810,7 @@ static bool move_pte_entries(struct pagetable_move *pm, pte_t *old_pte,
 		was_present |= pte_present(pte);
 		pte = move_pte(pte, old_addr, new_addr);
 		set_pte_at(mm, new_addr, new_pte, move_soft_dirty_pte(pte));
+		pm->stats.ptes++;
 	}
 	return was_present;
 }
@@ -763,8 +843,10 @@ static int move_ptes(struct pagetable_move *pm, pmd_t *old_pmd, pmd_t *new_pmd,
 	was_present = move_pte_entries(pm, old_pte, new_pte,
 				       extent >> PAGE_SHIFT);
 	arch_leave_lazy_mmu_mode();
-	if (was_present)
+	if (was_present) {
 		flush_tlb_range(pm->src, pm->cursor, pm->cursor + extent);
+		pm->stats.flushes++;
+	}
 
 	unlock_second(old_ptl, new_ptl);
 	pte_unmap(new_pte);
@@ -791,6 +873,8 @@ static bool move_normal_pmd(struct pagetable_move *pm, pmd_t *old_pmd,
 		pmd_clear(old_pmd);
 		pmd_populate(mm, new_pmd, pmd_pgtable(pmd));
 		flush_tlb_range(pm->src, pm->cursor, pm->cursor + PMD_SIZE);
+		pm->stats.flushes++;
+		pm->stats.pmds++;
 		pm->moved_table = true;
 		moved = true;
 	}
@@ -817,6 +901,8 @@ static bool move_normal_pud(struct pagetable_move *pm, pud_t *old_pud,
 		pud_clear(old_pud);
 		pud_populate(mm, new_pud, pud_pgtable(pud));
 		flush_tlb_range(pm->src, pm->cursor, pm->cursor + PUD_SIZE);
+		pm->stats.flushes++;
+		pm->stats.puds++;
 		pm->moved_table = true;
 		moved = true;
 	}
@@ -851,6 +937,8 @@ static bool move_huge_pud(struct pagetable_move *pm, pud_t *old_pud,
 
 		set_pud_at(mm, new_addr_of(pm), new_pud, pud);
 		flush_pud_tlb_range(pm->src, pm->cursor, pm->cursor + PUD_SIZE);
+		pm->stats.flushes++;
+		pm->stats.huge++;
 		moved = true;
 	}
 	unlock_second(old_ptl, new_ptl);
@@ -926,11 +1014,14 @@ static int move_pmd_locked(struct pagetable_move *pm, pmd_t *old_pmd,
 	if (pmd_none(pmd))
 		return 0;
 	if (is_huge_pmd_entry(pmd)) {
-		if (extent == PMD_SIZE &&
-		    move_huge_pmd(pm->src, pm->cursor, new_addr_of(pm),
-				  old_pmd, new_pmd))
-			return 0;
-		return -EAGAIN;
+		if (extent != PMD_SIZE ||
+		    !move_huge_pmd(pm->src, pm->cursor, new_addr_of(pm),
+				   old_pmd, new_pmd))
+			return -EAGAIN;
+		/* It flushes by itself. */
+		pm->stats.flushes += pmd_present(pmd);
+		pm->stats.huge++;
+		return 0;
 	}
 	if (extent == PMD_SIZE && can_move_tables(pm) &&
 	    IS_ENABLED(CONFIG_HAVE_MOVE_PMD) &&
@@ -1173,17 +1264,22 @@ static void return_ticket(struct unmap_ticket *ticket)
 
 /*
  * Unmap for good. Everything that could fail has been done, but for the store
- * into the tree of VMAs, which may need nodes: it waits for them.
+ * into the tree of VMAs, which may need nodes: it waits for them. Page tables
+ * are freed as far as nothing else is mapped by now.
  */
 static void punch_ticket(struct unmap_ticket *ticket, struct mm_struct *mm)
 {
 	struct vma_munmap_struct *vms = &ticket->vms;
+	struct vm_area_struct *prev, *next;
 
 	if (!vms->vma)
 		return;
 	vma_iter_init(&ticket->vmi, mm, vms->start);
 	WARN_ON_ONCE(vma_iter_clear_gfp(&ticket->vmi, vms->start, vms->end,
 					GFP_KERNEL | __GFP_NOFAIL));
+	next = find_vma_prev(mm, vms->start, &prev);
+	vms->unmap_start = prev ? prev->vm_end : FIRST_USER_ADDRESS;
+	vms->unmap_end = next ? next->vm_start : USER_PGTABLES_CEILING;
 	vms_complete_munmap_vmas(vms, &ticket->mas);
 }
 
@@ -1195,50 +1291,26 @@ static void punch_ticket(struct unmap_ticket *ticket, struct mm_struct *mm)
  * (hugetlb reservations, PAT tracking, charges) is told for this range only.
  * Where it stays, only if it differs from its surroundings afterwards.
  */
-static bool needs_isolation(const struct mremap_op *op)
+static bool needs_isolation(const struct mremap_op *op,
+			    const struct vma_move *mv)
 {
-	if (!op->req->old_len)
+	if (!mv->len)
 		return false;
-	return !keeps_source(op->req) || (op->vm_flags & VM_LOCKED);
+	return !keeps_source(op->req) || (mv->vm_flags & VM_LOCKED);
 }
 
-static int isolate_source(struct mremap_op *op)
+static int isolate_source(struct mremap_op *op, struct vma_move *mv)
 {
 	const struct mremap_request *req = op->req;
 	int err;
 
-	if (!needs_isolation(op))
+	if (!needs_isolation(op, mv))
 		return 0;
-	err = split_at(op, req->addr);
+	err = split_at(op->mm, mv->addr, &op->seams);
 	if (!err)
-		err = split_at(op, req->addr + moved_len(req));
+		err = split_at(op->mm, mv->addr + mv->len, &op->seams);
 	if (!err && shrinkage(req))
-		err = split_at(op, req->addr + req->old_len);
-	return err;
-}
-
-static int unmap_old_destination(struct mremap_op *op)
-{
-	unsigned long end = op->dst_addr + op->req->new_len;
-	int err;
-
-	if (!(op->req->flags & MREMAP_FIXED))
-		return 0;
-
-	err = split_at(op, op->dst_addr);
-	if (!err)
-		err = split_at(op, end);
-	if (err)
-		return err;
-
-	VMA_ITERATOR(vmi, op->mm, op->dst_addr);
-
-	err = do_vmi_munmap(&vmi, op->mm, op->dst_addr, op->req->new_len,
-			    &op->uffd_unmap_dst, /* unlock = */ false);
-	if (err)
-		userfaultfd_unmap_abort(&op->uffd_unmap_dst);
-	else
-		take_over_charge(op);
+		err = split_at(op->mm, req->addr + req->old_len, &op->seams);
 	return err;
 }
 
@@ -1246,38 +1318,136 @@ static int unmap_old_destination(struct mremap_op *op)
  * KSM pages are broken up before they move: rmap finds them by the address that
  * they had when they were scanned. The VMA stays mergeable.
  */
-static int break_ksm(struct mremap_op *op)
+static int break_ksm(struct vma_move *mv)
 {
-	unsigned long ignored_flags = op->vm_flags;
+	unsigned long ignored_flags = mv->vm_flags;
 
-	return ksm_madvise(op->src, op->req->addr,
-			   op->req->addr + moved_len(op->req),
+	return ksm_madvise(mv->src, mv->addr, mv->addr + mv->len,
 			   MADV_UNMERGEABLE, &ignored_flags);
+}
+
+static int take_off_old_destination(struct mremap_op *op, struct vma_move *mv)
+{
+	unsigned long end = mv->dst_addr + mv->dst_len;
+	int err;
+
+	err = split_at(op->mm, mv->dst_addr, &mv->seams);
+	if (!err)
+		err = split_at(op->mm, end, &mv->seams);
+	if (!err)
+		err = take_ticket(&mv->old_dst, op->mm, mv->dst_addr, end,
+				  &op->uffd_unmap_dst);
+	return err;
+}
+
+/* All old destinations, or, if one of them refuses, none. */
+static int unmap_old_destinations(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	if (!(op->req->flags & MREMAP_FIXED))
+		return 0;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = take_off_old_destination(op, mv);
+		if (err)
+			goto put_back;
+	}
+	for (mv = op->moves; mv < end_of_moves(op); mv++)
+		punch_ticket(&mv->old_dst, op->mm);
+	take_over_charge(op);
+	return 0;
+
+put_back:
+	while (mv-- > op->moves)
+		return_ticket(&mv->old_dst);
+	userfaultfd_unmap_abort(&op->uffd_unmap_dst);
+	return err;
 }
 
 static void undo_prepare(struct mremap_op *op)
 {
+	struct vma_move *mv;
+
 	uncharge(op);
-	mend_seams(op);
+	for (mv = end_of_moves(op); mv-- > op->moves;)
+		mend_seams(op->mm, &mv->seams);
+	mend_seams(op->mm, &op->seams);
 }
 
 /* All that can fail before the old destination is unmapped, and that last. */
 static int prepare_move(struct mremap_op *op)
 {
+	struct vma_move *mv;
 	int err;
 
-	err = break_ksm(op);
-	if (err)
-		return err;
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = break_ksm(mv);
+		if (err)
+			return err;
+	}
 	err = charge(op);
 	if (err)
 		return err;
-	err = isolate_source(op);
-	if (!err)
-		err = unmap_old_destination(op);
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = isolate_source(op, mv);
+		if (err)
+			goto undo;
+	}
+	err = unmap_old_destinations(op);
+undo:
 	if (err)
 		undo_prepare(op);
 	return err;
+}
+
+/* Move: the VMAs */
+
+static int copy_source(struct mremap_op *op, struct vma_move *mv)
+{
+	const struct mremap_request *req = op->req;
+	struct vm_area_struct *src = vma_lookup(op->mm, mv->addr);
+
+	/* Another one since it was split. */
+	mv->src = src;
+	vma_start_write(src);
+	mv->dst = copy_vma(src, mv->dst_addr, mv->dst_len,
+			   vma_pgoff_offset(src, mv->addr),
+			   req->addr, req->addr + req->old_len);
+	return mv->dst ? 0 : -ENOMEM;
+}
+
+static int copy_sources(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = copy_source(op, mv);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int tell_driver(struct vm_area_struct *vma)
+{
+	return vma->vm_ops && vma->vm_ops->mremap ? vma->vm_ops->mremap(vma) : 0;
+}
+
+static int tell_drivers(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = tell_driver(mv->dst);
+		if (err)
+			return err;
+		mv->told = true;
+	}
+	return 0;
 }
 
 /* Move: the pages */
@@ -1288,12 +1458,10 @@ static int prepare_move(struct mremap_op *op)
  * tell a lie about neighbours that it was merged with; for these, single entries
  * move. A VMA that is marked already, needs nothing.
  */
-static bool needs_soft_dirty_entries(const struct mremap_op *op)
+static bool needs_soft_dirty_entries(const struct vma_move *mv)
 {
-	struct vm_area_struct *dst = op->dst;
-
-	return vma_soft_dirty_enabled(dst) &&
-	       vma_pages(dst) != op->req->new_len >> PAGE_SHIFT;
+	return vma_soft_dirty_enabled(mv->dst) &&
+	       vma_pages(mv->dst) != mv->dst_len >> PAGE_SHIFT;
 }
 
 static void mark_soft_dirty(struct vm_area_struct *vma)
@@ -1304,46 +1472,41 @@ static void mark_soft_dirty(struct vm_area_struct *vma)
 	vma_set_page_prot(vma);
 }
 
-static int copy_source(struct mremap_op *op)
+static int move_pages_of(struct vma_move *mv)
 {
-	struct vm_area_struct *src = vma_lookup(op->mm, op->req->addr);
-	pgoff_t pgoff = vma_pgoff_offset(src, op->req->addr);
-	bool ignored;
-
-	vma_start_write(src);
-	/*
-	 * The source must not be merged with its copy, as it is unmapped, or
-	 * left behind, on its own. So ask as if it were to be kept.
-	 */
-	op->dst = copy_vma(&src, op->dst_addr, op->req->new_len, pgoff,
-			   &ignored, /* keep_source = */ true);
-	op->src = src;
-	return op->dst ? 0 : -ENOMEM;
+	mv->tables = (struct pagetable_move) {
+		.src = mv->src,
+		.dst = mv->dst,
+		.start = mv->addr,
+		.end = mv->addr + mv->len,
+		.shift = mv->dst_addr - mv->addr,
+		.keep_tables = needs_soft_dirty_entries(mv),
+	};
+	return move_page_tables(&mv->tables);
 }
 
-static int call_vm_ops_mremap(struct mremap_op *op)
+static int move_all_pages(struct mremap_op *op)
 {
-	const struct vm_operations_struct *ops = op->dst->vm_ops;
+	struct vma_move *mv;
+	int err;
 
-	return ops && ops->mremap ? ops->mremap(op->dst) : 0;
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = move_pages_of(mv);
+		if (err)
+			return err;
+	}
+	return 0;
 }
 
-/* Move: the new mapping's place in the books */
+/* Move: the new mappings' place in the books */
 
-static void book_destination(struct mremap_op *op)
+static void book_destination(struct mremap_op *op, const struct vma_move *mv)
 {
-	unsigned long pages = op->req->new_len >> PAGE_SHIFT;
+	unsigned long pages = mv->dst_len >> PAGE_SHIFT;
 
-	vm_stat_account(op->mm, op->vm_flags, pages);
-	if (op->vm_flags & VM_LOCKED)
+	vm_stat_account(op->mm, mv->vm_flags, pages);
+	if (mv->vm_flags & VM_LOCKED)
 		op->mm->locked_vm += pages;
-}
-
-/* A locked mapping's growth is faulted in, but only after mmap_lock is dropped. */
-static void populate_growth(struct mremap_op *op)
-{
-	op->populate_addr = op->result + op->req->old_len;
-	op->populate_len = growth(op->req);
 }
 
 /*
@@ -1362,40 +1525,62 @@ static void disown(struct vm_area_struct *loser)
 /* Move: revert */
 
 /*
- * Enter the copy into the books as the mapping of its own that it is until it
- * is unmapped, and for good if even that fails.
+ * Enter the copies into the books as the mappings of their own that they are
+ * until they are unmapped, and for good if even that fails.
  */
-static void book_copy(struct mremap_op *op)
+static void book_copies(struct mremap_op *op)
 {
-	unsigned long pages = op->req->new_len >> PAGE_SHIFT;
+	unsigned long owned = 0;
+	struct vma_move *mv;
 
-	disown(op->dst);
-	book_destination(op);
-	if (op->vm_flags & VM_ACCOUNT)
-		vm_acct_memory(pages - op->charged);
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		if (!mv->dst)
+			continue;
+		disown(mv->dst);
+		book_destination(op, mv);
+		if (mv->vm_flags & VM_ACCOUNT)
+			owned += mv->dst_len >> PAGE_SHIFT;
+	}
+	vm_acct_memory(owned - op->charged);
 	op->charged = 0;
 }
 
-static void remove_copy(struct mremap_op *op)
+static void remove_copy(struct mremap_op *op, const struct vma_move *mv)
 {
-	VMA_ITERATOR(vmi, op->mm, op->dst_addr);
+	VMA_ITERATOR(vmi, op->mm, mv->dst_addr);
 
-	do_vmi_munmap(&vmi, op->mm, op->dst_addr, op->req->new_len, NULL,
+	do_vmi_munmap(&vmi, op->mm, mv->dst_addr, mv->dst_len, NULL,
 		      /* unlock = */ false);
 }
 
-static void revert_move(struct mremap_op *op, const struct pagetable_move *pm)
+/*
+ * Pages that cannot go back stay mapped where they are rather than be unmapped:
+ * moved against the caller's expectation, but not lost.
+ */
+static void move_all_pages_back(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for (mv = end_of_moves(op); mv-- > op->moves;) {
+		if (mv->told)
+			WARN_ON_ONCE(tell_driver(mv->src));
+		if (WARN_ON_ONCE(move_page_tables_back(&mv->tables)))
+			mv->dst = NULL;
+	}
+}
+
+/* Unmapping one of the copies may split the VMA of another, if they merged. */
+static void revert_move(struct mremap_op *op)
 {
 	unsigned long hiwater_vm = op->mm->hiwater_vm;
-	int err = move_page_tables_back(pm);
+	struct vma_move *mv;
 
-	book_copy(op);
-	/*
-	 * Pages that cannot go back stay mapped where they are rather than be
-	 * unmapped: moved against the caller's expectation, but not lost.
-	 */
-	if (!WARN_ON_ONCE(err))
-		remove_copy(op);
+	book_copies(op);
+	move_all_pages_back(op);
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		if (mv->dst)
+			remove_copy(op, mv);
+	}
 	op->mm->hiwater_vm = hiwater_vm;
 	undo_prepare(op);
 }
@@ -1407,49 +1592,50 @@ static void revert_move(struct mremap_op *op, const struct pagetable_move *pm)
  * any other it is unregistered, and then no entry may stay write-protected.
  * That comes so late because a move that fails has to bring the bits back.
  */
-static void commit_userfaultfd(struct mremap_op *op)
+static void commit_userfaultfd(struct mremap_op *op, struct vma_move *mv)
 {
-	struct vm_area_struct *src = op->src;
-	unsigned long len = moved_len(op->req);
+	struct vm_area_struct *src = mv->src;
 
-	if (len && userfaultfd_wp(src) && vma_has_uffd_without_event_remap(src))
-		uffd_wp_range(op->dst, op->dst_addr, len, /* enable_wp = */ false);
-	mremap_userfaultfd_prep(op->dst, &op->uffd_remap);
+	if (mv->len && userfaultfd_wp(src) && vma_has_uffd_without_event_remap(src))
+		uffd_wp_range(mv->dst, mv->dst_addr, mv->len,
+			      /* enable_wp = */ false);
+	mremap_userfaultfd_prep(mv->dst, &op->uffd_remap);
 }
 
 /*
  * The source stays mapped, with nothing in it. Its lock went with the pages. As
  * nothing is faulted in, it starts anew like a mapping just made.
  */
-static void commit_kept_source(struct mremap_op *op)
+static void commit_kept_source(struct mremap_op *op, struct vma_move *mv)
 {
-	struct vm_area_struct *src = op->src;
-	unsigned long pages = op->req->new_len >> PAGE_SHIFT;
+	struct vm_area_struct *src = mv->src;
+	unsigned long pages = mv->len >> PAGE_SHIFT;
 
 	vm_flags_clear(src, VM_LOCKED_MASK);
-	if (src->vm_start == op->req->addr && vma_pages(src) == pages) {
+	if (src->vm_start == mv->addr && vma_pages(src) == pages) {
 		unlink_anon_vmas(src);
 		/* An anonymous VMA without pages has the offset of its address. */
 		if (vma_is_anonymous(src) && !src->vm_file)
 			src->vm_pgoff = src->vm_start >> PAGE_SHIFT;
 	}
-	vm_stat_account(op->mm, op->vm_flags, pages);
+	vm_stat_account(op->mm, mv->vm_flags, pages);
 }
 
-static void commit_unmapped_source(struct mremap_op *op,
-				   struct unmap_ticket *source,
-				   struct unmap_ticket *tail)
+static void commit_unmapped_sources(struct mremap_op *op,
+				    struct unmap_ticket *source,
+				    struct unmap_ticket *tail)
 {
-	disown(op->src);
+	struct vma_move *mv;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++)
+		disown(mv->src);
 	/* The charge for these pages goes on as the destination's. */
 	source->vms.nr_accounted = 0;
 	punch_ticket(tail, op->mm);
-	/* The tail is gone, so tables below both may go as well. */
-	if (tail->vms.vma)
-		source->vms.unmap_end = tail->vms.unmap_end;
 	punch_ticket(source, op->mm);
 	/* Only now, or total_vm would show both for a moment, and hiwater_vm. */
-	book_destination(op);
+	for (mv = op->moves; mv < end_of_moves(op); mv++)
+		book_destination(op, mv);
 }
 
 /* Take off what goes away: the moved range, and what a shrinking call drops. */
@@ -1470,91 +1656,100 @@ static int take_source_tickets(struct mremap_op *op, struct unmap_ticket *source
 			  &op->uffd_unmap_src);
 	if (err)
 		return_ticket(tail);
-	/* If the copy was merged with the tail, that has split them again. */
-	op->dst = vma_lookup(op->mm, op->dst_addr);
 	return err;
 }
 
-/*
- * Everything that can still fail, with the source still linked. Undoes the
- * move of the pages if it fails.
- */
-static int move_pages_over(struct mremap_op *op, struct unmap_ticket *source,
-			   struct unmap_ticket *tail, bool *moved_table)
+static void sum_up_stats(struct mremap_op *op)
 {
-	const struct mremap_request *req = op->req;
-	struct pagetable_move pm = {
-		.src = op->src,
-		.dst = op->dst,
-		.start = req->addr,
-		.end = req->addr + moved_len(req),
-		.shift = op->dst_addr - req->addr,
-		.keep_tables = needs_soft_dirty_entries(op),
-	};
+	struct move_stats *sum = &op->stats;
+	const struct vma_move *mv;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		const struct move_stats *stats = &mv->tables.stats;
+
+		sum->vmas += !!mv->dst;
+		sum->puds += stats->puds;
+		sum->pmds += stats->pmds;
+		sum->huge += stats->huge;
+		sum->ptes += stats->ptes;
+		sum->flushes += stats->flushes;
+	}
+}
+
+/* Everything that can still fail, with the sources still linked. */
+static int move_pages_over(struct mremap_op *op, struct unmap_ticket *source,
+			   struct unmap_ticket *tail)
+{
 	int err;
 
-	err = move_page_tables(&pm);
+	err = copy_sources(op);
 	if (err)
-		goto revert;
+		return err;
+	err = move_all_pages(op);
+	if (err)
+		return err;
 	err = take_source_tickets(op, source, tail);
 	if (err)
-		goto revert;
-	err = call_vm_ops_mremap(op);
-	if (err)
-		goto return_tickets;
-	*moved_table = pm.moved_table;
-	return 0;
+		goto forget_events;
+	err = tell_drivers(op);
+	if (!err)
+		return 0;
 
-return_tickets:
 	return_ticket(source);
 	return_ticket(tail);
-revert:
+forget_events:
 	userfaultfd_unmap_abort(&op->uffd_unmap_src);
-	revert_move(op, &pm);
 	return err;
+}
+
+/* A locked mapping's growth is faulted in, but only after mmap_lock is dropped. */
+static void populate_growth(struct mremap_op *op)
+{
+	if (!(op->moves->vm_flags & VM_LOCKED))
+		return;
+	op->populate_addr = op->result + op->req->old_len;
+	op->populate_len = growth(op->req);
 }
 
 static void commit_move(struct mremap_op *op, struct unmap_ticket *source,
 			struct unmap_ticket *tail)
 {
-	const struct mremap_request *req = op->req;
+	struct vma_move *mv;
 
-	commit_userfaultfd(op);
-	if (keeps_source(req))
-		commit_kept_source(op);
-	else
-		commit_unmapped_source(op, source, tail);
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		if (mv->tables.moved_table)
+			mark_soft_dirty(mv->dst);
+		commit_userfaultfd(op, mv);
+		if (keeps_source(op->req))
+			commit_kept_source(op, mv);
+	}
+	if (!keeps_source(op->req))
+		commit_unmapped_sources(op, source, tail);
 	op->charged = 0;
-	op->result = op->dst_addr;
-	if (op->vm_flags & VM_LOCKED)
-		populate_growth(op);
+	op->result = op->moves->dst_addr;
+	populate_growth(op);
 }
 
 /*
- * Move the mapping to op->dst_addr. All checks have been made. mmap_lock is held
+ * Move all that op->moves names. All checks have been made. mmap_lock is held
  * for write on entry and exit.
  */
-static int move_vma(struct mremap_op *op)
+static int move_vmas(struct mremap_op *op)
 {
 	struct unmap_ticket source = {}, tail = {};
-	bool moved_table;
 	int err;
 
 	err = prepare_move(op);
 	if (err)
 		return err;
-	err = copy_source(op);
+	err = move_pages_over(op, &source, &tail);
+	sum_up_stats(op);
 	if (err) {
-		undo_prepare(op);
+		revert_move(op);
 		return err;
 	}
-	err = move_pages_over(op, &source, &tail, &moved_table);
-	if (err)
-		return err;
 
 	/* Point of no return */
-	if (moved_table)
-		mark_soft_dirty(op->dst);
 	commit_move(op, &source, &tail);
 	return 0;
 }
@@ -1568,35 +1763,33 @@ static unsigned long map_flags_for(const struct vm_area_struct *vma)
 
 /*
  * Ask for a place for the new mapping. With MAP_FIXED in @map_flags it is
- * @hint, if that is allowed. Sets op->dst_addr.
+ * @hint, if that is allowed. Sets mv->dst_addr.
  */
-static int find_destination(struct mremap_op *op, unsigned long hint,
+static int find_destination(struct vma_move *mv, unsigned long hint,
 			    unsigned long map_flags)
 {
-	struct vm_area_struct *vma = op->src;
+	struct vm_area_struct *vma = mv->src;
 	unsigned long addr;
 
-	addr = get_unmapped_area(vma->vm_file, hint, op->req->new_len,
-				 vma_pgoff_offset(vma, op->req->addr),
+	addr = get_unmapped_area(vma->vm_file, hint, mv->dst_len,
+				 vma_pgoff_offset(vma, mv->addr),
 				 map_flags | map_flags_for(vma));
 	if (IS_ERR_VALUE(addr))
 		return addr;
-	op->dst_addr = map_flags & MAP_FIXED ? hint : addr;
+	mv->dst_addr = map_flags & MAP_FIXED ? hint : addr;
 	return 0;
 }
 
 /* Dispatch: one function for each thing that a call can come down to */
 
-/* May what is mapped at the new place be unmapped? And what will that free? */
-static int check_old_destination(struct mremap_op *op)
+/* May what is mapped at a new place be unmapped? And what will that free? */
+static int check_old_destination(struct mremap_op *op, unsigned long addr,
+				 unsigned long len)
 {
-	const struct mremap_request *req = op->req;
-
-	survey_range(op->mm, req->new_addr, req->new_addr + req->new_len,
-		     &op->dst_old);
+	survey_range(op->mm, addr, addr + len, &op->dst_old);
 	if (op->dst_old.sealed)
 		return -EPERM;
-	return check_cut_out(op->mm, req->new_addr, req->new_len);
+	return check_cut_out(op->mm, addr, len);
 }
 
 /* MREMAP_FIXED or MREMAP_DONTUNMAP: move in any case, perhaps over something. */
@@ -1613,7 +1806,7 @@ static int mremap_to(struct mremap_op *op)
 	if (err)
 		return err;
 	if (fixed) {
-		err = check_old_destination(op);
+		err = check_old_destination(op, req->new_addr, req->new_len);
 		if (err)
 			return err;
 	}
@@ -1623,19 +1816,155 @@ static int mremap_to(struct mremap_op *op)
 	/* A second view in the place of the first: that would leave none. */
 	if (fixed && !req->old_len && req->new_addr == req->addr)
 		return -EFAULT;
-	err = check_resize(op->src, req, &op->dst_old);
+	err = check_resize(op);
 	if (err)
 		return err;
-	if (keeps_source(req) &&
-	    !within_limits(op->mm, op->vm_flags, req->new_len, &op->dst_old))
-		return -ENOMEM;
-	err = find_destination(op, req->new_addr, fixed ? MAP_FIXED : 0);
+	err = find_destination(op->moves, req->new_addr, fixed ? MAP_FIXED : 0);
 	if (err)
 		return err;
 	err = check_cut_out(op->mm, req->addr, moved_len(req));
 	if (err)
 		return err;
-	return move_vma(op);
+	return move_vmas(op);
+}
+
+/*
+ * Several mappings in one call: it moves them all, and the gaps between them,
+ * if they keep their size and are told where to go. A range that ends in a gap
+ * is of this kind, too.
+ */
+static bool is_for_several(const struct vm_area_struct *vma,
+			   const struct mremap_request *req)
+{
+	return (req->flags & MREMAP_FIXED) && req->old_len == req->new_len &&
+	       req->old_len > vma->vm_end - req->addr;
+}
+
+/*
+ * A monitor is told of one move per call. A file that places its mappings
+ * itself might not keep the distances between them; known ones do.
+ */
+static bool can_move_with_others(struct vm_area_struct *vma)
+{
+	struct file *file = vma->vm_file;
+
+	if (userfaultfd_armed(vma))
+		return false;
+	if (!file || !file->f_op->get_unmapped_area)
+		return true;
+	return vma_is_shmem(vma) || is_vm_hugetlb_page(vma) ||
+	       file->f_op->get_unmapped_area == thp_get_unmapped_area;
+}
+
+/* The part of [start, end) that @vma covers, up to whole pages of its kind. */
+static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
+		      const struct mremap_request *req)
+{
+	unsigned long end = min(vma->vm_end, req->addr + req->old_len);
+
+	mv->src = vma;
+	mv->vm_flags = vma->vm_flags;
+	mv->addr = max(vma->vm_start, req->addr);
+	mv->len = end - mv->addr;
+	if (is_vm_hugetlb_page(vma))
+		mv->len = ALIGN(mv->len, huge_page_size(hstate_vma(vma)));
+	mv->dst_addr = req->new_addr + (mv->addr - req->addr);
+	mv->dst_len = mv->len;
+}
+
+static int plan_moves(struct mremap_op *op)
+{
+	VMA_ITERATOR(vmi, op->mm, op->req->addr);
+	unsigned long end = op->req->addr + op->req->old_len;
+	struct vm_area_struct *vma;
+	unsigned long nr = 0;
+
+	for_each_vma_range(vmi, vma, end)
+		nr++;
+	if (nr > 1) {
+		op->moves = kvcalloc(nr, sizeof(*op->moves), GFP_KERNEL_ACCOUNT);
+		if (!op->moves)
+			return -ENOMEM;
+	}
+	op->nr_moves = nr;
+
+	vma_iter_init(&vmi, op->mm, op->req->addr);
+	nr = 0;
+	for_each_vma_range(vmi, vma, end)
+		plan_move(&op->moves[nr++], vma, op->req);
+	return 0;
+}
+
+static int check_planned_move(struct mremap_op *op, struct vma_move *mv)
+{
+	struct vm_area_struct *vma = mv->src;
+	int err;
+
+	if (!can_move_with_others(vma))
+		return -EFAULT;
+	if (!can_modify_vma(vma))
+		return -EPERM;
+	if (is_vm_hugetlb_page(vma) &&
+	    !IS_ALIGNED(mv->addr | mv->dst_addr, huge_page_size(hstate_vma(vma))))
+		return -EINVAL;
+	if (keeps_source(op->req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
+		return -EINVAL;
+	err = check_old_destination(op, mv->dst_addr, mv->dst_len);
+	if (err)
+		return err;
+	err = check_cut_out(op->mm, mv->addr, mv->len);
+	if (err)
+		return err;
+	return find_destination(mv, mv->dst_addr, MAP_FIXED);
+}
+
+/* The sources stay linked until all have moved, so that all can go back. */
+static int check_map_count_for_all(struct mremap_op *op)
+{
+	int wanted = op->nr_moves;
+	struct vma_move *mv;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		wanted += !!vma_around(op->mm, mv->addr);
+		wanted += !!vma_around(op->mm, mv->addr + mv->len);
+		wanted += !!vma_around(op->mm, mv->dst_addr);
+		wanted += !!vma_around(op->mm, mv->dst_addr + mv->dst_len);
+	}
+	return check_map_count(op->mm, wanted);
+}
+
+static int mremap_several(struct mremap_op *op, struct mremap_request *req)
+{
+	struct vma_move *mv;
+	int err;
+
+	err = check_destination(req);
+	if (err)
+		return err;
+	err = plan_moves(op);
+	if (err)
+		return err;
+	/* Rounding to huge pages can have made it longer. */
+	mv = op->moves + op->nr_moves - 1;
+	req->old_len = max(req->old_len, mv->addr + mv->len - req->addr);
+	req->new_len = req->old_len;
+	err = check_destination(req);
+	if (err)
+		return err;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = check_planned_move(op, mv);
+		if (err)
+			return err;
+	}
+	survey_addition(op);
+	err = check_limits(op);
+	if (err)
+		return err;
+	err = check_map_count_for_all(op);
+	if (err)
+		return err;
+	return move_vmas(op);
 }
 
 /*
@@ -1644,10 +1973,8 @@ static int mremap_to(struct mremap_op *op)
  */
 static void expect_seam(struct mremap_op *op, unsigned long addr)
 {
-	struct vm_area_struct *vma = vma_lookup(op->mm, addr);
-
-	if (vma && vma->vm_start != addr)
-		op->seams[op->nr_seams++] = addr;
+	if (vma_around(op->mm, addr))
+		op->seams.at[op->seams.nr++] = addr;
 }
 
 /* Unmap the end. The range may reach over more VMAs than the first. */
@@ -1671,7 +1998,7 @@ static int shrink_in_place(struct mremap_op *op)
 	op->unlocked = !err;
 	if (err) {
 		userfaultfd_unmap_abort(&op->uffd_unmap_src);
-		mend_seams(op);
+		mend_seams(op->mm, &op->seams);
 	}
 	return err;
 }
@@ -1680,7 +2007,7 @@ static int shrink_in_place(struct mremap_op *op)
 static bool can_grow_in_place(const struct mremap_op *op)
 {
 	const struct mremap_request *req = op->req;
-	const struct vm_area_struct *vma = op->src;
+	const struct vm_area_struct *vma = op->moves->src;
 	unsigned long end = vma->vm_end + growth(req);
 	unsigned long addr;
 
@@ -1695,7 +2022,8 @@ static bool can_grow_in_place(const struct mremap_op *op)
 
 static int grow_in_place(struct mremap_op *op)
 {
-	VMA_ITERATOR(vmi, op->mm, op->src->vm_end);
+	VMA_ITERATOR(vmi, op->mm, op->moves->src->vm_end);
+	struct vma_move *mv = op->moves;
 	const struct mremap_request *req = op->req;
 	unsigned long pages = growth(req) >> PAGE_SHIFT;
 	int err;
@@ -1704,19 +2032,16 @@ static int grow_in_place(struct mremap_op *op)
 	if (err)
 		return err;
 	/* Grows the VMA, and joins it with the next one if they meet. */
-	op->dst = vma_merge_extend(&vmi, op->src, growth(req));
-	if (!op->dst) {
+	if (!vma_merge_extend(&vmi, mv->src, growth(req))) {
 		uncharge(op);
 		return -ENOMEM;
 	}
 
 	op->charged = 0;
 	op->result = req->addr;
-	vm_stat_account(op->mm, op->vm_flags, pages);
-	if (op->vm_flags & VM_LOCKED) {
-		op->mm->locked_vm += pages;
-		populate_growth(op);
-	}
+	vm_stat_account(op->mm, mv->vm_flags, pages);
+	op->mm->locked_vm += op->added.locked;
+	populate_growth(op);
 	return 0;
 }
 
@@ -1726,7 +2051,7 @@ static int grow_by_move(struct mremap_op *op)
 
 	if (!(op->req->flags & MREMAP_MAYMOVE))
 		return -ENOMEM;
-	err = find_destination(op, 0, 0);
+	err = find_destination(op->moves, 0, 0);
 	if (err)
 		return err;
 	err = check_map_count(op->mm, MAPS_FOR_MOVE);
@@ -1735,12 +2060,12 @@ static int grow_by_move(struct mremap_op *op)
 	err = check_cut_out(op->mm, op->req->addr, moved_len(op->req));
 	if (err)
 		return err;
-	return move_vma(op);
+	return move_vmas(op);
 }
 
 static int grow(struct mremap_op *op)
 {
-	int err = check_resize(op->src, op->req, &op->dst_old);
+	int err = check_resize(op);
 
 	if (err)
 		return err;
@@ -1750,14 +2075,22 @@ static int grow(struct mremap_op *op)
 /* mmap_lock is held for write; op->unlocked tells whether it still is after. */
 static int mremap_locked(struct mremap_op *op, struct mremap_request *req)
 {
+	struct vm_area_struct *vma = vma_lookup(op->mm, req->addr);
 	int err;
 
-	op->src = vma_lookup(op->mm, req->addr);
-	err = check_source(op->src, req);
+	if (vma && is_for_several(vma, req))
+		return mremap_several(op, req);
+
+	err = check_source(vma, req);
 	if (err)
 		return err;
-	op->vm_flags = op->src->vm_flags;
-
+	op->only = (struct vma_move) {
+		.addr = req->addr,
+		.len = moved_len(req),
+		.dst_len = req->new_len,
+		.src = vma,
+		.vm_flags = vma->vm_flags,
+	};
 	if (is_forced_move(req))
 		return mremap_to(op);
 	if (growth(req))
@@ -1780,27 +2113,12 @@ static void finish_unlocked(struct mremap_op *op)
 	mremap_userfaultfd_complete(&op->uffd_remap, op->req->addr, op->result,
 				    moved_len(op->req));
 	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_src);
+	if (op->moves != &op->only)
+		kvfree(op->moves);
 }
 
-/**
- * do_mremap - resize or move a mapping of the current process
- * @req: the request as the caller made it; lengths are rounded up here
- *
- * Documentation/mm/mremap.rst has what each combination of flags and lengths
- * means, and all errors.
- *
- * Context: process context; takes mmap_lock for write.
- * Return: the address of the mapping, or a negative errno.
- */
-static unsigned long do_mremap(struct mremap_request *req)
+static int run_op(struct mremap_op *op, struct mremap_request *req)
 {
-	struct mremap_op op = {
-		.req = req,
-		.mm = current->mm,
-		.uffd_remap = NULL_VM_UFFD_CTX,
-		.uffd_unmap_dst = LIST_HEAD_INIT(op.uffd_unmap_dst),
-		.uffd_unmap_src = LIST_HEAD_INIT(op.uffd_unmap_src),
-	};
 	int err;
 
 	err = check_request(req);
@@ -1809,12 +2127,40 @@ static unsigned long do_mremap(struct mremap_request *req)
 	req->old_len = PAGE_ALIGN(req->old_len);
 	req->new_len = PAGE_ALIGN(req->new_len);
 
-	if (mmap_write_lock_killable(op.mm))
+	if (mmap_write_lock_killable(op->mm))
 		return -EINTR;
-	err = mremap_locked(&op, req);
-	if (!op.unlocked)
-		mmap_write_unlock(op.mm);
-	finish_unlocked(&op);
+	err = mremap_locked(op, req);
+	if (!op->unlocked)
+		mmap_write_unlock(op->mm);
+	finish_unlocked(op);
+	return err;
+}
+
+/**
+ * do_mremap - resize or move mappings of the current process
+ * @asked: the request as the caller made it
+ *
+ * Documentation/mm/mremap.rst has what each combination of flags and lengths
+ * means, and all errors.
+ *
+ * Context: process context; takes mmap_lock for write.
+ * Return: the address of the mapping, or a negative errno.
+ */
+static unsigned long do_mremap(const struct mremap_request *asked)
+{
+	struct mremap_request req = *asked;
+	struct mremap_op op = {
+		.req = &req,
+		.mm = current->mm,
+		.moves = &op.only,
+		.nr_moves = 1,
+		.uffd_remap = NULL_VM_UFFD_CTX,
+		.uffd_unmap_dst = LIST_HEAD_INIT(op.uffd_unmap_dst),
+		.uffd_unmap_src = LIST_HEAD_INIT(op.uffd_unmap_src),
+	};
+	int err = run_op(&op, &req);
+
+	trace_mremap(asked, err ? 0 : op.result, err, &op.stats);
 	return err ? err : op.result;
 }
 
