@@ -7,12 +7,15 @@
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
 
-suites=(mremap_test mremap_errno mremap_features mremap_accounting mremap_dontunmap)
+suites=(mremap_test mremap_errno mremap_features mremap_multi mremap_merge mremap_uffd mremap_trace
+	mremap_accounting mremap_dontunmap)
+# Not in a guest of ours: the kernel's own kunit.py builds and boots a kernel.
+kunit=1
 
 usage="usage: lab/test.sh [--base] [-f prod|debug] [-s SUITE] [-t TEST] [-- HARNESS_ARG...]
   --base  the unpatched kernel (prod unless told), whose own behaviour the tests then expect;
           MREMAP_EXPECT=patched shows where the two kernels differ
-  -f, -s  only this flavor, only this suite: ${suites[*]}
+  -f, -s  only this flavor, only this suite: ${suites[*]}, or kunit
   -t      only tests of this name; what follows -- goes to the suite"
 
 flavors=(prod debug)
@@ -32,7 +35,7 @@ is_one_of() {
 while (($#)); do
 	case $1 in
 	--base)
-		tree=base expect=${MREMAP_EXPECT:-base}
+		tree=base expect=${MREMAP_EXPECT:-base} kunit=0
 		((flavor_given)) || flavors=(prod)
 		;;
 	-h | --help)
@@ -48,8 +51,9 @@ while (($#)); do
 		(($# > 1)) || die "$1 needs a value"
 		case $1 in
 		-f) is_one_of "$2" prod debug || die "no flavor '$2': prod or debug"
-			flavors=("$2") flavor_given=1 ;;
-		-s) is_one_of "$2" "${suites[@]}" || die "no suite '$2': ${suites[*]}"
+			flavors=("$2") flavor_given=1 kunit=0 ;;
+		-s) is_one_of "$2" "${suites[@]}" kunit || die "no suite '$2': ${suites[*]} kunit"
+			[[ $2 == kunit ]] || kunit=0
 			suites=("$2") ;;
 		-t) arguments+=(-t "$2") ;;
 		esac
@@ -120,6 +124,25 @@ sum_up() {
 		END { printf "%d passed, %d failed, %d skipped\n", sum[1], sum[2], sum[3] }'
 }
 
+run_kunit() {
+	local report=build/test/kunit.report verdict good=1
+
+	lab/kunit.sh x86_64 >"$report" || good=0
+	verdict=$(tail -n 1 "$report")
+	[[ $verdict == kunit*:* ]] || verdict="kunit: 0 passed, 1 failed, 0 skipped"
+	((good)) || sed '$d' "$report" >&2
+	echo "$verdict"
+	echo "${verdict#*: }" >build/test/kunit.verdict
+	((good))
+}
+
+rm -f build/test/*.verdict
+broken=0 running=0
+((!kunit)) || run_kunit || broken=1
+if [[ ${suites[0]} == kunit ]]; then
+	exit "$broken"
+fi
+
 build_suites
 declare -A images
 for flavor in "${flavors[@]}"; do
@@ -129,8 +152,6 @@ done
 
 # A guest keeps one processor busy: as many at a time as there are. The slowest
 # kernel comes last in the list of flavors and first to the guests.
-rm -f build/test/*.verdict
-broken=0 running=0
 for ((i = ${#flavors[@]} - 1; i >= 0; i--)); do
 	for suite in "${suites[@]}"; do
 		if ((running == $(nproc))); then

@@ -7,13 +7,13 @@
  *   check     the request, then the VMAs. Nothing is changed, so that what is
  *             wrong with a call is told before it has done anything. (Only a
  *             driver's own vm_ops->mremap is asked later, when all is ready.)
- *   prepare   what can fail while both mappings are still whole: break KSM
- *             pages, charge, split the source out of its VMA, and the old
- *             destination out of its VMAs. Then unmap the old destination.
- *   move      copy the VMA and move the page tables under it, with the source
- *             still linked; then take the source's VMAs off for unmapping.
+ *   prepare   what can fail while all mappings are still whole: break KSM
+ *             pages, charge, split the sources out of their VMAs, and take the
+ *             old destinations off. Then unmap these, which cannot fail.
+ *   move      copy the VMAs and move the page tables under them, with the
+ *             sources still linked; then take these off for unmapping.
  *   commit    cannot fail. It starts at the point of no return that
- *             move_vma() marks.
+ *             move_vmas() marks.
  *   revert    undoes prepare and move, last step first. Only a destination
  *             that was unmapped for MREMAP_FIXED cannot be brought back.
  *
@@ -23,17 +23,20 @@
  *   check             write      -           -                  -
  *   prepare           write      write       by split and       -
  *                                            unmap helpers
- *   allocate tables   write      write, both -                  as pXd_alloc()
- *   move an entry     write      write, both write, both        both
+ *   plan a window     write      write, both -                  as pXd_alloc()
+ *   move a window     write      write, both write, both        both
  *   commit, revert    write      write, both as move            as move
  *   after the call    -          -           -                  -
  *
  * TLB contract: between the moment an entry leaves its old place and the end
- * of the flush of that place, neither the rmap locks nor the page table locks
- * that cover the entry are dropped, on no path. Whoever would clean, free or
- * migrate the page has to take one of them, so nobody can do that while a CPU
- * still writes through the old translation. GUP-fast takes none of them, but
- * it only reads entries, takes a reference and looks again. hugetlb has its own
+ * of the flush of that place, the rmap locks are not dropped, on no path. Who
+ * would clean, free or migrate the page while a CPU can still write through the
+ * old translation has to take them (reclaim, migration, truncation, collapse),
+ * or mmap_lock (khugepaged, KSM, madvise, the OOM reaper), or the VMA lock
+ * (faults): all of these are held. GUP-fast takes none of them, but it only
+ * reads entries, takes a reference and looks again. So one flush does for a
+ * whole window of entries. Device mappings and the stack of an execve() are
+ * flushed table by table, under the page table locks. hugetlb has its own
  * mover, in mm/hugetlb.c, which takes i_mmap_rwsem alone and flushes at its end.
  *
  * Sizes and addresses are in bytes and page aligned unless a comment says
@@ -90,14 +93,12 @@ struct mremap_request {
  * @data: what counts for RLIMIT_DATA
  * @locked: what counts for RLIMIT_MEMLOCK
  * @charged: what is charged as committed memory
- * @sealed: some of it must not be changed
  */
 struct range_survey {
 	unsigned long total;
 	unsigned long data;
 	unsigned long locked;
 	unsigned long charged;
-	bool sealed;
 };
 
 /*
@@ -143,11 +144,15 @@ struct move_stats {
  * @cursor: old address up to which everything has moved; below @start while
  *          a widened first table is still to come
  * @shift: what added to an old address makes the new one, modulo the word
+ * @wide_start: start of the first table that moves whole, if @start is in it
+ * @wide_end: end of the last one, if @end is in it
+ * @own_start: start of the first table that holds entries of the range alone
+ * @own_end: end of the last one
  * @keep_tables: entries must move one by one, tables stay where they are
  * @in_stack: @src and @dst are one VMA that covers both ranges
+ * @per_table: flush for each table, before its lock is dropped
  * @insist: a move back, which must not fail for want of memory
  * @moved_table: a whole table moved, without its entries being looked at
- * @spare: page table for the destination, allocated before the rmap locks
  * @stats: what has moved
  */
 struct pagetable_move {
@@ -157,11 +162,15 @@ struct pagetable_move {
 	unsigned long end;
 	unsigned long cursor;
 	unsigned long shift;
+	unsigned long wide_start;
+	unsigned long wide_end;
+	unsigned long own_start;
+	unsigned long own_end;
 	bool keep_tables;
 	bool in_stack;
+	bool per_table;
 	bool insist;
 	bool moved_table;
-	pgtable_t spare;
 	struct move_stats stats;
 };
 
@@ -189,8 +198,6 @@ struct unmap_ticket {
  *       the moved range, unless needs_isolation() says that it need not
  * @dst: VMA that covers the new range; NULL until copied
  * @vm_flags: flags of the source when the call came
- * @old_dst: what was mapped at the new place
- * @seams: where VMAs were split to cut that out
  * @tables: the move of the page tables
  * @told: the new mapping's driver was told of it
  */
@@ -203,10 +210,26 @@ struct vma_move {
 	struct vm_area_struct *dst;
 	vm_flags_t vm_flags;
 
-	struct unmap_ticket old_dst;
-	struct seam_list seams;
 	struct pagetable_move tables;
 	bool told;
+};
+
+/**
+ * struct old_range - a range that what was mapped before has to leave
+ * @start: its first byte
+ * @end: the byte behind its last
+ * @occupied: something is mapped there
+ * @ticket: the VMAs there
+ * @seams: where VMAs were split to cut it out
+ *
+ * Neighbouring moves share one.
+ */
+struct old_range {
+	unsigned long start;
+	unsigned long end;
+	bool occupied;
+	struct unmap_ticket ticket;
+	struct seam_list seams;
 };
 
 /**
@@ -217,6 +240,9 @@ struct vma_move {
  *	   first with the VMA at the old address also if nothing has to move
  * @nr_moves: number of these
  * @only: the one, if there is only one
+ * @olds: ranges to clear for MREMAP_FIXED, in the order of the addresses
+ * @nr_olds: number of these; 0 without MREMAP_FIXED
+ * @only_old: the one, if there is only one
  * @dst_old: what was mapped where something is to go
  * @added: what the call adds to the address space
  * @seams: where the source's VMAs were split
@@ -236,8 +262,11 @@ struct mremap_op {
 	struct mm_struct *mm;
 
 	struct vma_move *moves;
+	struct vma_move *only;
 	unsigned long nr_moves;
-	struct vma_move only;
+	struct old_range *olds;
+	struct old_range *only_old;
+	unsigned long nr_olds;
 
 	struct range_survey dst_old;
 	struct range_survey added;
@@ -311,8 +340,9 @@ static int check_request(const struct mremap_request *req)
 }
 
 /*
- * Do the two ranges share a byte? The sums may wrap for an absurd old_len; the
- * source is found not to be mapped that far right after.
+ * Do the two ranges share a byte? The sum may wrap for an absurd old_len; a
+ * single source is found not to be mapped that far right after, and a range of
+ * several was asked for that before.
  */
 static bool ranges_overlap(const struct mremap_request *req)
 {
@@ -362,47 +392,57 @@ static int check_source(struct vm_area_struct *vma, struct mremap_request *req)
 	return 0;
 }
 
-static void survey_range(struct mm_struct *mm, unsigned long start,
-			 unsigned long end, struct range_survey *survey)
+/* Add what @vma has in [start, end). */
+static void survey_vma(struct range_survey *survey, struct vm_area_struct *vma,
+		       unsigned long start, unsigned long end)
 {
-	VMA_ITERATOR(vmi, mm, start);
-	struct vm_area_struct *vma;
+	unsigned long pages = (min(vma->vm_end, end) -
+			       max(vma->vm_start, start)) >> PAGE_SHIFT;
 
-	for_each_vma_range(vmi, vma, end) {
-		unsigned long pages = (min(vma->vm_end, end) -
-				       max(vma->vm_start, start)) >> PAGE_SHIFT;
-
-		survey->total += pages;
-		if (is_data_mapping(vma->vm_flags))
-			survey->data += pages;
-		if (vma->vm_flags & VM_LOCKED)
-			survey->locked += pages;
-		if (vma->vm_flags & VM_ACCOUNT)
-			survey->charged += pages;
-		if (!can_modify_vma(vma))
-			survey->sealed = true;
-	}
+	survey->total += pages;
+	if (is_data_mapping(vma->vm_flags))
+		survey->data += pages;
+	if (vma->vm_flags & VM_LOCKED)
+		survey->locked += pages;
+	if (vma->vm_flags & VM_ACCOUNT)
+		survey->charged += pages;
 }
 
-/* May the VMA be split at @addr, if @addr is inside of one? */
-static int check_may_split(struct mm_struct *mm, unsigned long addr)
+/* May the VMA be split at @addr, if that is inside of it? */
+static int check_may_split(struct vm_area_struct *vma, unsigned long addr)
 {
-	struct vm_area_struct *vma = vma_lookup(mm, addr);
-
-	if (!vma || vma->vm_start == addr)
+	if (addr <= vma->vm_start || addr >= vma->vm_end)
 		return 0;
 	if (!vma->vm_ops || !vma->vm_ops->may_split)
 		return 0;
 	return vma->vm_ops->may_split(vma, addr);
 }
 
-/* May the VMAs at both ends of a range be split there? */
-static int check_cut_out(struct mm_struct *mm, unsigned long start,
-			 unsigned long len)
+/* May [start, end) be cut out of the VMA? */
+static int check_cut_out(struct vm_area_struct *vma, unsigned long start,
+			 unsigned long end)
 {
-	int err = check_may_split(mm, start);
+	int err = check_may_split(vma, start);
 
-	return err ? err : check_may_split(mm, start + len);
+	return err ? err : check_may_split(vma, end);
+}
+
+/* May all that is mapped in [start, end) be unmapped, and what does that free? */
+static int check_unmap(struct mm_struct *mm, unsigned long start,
+		       unsigned long end, struct range_survey *survey)
+{
+	VMA_ITERATOR(vmi, mm, start);
+	struct vm_area_struct *vma;
+	int err = 0;
+
+	for_each_vma_range(vmi, vma, end) {
+		if (!can_modify_vma(vma))
+			return -EPERM;
+		if (!err)
+			err = check_cut_out(vma, start, end);
+		survey_vma(survey, vma, start, end);
+	}
+	return err;
 }
 
 /* May what a shrinking call drops be unmapped? It may be more than one VMA. */
@@ -411,14 +451,13 @@ static int check_shrinkage(struct mm_struct *mm,
 {
 	unsigned long start = req->addr + req->new_len;
 	unsigned long len = shrinkage(req);
-	struct range_survey survey = {};
+	struct range_survey ignored = {};
 
 	if (!len)
 		return 0;
 	if (start < req->addr || start > TASK_SIZE || len > TASK_SIZE - start)
 		return -EINVAL;
-	survey_range(mm, start, start + len, &survey);
-	return survey.sealed ? -EPERM : check_cut_out(mm, start, len);
+	return check_unmap(mm, start, start + len, &ignored);
 }
 
 /* What the call adds to the address space. Lengths are whole pages by now. */
@@ -428,9 +467,11 @@ static void survey_addition(struct mremap_op *op)
 	unsigned long pages = growth(req) >> PAGE_SHIFT;
 	vm_flags_t vm_flags = op->moves->vm_flags;
 	struct range_survey *added = &op->added;
+	struct vma_move *mv;
 
 	if (keeps_source(req)) {
-		survey_range(op->mm, req->addr, req->addr + req->old_len, added);
+		for (mv = op->moves; mv < end_of_moves(op); mv++)
+			survey_vma(added, mv->src, mv->addr, mv->addr + mv->len);
 		/* The lock goes along with the pages. */
 		added->locked = 0;
 		return;
@@ -634,25 +675,36 @@ static unsigned long new_addr_of(const struct pagetable_move *pm)
 	return pm->cursor + pm->shift;
 }
 
-/*
- * Bytes from the cursor to the next boundary of @size at the old or the new
- * place, or to the end. It is @size if and only if one whole entry of that
- * size can move.
- */
-static unsigned long get_extent(const struct pagetable_move *pm,
-				unsigned long size)
+/* Are the old and the new place at the same offset in their tables? */
+static bool is_congruent(const struct pagetable_move *pm)
 {
-	unsigned long old_room = size - (pm->cursor & (size - 1));
-	unsigned long new_room = size - (new_addr_of(pm) & (size - 1));
-
-	return min3(old_room, new_room, pm->end - pm->cursor);
+	return !(pm->shift & ~PMD_MASK);
 }
 
 /*
- * May the table that holds @addr move although only its upper part, from @addr
- * on, belongs to the range? Only if nothing is mapped in the part below. The
- * stack's VMA covers both ranges by then, so there the part below may be its
- * own.
+ * Bytes from @addr to the next boundary of @size at the old or the new place, or
+ * to the end of what is walked. It is @size if and only if one whole entry of
+ * that size can move.
+ */
+static unsigned long get_extent_at(const struct pagetable_move *pm,
+				   unsigned long addr, unsigned long size)
+{
+	unsigned long old_room = size - (addr & (size - 1));
+	unsigned long new_room = size - ((addr + pm->shift) & (size - 1));
+
+	return min3(old_room, new_room, max(pm->end, pm->wide_end) - addr);
+}
+
+static unsigned long get_extent(const struct pagetable_move *pm,
+				unsigned long size)
+{
+	return get_extent_at(pm, pm->cursor, size);
+}
+
+/*
+ * Does the table that holds @addr, where the range starts, hold nothing else
+ * below? Only if nothing is mapped there. The stack's VMA covers both ranges, so
+ * there the part below may be its own.
  */
 static bool can_align_down(struct vm_area_struct *vma, unsigned long addr,
 			   bool in_stack)
@@ -666,22 +718,91 @@ static bool can_align_down(struct vm_area_struct *vma, unsigned long addr,
 	return !find_vma_intersection(vma->vm_mm, aligned, vma->vm_start);
 }
 
-/*
- * Widen the range downwards to a table boundary, so that the first table moves
- * whole. Whatever lies in between is unmapped and has no entries.
- */
-static void realign_head(struct pagetable_move *pm)
+/* The same above @end, where the range ends. */
+static bool can_align_up(struct vm_area_struct *vma, unsigned long end)
 {
-	unsigned long head = pm->cursor & ~PMD_MASK;
+	unsigned long aligned = ALIGN(end, PMD_SIZE);
 
-	if (!head || pm->keep_tables || (pm->shift & ~PMD_MASK))
-		return;
-	if (pm->end - pm->cursor < PMD_SIZE - head)
-		return;
-	if (!can_align_down(pm->src, pm->cursor, pm->in_stack) ||
-	    !can_align_down(pm->dst, new_addr_of(pm), pm->in_stack))
-		return;
-	pm->cursor -= head;
+	return vma->vm_end == end &&
+	       !find_vma_intersection(vma->vm_mm, end, aligned);
+}
+
+/*
+ * The new mapping may go on above @end, with what it grew by. That is as good as
+ * unmapped: nothing is there, and nobody can fault it in. If it was merged with
+ * a neighbour there may be entries, but then there is a table for them already,
+ * and a table moves only to where there is none.
+ */
+static bool can_align_up_new(struct vm_area_struct *vma, unsigned long end)
+{
+	unsigned long aligned = ALIGN(end, PMD_SIZE);
+
+	return aligned <= vma->vm_end ||
+	       !find_vma_intersection(vma->vm_mm, vma->vm_end, aligned);
+}
+
+#ifndef arch_supports_page_table_move
+#define arch_supports_page_table_move arch_supports_page_table_move
+static inline bool arch_supports_page_table_move(void)
+{
+	return IS_ENABLED(CONFIG_HAVE_MOVE_PMD) ||
+	       IS_ENABLED(CONFIG_HAVE_MOVE_PUD);
+}
+#endif
+
+static bool can_move_tables(const struct pagetable_move *pm)
+{
+	return !pm->keep_tables && arch_supports_page_table_move();
+}
+
+static bool can_move_pte_tables(const struct pagetable_move *pm)
+{
+	return IS_ENABLED(CONFIG_HAVE_MOVE_PMD) && can_move_tables(pm) &&
+	       is_congruent(pm);
+}
+
+/*
+ * For fewer entries it does not pay to look who else is in their table, nor to
+ * take it out of the tree, which takes a flush of more than a few pages.
+ */
+#define SMALL_MOVE	(64 * PAGE_SIZE)
+
+/*
+ * Find the tables at both ends that hold entries of the range and no others,
+ * although the range does not fill them. Where that is so at the new place as
+ * well, the walk is widened to them, so that they move whole. A move back has
+ * the width that it had forwards.
+ */
+static void widen_to_tables(struct pagetable_move *pm)
+{
+	bool is_small = pm->end - pm->start < SMALL_MOVE;
+	unsigned long head = is_small ? 0 : pm->start & ~PMD_MASK;
+	unsigned long tail = is_small ? 0 : -pm->end & ~PMD_MASK;
+	bool may_widen = can_move_pte_tables(pm) && !pm->insist &&
+			 pm->end - pm->start >= PMD_SIZE - head;
+
+	/* The last table of the address space: its end would be 0. */
+	if (pm->end + tail < pm->end || pm->end + pm->shift + tail < tail)
+		tail = 0;
+
+	if (!pm->insist) {
+		pm->wide_start = pm->start;
+		pm->wide_end = pm->end;
+	}
+	pm->own_start = pm->start;
+	pm->own_end = pm->end;
+
+	if (head && can_align_down(pm->src, pm->start, pm->in_stack)) {
+		pm->own_start -= head;
+		if (may_widen && can_align_down(pm->dst, pm->start + pm->shift,
+						pm->in_stack))
+			pm->wide_start -= head;
+	}
+	if (tail && !pm->in_stack && can_align_up(pm->src, pm->end)) {
+		pm->own_end += tail;
+		if (may_widen && can_align_up_new(pm->dst, pm->end + pm->shift))
+			pm->wide_end += tail;
+	}
 }
 
 /* Page tables: making entries */
@@ -694,9 +815,9 @@ static pud_t *alloc_new_pud(struct mm_struct *mm, unsigned long addr)
 }
 
 /* Is this entry something other than a table: a huge page, or one in migration? */
-static bool is_huge_pmd_entry(pmd_t pmd)
+static __always_inline bool is_huge_pmd_entry(pmd_t pmd)
 {
-	return is_swap_pmd(pmd) || pmd_trans_huge(pmd) || pmd_devmap(pmd);
+	return pmd_trans_huge(pmd) || pmd_devmap(pmd) || is_swap_pmd(pmd);
 }
 
 /* Page tables: locks */
@@ -742,43 +863,151 @@ static void assert_rmap_locked(const struct vm_area_struct *vma)
 		lockdep_assert_held_write(&vma->anon_vma->root->rwsem);
 }
 
-/*
- * The order of two locks of one class does not matter: whoever takes two holds
- * mmap_lock for write.
- */
-static void lock_second(spinlock_t *first, spinlock_t *second)
-	__acquires(second)
+/* Is somebody waiting, for a processor or for the rmap locks? */
+static bool should_yield(const struct vm_area_struct *vma)
 {
-	if (second != first)
-		spin_lock_nested(second, SINGLE_DEPTH_NESTING);
-	else
-		__acquire(second);
+	struct address_space *mapping = mapping_of(vma);
+
+	return need_resched() ||
+	       (mapping && rwsem_is_contended(&mapping->i_mmap_rwsem)) ||
+	       (vma->anon_vma && rwsem_is_contended(&vma->anon_vma->root->rwsem));
 }
 
-static void unlock_second(spinlock_t *first, spinlock_t *second)
-	__releases(second)
+/*
+ * Two locks of one class, in the order of their addresses: UFFDIO_MOVE takes two
+ * in that order, and needs no more than the locks of its own VMAs, which may
+ * share tables with the ones that move.
+ */
+static void lock_both(spinlock_t *one, spinlock_t *other)
 {
-	if (second != first)
-		spin_unlock(second);
-	else
-		__release(second);
+	spin_lock(min(one, other));
+	if (one != other)
+		spin_lock_nested(max(one, other), SINGLE_DEPTH_NESTING);
+}
+
+static void unlock_both(spinlock_t *one, spinlock_t *other)
+{
+	if (one != other)
+		spin_unlock(max(one, other));
+	spin_unlock(min(one, other));
+}
+
+/* Page tables: windows */
+
+/*
+ * What is done under one round of the rmap locks, with one TLB flush: up to so
+ * many page tables whose entries move one by one. Together with the end of a
+ * table of PMDs, where every window ends, and with should_yield() that bounds
+ * how long others wait for the locks.
+ */
+#define WINDOW_TABLES	32
+
+/**
+ * struct move_window - a stretch of a move, done under one round of locks
+ * @old_pud: entry for the table of PMDs that holds it at the old place
+ * @new_pud: the same at the new place
+ * @start: old address of the first byte
+ * @end: old address behind the last byte
+ * @tables: page tables whose entries were moved one by one
+ * @flush_start: where the TLB may hold what has moved
+ * @flush_end: where that ends; not above @flush_start if there is nothing
+ * @spares: page tables for the new place, allocated before the locks are taken;
+ *	    those that are left go on to the next window
+ * @nr_spares: number of these
+ * @detached: entries of the page tables that are out of the tree for the moment,
+ *	      the first for the table that holds @start
+ * @nr_detached: number of these that are not empty
+ */
+struct move_window {
+	pud_t *old_pud;
+	pud_t *new_pud;
+	unsigned long start;
+	unsigned long end;
+	unsigned int tables;
+
+	unsigned long flush_start;
+	unsigned long flush_end;
+
+	pgtable_t spares[WINDOW_TABLES + 1];
+	unsigned int nr_spares;
+
+	pmd_t detached[WINDOW_TABLES];
+	unsigned int nr_detached;
+};
+
+/* The arrays have nothing in them as long as the numbers say so. */
+static void init_window(struct move_window *win)
+{
+	win->flush_start = 0;
+	win->flush_end = 0;
+	win->nr_spares = 0;
+	win->nr_detached = 0;
+}
+
+static pmd_t *old_pmd_at(const struct move_window *win, unsigned long addr)
+{
+	return pmd_offset(win->old_pud, addr);
+}
+
+static pmd_t *new_pmd_at(const struct pagetable_move *pm,
+			 const struct move_window *win, unsigned long addr)
+{
+	return pmd_offset(win->new_pud, addr + pm->shift);
+}
+
+static void note_flush(struct move_window *win, unsigned long start,
+		       unsigned long size)
+{
+	if (win->flush_start >= win->flush_end)
+		win->flush_start = start;
+	win->flush_start = min(win->flush_start, start);
+	win->flush_end = max(win->flush_end, start + size);
+}
+
+/*
+ * Only flush_tlb_range() will do: it also drops what a CPU remembers of tables
+ * that were taken away.
+ */
+static void flush_window(struct pagetable_move *pm, struct move_window *win)
+{
+	if (win->flush_start >= win->flush_end)
+		return;
+	flush_tlb_range(pm->src, win->flush_start, win->flush_end);
+	win->flush_start = 0;
+	win->flush_end = 0;
+	pm->stats.flushes++;
+}
+
+/*
+ * For a page table lock that is about to be dropped. What maps no ordinary
+ * memory may be unmapped by drivers under locks of their own, and the stack's
+ * two ranges may overlap: there each table has its own flush, under its lock.
+ */
+static void flush_if_special(struct pagetable_move *pm, struct move_window *win)
+{
+	if (pm->per_table)
+		flush_window(pm, win);
+}
+
+/* Make sure of a page table at @new_pmd. It takes a spare one, if any is left. */
+static bool install_table(struct mm_struct *mm, struct move_window *win,
+			  pmd_t *new_pmd)
+{
+	pgtable_t *spare;
+
+	if (!pmd_none(pmdp_get_lockless(new_pmd)))
+		return true;
+	if (!win->nr_spares)
+		return false;
+	spare = &win->spares[win->nr_spares - 1];
+	pmd_install(mm, new_pmd, spare);
+	/* Somebody else's fault may have been quicker; then it is still there. */
+	if (!*spare)
+		win->nr_spares--;
+	return true;
 }
 
 /* Page tables: movers, one for each kind of entry; all under the rmap locks */
-
-#ifndef arch_supports_page_table_move
-#define arch_supports_page_table_move arch_supports_page_table_move
-static inline bool arch_supports_page_table_move(void)
-{
-	return IS_ENABLED(CONFIG_HAVE_MOVE_PMD) ||
-	       IS_ENABLED(CONFIG_HAVE_MOVE_PUD);
-}
-#endif
-
-static bool can_move_tables(const struct pagetable_move *pm)
-{
-	return !pm->keep_tables && arch_supports_page_table_move();
-}
 
 /* A moved page counts as changed: its address is new to whoever tracks it. */
 static pte_t move_soft_dirty_pte(pte_t pte)
@@ -791,7 +1020,8 @@ static pte_t move_soft_dirty_pte(pte_t pte)
 
 /*
  * Move @nr entries, none or not, from @old_pte to @new_pte. Both page table
- * locks are held. Returns whether a translation may be left in a TLB.
+ * locks are held. Returns whether a translation may be left in a TLB. Where the
+ * architecture maps several pages as one, they move together.
  */
 static bool move_pte_entries(struct pagetable_move *pm, pte_t *old_pte,
 			     pte_t *new_pte, unsigned long nr)
@@ -799,120 +1029,171 @@ static bool move_pte_entries(struct pagetable_move *pm, pte_t *old_pte,
 	struct mm_struct *mm = pm->src->vm_mm;
 	unsigned long old_addr = pm->cursor;
 	unsigned long new_addr = new_addr_of(pm);
+	unsigned long i, batch, moved = 0;
 	bool was_present = false;
 	pte_t pte;
 
-	for (; nr--; old_pte++, new_pte++,
-	     old_addr += PAGE_SIZE, new_addr += PAGE_SIZE) {
-		if (pte_none(ptep_get(old_pte)))
+	for (i = 0; i < nr; i += batch) {
+		batch = 1;
+		pte = ptep_get(old_pte + i);
+		if (pte_none(pte))
 			continue;
-		pte = ptep_get_and_clear(mm, old_addr, old_pte);
-		was_present |= pte_present(pte);
-		pte = move_pte(pte, old_addr, new_addr);
-		set_pte_at(mm, new_addr, new_pte, move_soft_dirty_pte(pte));
-		pm->stats.ptes++;
+		if (pte_present(pte)) {
+			batch = min(pte_batch_hint(old_pte + i, pte), nr - i);
+			was_present = true;
+		}
+		pte = get_and_clear_full_ptes(mm, old_addr + i * PAGE_SIZE,
+					      old_pte + i, batch, 0);
+		pte = move_pte(pte, old_addr + i * PAGE_SIZE,
+			       new_addr + i * PAGE_SIZE);
+		set_ptes(mm, new_addr + i * PAGE_SIZE, new_pte + i,
+			 move_soft_dirty_pte(pte), batch);
+		moved += batch;
 	}
+	pm->stats.ptes += moved;
 	return was_present;
+}
+
+/* Is the table of which @pmd was read still there? */
+static bool is_same_table(pmd_t *pmdp, pmd_t pmd)
+{
+	return pmd_same(pmd, pmdp_get_lockless(pmdp));
 }
 
 /*
  * Move the entries of [cursor, cursor + extent) into the table at @new_pmd.
  * Returns -EAGAIN if one of the entries is not, or no longer, a table.
  */
-static int move_ptes(struct pagetable_move *pm, pmd_t *old_pmd, pmd_t *new_pmd,
-		     unsigned long extent)
+static int move_ptes(struct pagetable_move *pm, struct move_window *win,
+		     pmd_t *old_pmd, pmd_t *new_pmd, unsigned long extent)
 {
 	struct mm_struct *mm = pm->src->vm_mm;
+	pmd_t old_table, new_table;
 	spinlock_t *old_ptl, *new_ptl;
 	pte_t *old_pte, *new_pte;
-	bool was_present;
+	int err = -EAGAIN;
 
-	old_pte = pte_offset_map_lock(mm, old_pmd, pm->cursor, &old_ptl);
+	if (!install_table(mm, win, new_pmd))
+		return -EAGAIN;
+	win->tables++;
+	old_table = pmdp_get_lockless(old_pmd);
+	new_table = pmdp_get_lockless(new_pmd);
+	old_pte = pte_offset_map_nolock(mm, old_pmd, pm->cursor, &old_ptl);
 	if (!old_pte)
 		return -EAGAIN;
 	new_pte = pte_offset_map_nolock(mm, new_pmd, new_addr_of(pm), &new_ptl);
-	if (!new_pte) {
-		pte_unmap_unlock(old_pte, old_ptl);
-		return -EAGAIN;
-	}
-	lock_second(old_ptl, new_ptl);
+	if (!new_pte)
+		goto unmap_old;
 
-	/* Reclaim may owe a flush for entries that are swap entries by now. */
-	flush_tlb_batched_pending(mm);
-	arch_enter_lazy_mmu_mode();
-	was_present = move_pte_entries(pm, old_pte, new_pte,
-				       extent >> PAGE_SHIFT);
-	arch_leave_lazy_mmu_mode();
-	if (was_present) {
-		flush_tlb_range(pm->src, pm->cursor, pm->cursor + extent);
-		pm->stats.flushes++;
+	lock_both(old_ptl, new_ptl);
+	if (is_same_table(old_pmd, old_table) && is_same_table(new_pmd, new_table)) {
+		arch_enter_lazy_mmu_mode();
+		if (move_pte_entries(pm, old_pte, new_pte, extent >> PAGE_SHIFT))
+			note_flush(win, pm->cursor, extent);
+		arch_leave_lazy_mmu_mode();
+		flush_if_special(pm, win);
+		err = 0;
 	}
-
-	unlock_second(old_ptl, new_ptl);
+	unlock_both(old_ptl, new_ptl);
 	pte_unmap(new_pte);
-	pte_unmap_unlock(old_pte, old_ptl);
-	return 0;
+unmap_old:
+	pte_unmap(old_pte);
+	return err;
+}
+
+/* The page table of @old_pmd becomes that of @new_pmd. Under both PMD locks. */
+static void move_normal_pmd(struct mm_struct *mm, pmd_t *old_pmd, pmd_t *new_pmd)
+{
+	pgtable_t table = pmd_pgtable(pmdp_get(old_pmd));
+
+	pmd_clear(old_pmd);
+	pmd_populate(mm, new_pmd, table);
+}
+
+static __always_inline bool is_pte_table(pmd_t pmd)
+{
+	return pmd_present(pmd) && !pmd_leaf(pmd);
 }
 
 /*
- * Hang the whole PTE table at @old_pmd in at @new_pmd. Fails, with nothing
- * changed, if the old entry is no table or the new one is taken.
+ * Move PMD entries as long as they can move whole, under one round of the locks
+ * of the two tables, and the cursor with them. Returns whether there was one.
  */
-static bool move_normal_pmd(struct pagetable_move *pm, pmd_t *old_pmd,
-			    pmd_t *new_pmd)
+static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 {
 	struct mm_struct *mm = pm->src->vm_mm;
-	spinlock_t *old_ptl = pmd_lock(mm, old_pmd);
+	pmd_t *old_pmd = old_pmd_at(win, pm->cursor);
+	pmd_t *new_pmd = new_pmd_at(pm, win, pm->cursor);
+	unsigned long nr = win->nr_detached ? 1 : (win->end - pm->cursor) >> PMD_SHIFT;
+	unsigned long i, tables = 0, huge = 0;
+	bool tables_move = can_move_pte_tables(pm);
+	spinlock_t *old_ptl = pmd_lockptr(mm, old_pmd);
 	spinlock_t *new_ptl = pmd_lockptr(mm, new_pmd);
-	bool moved = false;
-	pmd_t pmd;
 
-	lock_second(old_ptl, new_ptl);
-	pmd = pmdp_get(old_pmd);
-	if (pmd_present(pmd) && !pmd_leaf(pmd) && pmd_none(pmdp_get(new_pmd))) {
-		pmd_clear(old_pmd);
-		pmd_populate(mm, new_pmd, pmd_pgtable(pmd));
-		flush_tlb_range(pm->src, pm->cursor, pm->cursor + PMD_SIZE);
-		pm->stats.flushes++;
-		pm->stats.pmds++;
-		pm->moved_table = true;
-		moved = true;
+	lock_both(old_ptl, new_ptl);
+	for (i = 0; i < nr; i++) {
+		pmd_t pmd = pmdp_get(old_pmd + i);
+
+		if (pmd_none(pmd))
+			continue;
+		if (!pmd_none(pmdp_get(new_pmd + i)))
+			break;
+		if (is_pte_table(pmd) && tables_move) {
+			move_normal_pmd(mm, old_pmd + i, new_pmd + i);
+			tables++;
+		} else if (is_huge_pmd_entry(pmd)) {
+			move_huge_pmd(pm->src, pm->cursor + i * PMD_SIZE,
+				      new_addr_of(pm) + i * PMD_SIZE,
+				      old_pmd + i, new_pmd + i, old_ptl, new_ptl);
+			huge++;
+		} else {
+			break;
+		}
 	}
-	unlock_second(old_ptl, new_ptl);
-	spin_unlock(old_ptl);
-	return moved;
+	if (tables || huge)
+		note_flush(win, pm->cursor, i * PMD_SIZE);
+	flush_if_special(pm, win);
+	unlock_both(old_ptl, new_ptl);
+
+	pm->cursor += i * PMD_SIZE;
+	pm->moved_table |= tables;
+	pm->stats.pmds += tables;
+	pm->stats.huge += huge;
+	return i;
 }
 
-/* The same for a PMD table. */
+/*
+ * The same for a table of PMDs, one level up. Fails, with nothing changed, if
+ * the old entry is no table or the new one is taken.
+ */
 #if CONFIG_PGTABLE_LEVELS > 2
-static bool move_normal_pud(struct pagetable_move *pm, pud_t *old_pud,
-			    pud_t *new_pud)
+static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
+			    pud_t *old_pud, pud_t *new_pud)
 {
 	struct mm_struct *mm = pm->src->vm_mm;
-	spinlock_t *old_ptl = pud_lock(mm, old_pud);
+	spinlock_t *old_ptl = pud_lockptr(mm, old_pud);
 	spinlock_t *new_ptl = pud_lockptr(mm, new_pud);
 	bool moved = false;
 	pud_t pud;
 
 	assert_rmap_locked(pm->src);
-	lock_second(old_ptl, new_ptl);
+	lock_both(old_ptl, new_ptl);
 	pud = pudp_get(old_pud);
 	if (pud_present(pud) && !pud_leaf(pud) && pud_none(*new_pud)) {
 		pud_clear(old_pud);
 		pud_populate(mm, new_pud, pud_pgtable(pud));
-		flush_tlb_range(pm->src, pm->cursor, pm->cursor + PUD_SIZE);
-		pm->stats.flushes++;
-		pm->stats.puds++;
+		note_flush(win, pm->cursor, PUD_SIZE);
+		flush_if_special(pm, win);
 		pm->moved_table = true;
+		pm->stats.puds++;
 		moved = true;
 	}
-	unlock_second(old_ptl, new_ptl);
-	spin_unlock(old_ptl);
+	unlock_both(old_ptl, new_ptl);
 	return moved;
 }
 #else
-static bool move_normal_pud(struct pagetable_move *pm, pud_t *old_pud,
-			    pud_t *new_pud)
+static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
+			    pud_t *old_pud, pud_t *new_pud)
 {
 	return false;
 }
@@ -921,16 +1202,16 @@ static bool move_normal_pud(struct pagetable_move *pm, pud_t *old_pud,
 /* The same for a PUD that maps memory itself. It has no soft-dirty bit. */
 #if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
 	defined(CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD)
-static bool move_huge_pud(struct pagetable_move *pm, pud_t *old_pud,
-			  pud_t *new_pud)
+static bool move_huge_pud(struct pagetable_move *pm, struct move_window *win,
+			  pud_t *old_pud, pud_t *new_pud)
 {
 	struct mm_struct *mm = pm->src->vm_mm;
-	spinlock_t *old_ptl = pud_lock(mm, old_pud);
+	spinlock_t *old_ptl = pud_lockptr(mm, old_pud);
 	spinlock_t *new_ptl = pud_lockptr(mm, new_pud);
 	bool moved = false;
 
 	assert_rmap_locked(pm->src);
-	lock_second(old_ptl, new_ptl);
+	lock_both(old_ptl, new_ptl);
 	if ((pud_trans_huge(*old_pud) || pud_devmap(*old_pud)) &&
 	    pud_none(*new_pud)) {
 		pud_t pud = pudp_huge_get_and_clear(mm, pm->cursor, old_pud);
@@ -941,125 +1222,497 @@ static bool move_huge_pud(struct pagetable_move *pm, pud_t *old_pud,
 		pm->stats.huge++;
 		moved = true;
 	}
-	unlock_second(old_ptl, new_ptl);
-	spin_unlock(old_ptl);
+	unlock_both(old_ptl, new_ptl);
 	return moved;
 }
 #else
-static bool move_huge_pud(struct pagetable_move *pm, pud_t *old_pud,
-			  pud_t *new_pud)
+static bool move_huge_pud(struct pagetable_move *pm, struct move_window *win,
+			  pud_t *old_pud, pud_t *new_pud)
 {
 	return false;
 }
 #endif
 
+/* Page tables: taking tables out of the tree while their entries move */
+
+/*
+ * With a page table out of the tree and the TLBs flushed, no CPU finds its
+ * entries any more, nor sets their accessed and dirty bits. So they can be read
+ * and cleared by plain loads and stores, several times faster than by atomic
+ * exchange. Nobody else looks into the table either: rmap walks wait for the
+ * rmap locks, everything else that would walk to it for mmap_lock or the VMA
+ * lock. GUP-fast may still be in it, with the old address or, later, the new
+ * one. Before it keeps a page it looks again whether the PMD and the PTE are as
+ * it had found them, and at the old address there is no table by then.
+ *
+ * At an offset that is not congruent the entries of one table go to two: those of
+ * its lower part to one at the new place, those of its upper part to the next
+ * one. For the latter the table itself is used, if there is none yet: the upper
+ * part moves down to where it belongs, and the table to the new place. So few
+ * tables are allocated, and few are left behind to be freed. A move back does the
+ * same with the tables of the new place. What it could not do that with stays at
+ * the old place, empty; so a move back needs no memory.
+ */
+#ifndef arch_can_detach_page_tables
+static inline bool arch_can_detach_page_tables(void)
+{
+	return false;
+}
+#endif
+
+/*
+ * Write an entry that nobody else writes; look at one. Architectures that do not
+ * opt in only have to compile this.
+ */
+#ifndef arch_set_moved_pte
+#define arch_set_moved_pte(ptep, pte)	WRITE_ONCE(*(ptep), pte)
+#define arch_moved_pte_present(pte)	pte_present(pte)
+#endif
+
+static bool can_detach_tables(const struct pagetable_move *pm)
+{
+	return arch_can_detach_page_tables() && !pm->per_table &&
+	       !can_move_pte_tables(pm);
+}
+
+static pmd_t *detached_at(struct move_window *win, unsigned long addr)
+{
+	return &win->detached[(addr >> PMD_SHIFT) - (win->start >> PMD_SHIFT)];
+}
+
+static bool is_detached(struct move_window *win, unsigned long addr)
+{
+	return win->nr_detached && !pmd_none(*detached_at(win, addr));
+}
+
+/* Is the page table at @addr one with entries of the range and no others? */
+static bool is_own_table(const struct pagetable_move *pm, unsigned long addr)
+{
+	addr &= PMD_MASK;
+	return addr >= pm->own_start && addr + PMD_SIZE <= pm->own_end;
+}
+
+static void detach_table(struct pagetable_move *pm, struct move_window *win,
+			 unsigned long addr, spinlock_t *pmd_ptl)
+{
+	pmd_t *old_pmd = old_pmd_at(win, addr);
+	spinlock_t *ptl = pte_lockptr(pm->src->vm_mm, old_pmd);
+
+	if (ptl != pmd_ptl)
+		spin_lock_nested(ptl, SINGLE_DEPTH_NESTING);
+	*detached_at(win, addr) = pmdp_get(old_pmd);
+	pmd_clear(old_pmd);
+	if (ptl != pmd_ptl)
+		spin_unlock(ptl);
+	win->nr_detached++;
+	note_flush(win, addr, PMD_SIZE);
+}
+
+static void detach_tables(struct pagetable_move *pm, struct move_window *win)
+{
+	struct mm_struct *mm = pm->src->vm_mm;
+	unsigned long addr;
+	spinlock_t *ptl = NULL;
+
+	if (!can_detach_tables(pm))
+		return;
+
+	memset(win->detached, 0, sizeof(win->detached));
+	ptl = pmd_lock(mm, old_pmd_at(win, win->start));
+	for (addr = win->start & PMD_MASK; addr < win->end; addr += PMD_SIZE) {
+		if (is_own_table(pm, addr) &&
+		    is_pte_table(pmdp_get(old_pmd_at(win, addr))))
+			detach_table(pm, win, addr, ptl);
+	}
+	spin_unlock(ptl);
+	flush_window(pm, win);
+}
+
+/* Put the detached table of @addr to @pmd, whose lock is held. */
+static void attach_table(struct mm_struct *mm, struct move_window *win,
+			 unsigned long addr, pmd_t *pmd)
+{
+	pmd_t *table = detached_at(win, addr);
+
+	VM_WARN_ON_ONCE(!pmd_none(pmdp_get(pmd)));
+	/* Who finds the table must see what was written into it. */
+	smp_wmb();
+	pmd_populate(mm, pmd, pmd_pgtable(*table));
+	*table = __pmd(0);
+	win->nr_detached--;
+}
+
+/* What no table at the new place was made of. */
+static void reattach_tables(struct pagetable_move *pm, struct move_window *win)
+{
+	struct mm_struct *mm = pm->src->vm_mm;
+	unsigned long addr = win->start;
+	spinlock_t *ptl = NULL;
+
+	if (!win->nr_detached)
+		return;
+	ptl = pmd_lock(mm, old_pmd_at(win, addr));
+	for (; win->nr_detached; addr += PMD_SIZE) {
+		if (is_detached(win, addr))
+			attach_table(mm, win, addr, old_pmd_at(win, addr));
+	}
+	spin_unlock(ptl);
+}
+
+/* Returns how many were empty: none or one. Most are of pages that are there. */
+static __always_inline unsigned long move_detached_entry(pte_t *old_pte,
+							 pte_t *new_pte,
+							 pte_t none)
+{
+	pte_t pte = ptep_get(old_pte);
+
+	if (likely(arch_moved_pte_present(pte))) {
+		arch_set_moved_pte(old_pte, none);
+		arch_set_moved_pte(new_pte, pte_mksoft_dirty(pte));
+		return 0;
+	}
+	if (pte_none(pte))
+		return 1;
+	arch_set_moved_pte(old_pte, none);
+	arch_set_moved_pte(new_pte, pte_swp_mksoft_dirty(pte));
+	return 0;
+}
+
+/*
+ * Move @nr entries out of a detached table, upwards from the first one: @new_pte
+ * may be below @old_pte in the same table. The checks of CONFIG_PAGE_TABLE_CHECK
+ * count how often a page is mapped, not where, so nothing changes for them.
+ * Returns how many entries were not empty.
+ */
+static unsigned long move_detached_entries(pte_t *old_pte, pte_t *new_pte,
+					   unsigned long nr)
+{
+	const pte_t none = __pte(0);
+	unsigned long empty = 0, left;
+
+	for (left = nr; left >= 4; left -= 4, old_pte += 4, new_pte += 4) {
+		empty += move_detached_entry(old_pte, new_pte, none);
+		empty += move_detached_entry(old_pte + 1, new_pte + 1, none);
+		empty += move_detached_entry(old_pte + 2, new_pte + 2, none);
+		empty += move_detached_entry(old_pte + 3, new_pte + 3, none);
+	}
+	for (; left; left--)
+		empty += move_detached_entry(old_pte++, new_pte++, none);
+	return nr - empty;
+}
+
+/* [addr, addr + len) of the detached table into the one that is at its new place. */
+static int move_detached_ptes(struct pagetable_move *pm, struct move_window *win,
+			      unsigned long addr, unsigned long len)
+{
+	struct mm_struct *mm = pm->src->vm_mm;
+	pte_t *old_pte = pte_offset_kernel(detached_at(win, addr), addr);
+	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
+	spinlock_t *new_ptl = NULL;
+	pte_t *new_pte;
+
+	if (!install_table(mm, win, new_pmd))
+		return -EAGAIN;
+	new_pte = pte_offset_map_lock(mm, new_pmd, addr + pm->shift, &new_ptl);
+	if (!new_pte)
+		return -EAGAIN;
+	pm->stats.ptes += move_detached_entries(old_pte, new_pte,
+						len >> PAGE_SHIFT);
+	pte_unmap_unlock(new_pte, new_ptl);
+	return 0;
+}
+
+/*
+ * Would a move back find a table for the old place of the one at @addr? The table
+ * that its lower part goes to takes that place then. That one must hold nothing
+ * else, so the range has to fill it.
+ */
+static bool can_do_without_table(const struct pagetable_move *pm,
+				 unsigned long addr)
+{
+	unsigned long old_start = addr & PMD_MASK;
+	unsigned long new_start = (old_start + pm->shift) & PMD_MASK;
+
+	return old_start >= pm->start && new_start >= pm->start + pm->shift &&
+	       new_start + PMD_SIZE <= pm->end + pm->shift;
+}
+
+/*
+ * May the table at @addr become the one at the new place of [addr, addr + len)?
+ * Then these must be its last entries, and must not move up in it.
+ */
+static bool may_reuse_table(const struct pagetable_move *pm, unsigned long addr,
+			    unsigned long len)
+{
+	unsigned long end = addr + len;
+
+	return can_detach_tables(pm) && is_own_table(pm, addr) &&
+	       pte_index(addr + pm->shift) <= pte_index(addr) &&
+	       (IS_ALIGNED(end, PMD_SIZE) || end == pm->end) &&
+	       (pm->insist || can_do_without_table(pm, addr));
+}
+
+/* Fails, with nothing changed, if there is a table at the new place. */
+static bool reuse_detached_table(struct pagetable_move *pm,
+				 struct move_window *win, unsigned long addr,
+				 unsigned long len)
+{
+	struct mm_struct *mm = pm->src->vm_mm;
+	pmd_t *table = detached_at(win, addr);
+	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
+	spinlock_t *ptl = pmd_lock(mm, new_pmd);
+	bool is_free = pmd_none(pmdp_get(new_pmd));
+
+	if (is_free) {
+		pte_t *old_pte = pte_offset_kernel(table, addr);
+		pte_t *new_pte = pte_offset_kernel(table, addr + pm->shift);
+
+		pm->stats.ptes += move_detached_entries(old_pte, new_pte,
+							len >> PAGE_SHIFT);
+		attach_table(mm, win, addr, new_pmd);
+	}
+	spin_unlock(ptl);
+	return is_free;
+}
+
+static int move_detached(struct pagetable_move *pm, struct move_window *win,
+			 unsigned long addr, unsigned long len)
+{
+	if (may_reuse_table(pm, addr, len) &&
+	    reuse_detached_table(pm, win, addr, len))
+		return 0;
+	return move_detached_ptes(pm, win, addr, len);
+}
+
 /* Page tables: the walk */
 
 /*
- * A request for one page fails only for a dying task or by fault injection. A
- * move back must get through both.
+ * A move back needs a table only in place of an empty one that was retracted
+ * meanwhile, but then it must have it.
  */
 #define INSIST_TRIES 1000
 
-static int preload_table(struct pagetable_move *pm)
+static int preload_table(struct pagetable_move *pm, struct move_window *win)
 {
 	unsigned int tries = pm->insist ? INSIST_TRIES : 1;
+	pgtable_t table = NULL;
 
-	while (!pm->spare && tries--) {
-		pm->spare = pte_alloc_one(pm->dst->vm_mm);
+	while (!table && tries--) {
+		table = pte_alloc_one(pm->dst->vm_mm);
 		cond_resched();
 	}
-	return pm->spare ? 0 : -ENOMEM;
+	if (!table)
+		return -ENOMEM;
+	win->spares[win->nr_spares++] = table;
+	return 0;
 }
 
-static void drop_spare_table(struct pagetable_move *pm)
+static void drop_spare_tables(struct pagetable_move *pm, struct move_window *win)
 {
-	if (pm->spare)
-		pte_free(pm->dst->vm_mm, pm->spare);
-	pm->spare = NULL;
+	while (win->nr_spares)
+		pte_free(pm->dst->vm_mm, win->spares[--win->nr_spares]);
+}
+
+/**
+ * struct window_plan - what has been planned of a window
+ * @tables: page tables of it whose entries move one by one
+ * @last_old: the last of these
+ * @needed: page tables that have to be made at the new place
+ * @last_new: the last entry that one was needed for
+ */
+struct window_plan {
+	unsigned int tables;
+	pmd_t *last_old;
+	unsigned int needed;
+	pmd_t *last_new;
+};
+
+/* As far as can be seen without locks: does this move as one entry? */
+static bool moves_whole(const struct pagetable_move *pm,
+			const struct move_window *win, unsigned long addr,
+			unsigned long extent)
+{
+	pmd_t pmd = pmdp_get_lockless(old_pmd_at(win, addr));
+
+	if (extent != PMD_SIZE ||
+	    !pmd_none(pmdp_get_lockless(new_pmd_at(pm, win, addr))))
+		return false;
+	return is_pte_table(pmd) ? can_move_pte_tables(pm) :
+				   is_huge_pmd_entry(pmd);
 }
 
 /*
  * What a PMD entry's move needs and cannot do under the rmap locks, because
  * reclaim takes them: split a huge page of which only a part moves, and
- * allocate the table that single entries go to. It acts on a look without
- * locks; move_pmd_locked() looks again.
+ * allocate the table that single entries go to. None may be installed yet: it
+ * would be in the way of a table that moves whole. What is seen here without
+ * locks is looked at again under them.
  */
-static int prepare_pmd(struct pagetable_move *pm, pmd_t *old_pmd,
-		       pmd_t *new_pmd, unsigned long extent)
+static int plan_extent(struct pagetable_move *pm, struct move_window *win,
+		       struct window_plan *plan, unsigned long addr,
+		       unsigned long extent)
 {
-	bool whole = extent == PMD_SIZE && pmd_none(pmdp_get_lockless(new_pmd));
-	pmd_t pmd = pmdp_get_lockless(old_pmd);
+	pmd_t *old_pmd = old_pmd_at(win, addr);
+	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
 
-	if (is_huge_pmd_entry(pmd)) {
-		if (whole)
-			return 0;
-		split_huge_pmd(pm->src, old_pmd, pm->cursor);
-	} else if (whole && can_move_tables(pm)) {
+	if (pmd_none(pmdp_get_lockless(old_pmd)) ||
+	    moves_whole(pm, win, addr, extent))
 		return 0;
-	}
-	return pmd_none(pmdp_get_lockless(new_pmd)) ? preload_table(pm) : 0;
+	if (is_huge_pmd_entry(pmdp_get_lockless(old_pmd)))
+		split_huge_pmd(pm->src, old_pmd, addr);
+
+	plan->tables += old_pmd != plan->last_old;
+	plan->last_old = old_pmd;
+	if (new_pmd == plan->last_new || !pmd_none(pmdp_get_lockless(new_pmd)))
+		return 0;
+	plan->last_new = new_pmd;
+	if (may_reuse_table(pm, addr, extent))
+		return 0;
+	plan->needed++;
+	return plan->needed > win->nr_spares ? preload_table(pm, win) : 0;
 }
 
 /*
- * With the rmap locks held, mmap_lock and the VMA locks keep everybody else
- * from changing what kind of entry there is, so what is read here stays true.
+ * How far may a window reach that starts at the cursor? Where single entries
+ * move, it has so many tables at most; win->detached has room for these.
  */
-static int move_pmd_locked(struct pagetable_move *pm, pmd_t *old_pmd,
-			   pmd_t *new_pmd, unsigned long extent)
+static unsigned long window_limit(const struct pagetable_move *pm,
+				  unsigned long room_end)
 {
-	pmd_t pmd = pmdp_get_lockless(old_pmd);
+	unsigned long tables_end = (pm->cursor & PMD_MASK) +
+				   WINDOW_TABLES * PMD_SIZE;
 
-	assert_rmap_locked(pm->src);
-	if (pmd_none(pmd))
-		return 0;
-	if (is_huge_pmd_entry(pmd)) {
-		if (extent != PMD_SIZE ||
-		    !move_huge_pmd(pm->src, pm->cursor, new_addr_of(pm),
-				   old_pmd, new_pmd))
-			return -EAGAIN;
-		/* It flushes by itself. */
-		pm->stats.flushes += pmd_present(pmd);
-		pm->stats.huge++;
-		return 0;
-	}
-	if (extent == PMD_SIZE && can_move_tables(pm) &&
-	    IS_ENABLED(CONFIG_HAVE_MOVE_PMD) &&
-	    move_normal_pmd(pm, old_pmd, new_pmd))
-		return 0;
-
-	if (pmd_none(pmdp_get_lockless(new_pmd))) {
-		if (!pm->spare)
-			return -EAGAIN;
-		pmd_install(pm->dst->vm_mm, new_pmd, &pm->spare);
-	}
-	return move_ptes(pm, old_pmd, new_pmd, extent);
+	if (pm->per_table)
+		return pm->cursor + get_extent(pm, PMD_SIZE);
+	return can_move_pte_tables(pm) ? room_end : min(room_end, tables_end);
 }
 
 /*
- * An entry may change from the look in prepare_pmd() to that in
- * move_pmd_locked(), but only from huge to a table, or to none; and the new
- * table, empty until now, may be retracted once. So this ends long before:
+ * Where tables move whole there is nothing to plan, as far as that goes. It ends
+ * at the first entry that needs something, and the next window begins there.
+ * If memory runs out, the window ends before that, unless it has no beginning.
  */
-#define PMD_TRIES 8
-
-static int move_pmd(struct pagetable_move *pm, pmd_t *old_pmd, pmd_t *new_pmd,
-		    unsigned long extent)
+static int plan_window(struct pagetable_move *pm, struct move_window *win,
+		       unsigned long room_end)
 {
-	unsigned int tries = PMD_TRIES;
+	unsigned long limit = window_limit(pm, room_end);
+	struct window_plan plan = {};
+	unsigned long extent;
 	int err;
 
-	do {
-		if (pmd_none(pmdp_get_lockless(old_pmd)))
+	win->start = pm->cursor;
+	win->end = pm->cursor;
+	win->tables = 0;
+	while (win->end < limit && plan.tables < WINDOW_TABLES) {
+		extent = get_extent_at(pm, win->end, PMD_SIZE);
+		if (can_move_pte_tables(pm) &&
+		    moves_whole(pm, win, win->end, extent)) {
+			if (win->end == win->start)
+				win->end = limit;
 			return 0;
-		err = prepare_pmd(pm, old_pmd, new_pmd, extent);
+		}
+		err = plan_extent(pm, win, &plan, win->end, extent);
+		if (err)
+			return win->end > win->start ? 0 : err;
+		win->end += extent;
+	}
+	return 0;
+}
+
+/*
+ * Move what is at the cursor, and the cursor past it. With the rmap locks held,
+ * mmap_lock and the VMA locks keep everybody else from changing what kind of
+ * entry the old one is. A neighbour's fault may still fill the new slot, which is
+ * looked at under its lock. -EAGAIN: not as planned.
+ */
+static int move_at_cursor(struct pagetable_move *pm, struct move_window *win)
+{
+	unsigned long extent = get_extent(pm, PMD_SIZE);
+	unsigned long next = pm->cursor + extent;
+	pmd_t *old_pmd = old_pmd_at(win, pm->cursor);
+	int err = 0;
+
+	assert_rmap_locked(pm->src);
+	if (extent == PMD_SIZE && !is_detached(win, pm->cursor) &&
+	    move_pmds(pm, win))
+		return 0;
+
+	/* Single entries: no others than those of the range. */
+	pm->cursor = max(pm->cursor, pm->start);
+	extent = min(next, pm->end) - pm->cursor;
+	if (is_detached(win, pm->cursor))
+		err = move_detached(pm, win, pm->cursor, extent);
+	else if (!pmd_none(pmdp_get_lockless(old_pmd)))
+		err = move_ptes(pm, win, old_pmd,
+				new_pmd_at(pm, win, pm->cursor), extent);
+	if (!err)
+		pm->cursor = next;
+	return err;
+}
+
+/* What was detached is moved first: that takes less than detaching it again. */
+static bool is_window_done(const struct pagetable_move *pm,
+			   const struct move_window *win)
+{
+	return pm->cursor >= win->end || win->tables >= WINDOW_TABLES ||
+	       (!win->nr_detached && should_yield(pm->src));
+}
+
+/*
+ * One round of the rmap locks. However it ends, what has moved is flushed, and
+ * what was detached is back, before they are dropped.
+ */
+static int move_window(struct pagetable_move *pm, struct move_window *win)
+{
+	int err;
+
+	take_rmap_locks(pm->src);
+	/* Reclaim may owe a flush for entries that are swap entries by now. */
+	flush_tlb_batched_pending(pm->src->vm_mm);
+	detach_tables(pm, win);
+	do {
+		err = move_at_cursor(pm, win);
+	} while (!err && !is_window_done(pm, win));
+	reattach_tables(pm, win);
+	flush_window(pm, win);
+	drop_rmap_locks(pm->src);
+	return err;
+}
+
+/*
+ * Between plan_window() and move_window() an entry of the range may change, but
+ * only from huge to a table, or to none. In a table that is shared, neighbours'
+ * faults and retractions may come in between. All of that is rare, so this ends
+ * long before:
+ */
+#define WINDOW_TRIES 8
+
+/* Move on in the two tables of PMDs, by up to @extent bytes. */
+static int move_next_window(struct pagetable_move *pm, struct move_window *win,
+			    unsigned long extent)
+{
+	unsigned long room_end = pm->cursor + extent;
+	unsigned int tries = WINDOW_TRIES;
+	unsigned long start;
+	int err;
+
+	while (pm->cursor < room_end &&
+	       pmd_none(pmdp_get_lockless(old_pmd_at(win, pm->cursor))))
+		pm->cursor += get_extent(pm, PMD_SIZE);
+	if (pm->cursor == room_end)
+		return 0;
+	if (!pmd_alloc(pm->dst->vm_mm, win->new_pud, new_addr_of(pm)))
+		return -ENOMEM;
+
+	start = pm->cursor;
+	do {
+		err = plan_window(pm, win, room_end);
 		if (err)
 			return err;
-		take_rmap_locks(pm->src);
-		err = move_pmd_locked(pm, old_pmd, new_pmd, extent);
-		drop_rmap_locks(pm->src);
-	} while (err == -EAGAIN && --tries);
-	return err;
+		err = move_window(pm, win);
+	} while (err == -EAGAIN && pm->cursor == start && --tries);
+	/* What got on will be tried again from there. */
+	return err == -EAGAIN && tries ? 0 : err;
 }
 
 /*
@@ -1067,64 +1720,58 @@ static int move_pmd(struct pagetable_move *pm, pmd_t *old_pmd, pmd_t *new_pmd,
  * such mappings are of files or devices, which fault it in again. What can be
  * neither moved nor dropped is refused.
  */
-static int move_leaf_pud(struct pagetable_move *pm, pud_t *old_pud,
-			 pud_t *new_pud, unsigned long extent)
+static int move_leaf_pud(struct pagetable_move *pm, struct move_window *win,
+			 unsigned long extent)
 {
 	bool moved = false;
 
 	if (extent == PUD_SIZE) {
 		take_rmap_locks(pm->src);
-		moved = move_huge_pud(pm, old_pud, new_pud);
+		moved = move_huge_pud(pm, win, win->old_pud, win->new_pud);
 		drop_rmap_locks(pm->src);
 	}
 	if (!moved)
-		split_huge_pud(pm->src, old_pud, pm->cursor);
-	return pud_leaf(pudp_get(old_pud)) ? -EINVAL : 0;
+		split_huge_pud(pm->src, win->old_pud, pm->cursor);
+	return pud_leaf(pudp_get(win->old_pud)) ? -EINVAL : 0;
 }
 
-static bool move_pud_table(struct pagetable_move *pm, pud_t *old_pud,
-			   pud_t *new_pud)
+static bool move_pud_table(struct pagetable_move *pm, struct move_window *win)
 {
 	bool moved;
 
 	take_rmap_locks(pm->src);
-	moved = move_normal_pud(pm, old_pud, new_pud);
+	moved = move_normal_pud(pm, win, win->old_pud, win->new_pud);
+	flush_window(pm, win);
 	drop_rmap_locks(pm->src);
 	return moved;
 }
 
-/* Move the largest thing that moves at the cursor, and the cursor past it. */
-static int move_one_extent(struct pagetable_move *pm)
+/* Move what there is under the PUD at the cursor, or the first part of it. */
+static int move_next(struct pagetable_move *pm, struct move_window *win)
 {
 	struct mm_struct *mm = pm->src->vm_mm;
 	unsigned long extent = get_extent(pm, PUD_SIZE);
-	pud_t *old_pud = get_old_pud(mm, pm->cursor);
-	pmd_t *old_pmd, *new_pmd;
-	pud_t *new_pud;
 	int err = 0;
+	pud_t pud;
 
-	if (!old_pud)
+	win->old_pud = get_old_pud(mm, pm->cursor);
+	if (!win->old_pud)
 		goto advance;
-	new_pud = alloc_new_pud(mm, new_addr_of(pm));
-	if (!new_pud)
+	win->new_pud = alloc_new_pud(mm, new_addr_of(pm));
+	if (!win->new_pud)
 		return -ENOMEM;
 
-	if (pud_leaf(pudp_get(old_pud))) {
-		err = move_leaf_pud(pm, old_pud, new_pud, extent);
+	/* A leaf may be gone by now, with the device; a table stays one. */
+	pud = pudp_get(win->old_pud);
+	if (pud_none(pud))
+		goto advance;
+	if (pud_leaf(pud)) {
+		err = move_leaf_pud(pm, win, extent);
 		goto advance;
 	}
-	if (IS_ENABLED(CONFIG_HAVE_MOVE_PUD) && extent == PUD_SIZE &&
-	    can_move_tables(pm) && move_pud_table(pm, old_pud, new_pud))
-		goto advance;
-
-	extent = get_extent(pm, PMD_SIZE);
-	old_pmd = pmd_offset(old_pud, pm->cursor);
-	if (pmd_none(pmdp_get_lockless(old_pmd)))
-		goto advance;
-	new_pmd = pmd_alloc(mm, new_pud, new_addr_of(pm));
-	if (!new_pmd)
-		return -ENOMEM;
-	err = move_pmd(pm, old_pmd, new_pmd, extent);
+	if (!IS_ENABLED(CONFIG_HAVE_MOVE_PUD) || extent != PUD_SIZE ||
+	    !can_move_tables(pm) || !move_pud_table(pm, win))
+		return move_next_window(pm, win, extent);
 advance:
 	if (!err)
 		pm->cursor += extent;
@@ -1159,6 +1806,7 @@ static int move_hugetlb(struct pagetable_move *pm)
 static int move_page_tables(struct pagetable_move *pm)
 {
 	struct mmu_notifier_range range;
+	struct move_window win;
 	int err = 0;
 
 	mmap_assert_write_locked(pm->src->vm_mm);
@@ -1168,35 +1816,42 @@ static int move_page_tables(struct pagetable_move *pm)
 	if (is_vm_hugetlb_page(pm->src))
 		return move_hugetlb(pm);
 
-	realign_head(pm);
-	flush_cache_range(pm->src, pm->cursor, pm->end);
+	pm->per_table = pm->in_stack || (pm->src->vm_flags & VM_SPECIAL);
+	init_window(&win);
+	widen_to_tables(pm);
+	pm->cursor = pm->wide_start;
+	flush_cache_range(pm->src, pm->wide_start, pm->wide_end);
 	mmu_notifier_range_init(&range, MMU_NOTIFY_UNMAP, 0, pm->src->vm_mm,
-				pm->cursor, pm->end);
+				pm->wide_start, pm->wide_end);
 	mmu_notifier_invalidate_range_start(&range);
-	while (!err && pm->cursor < pm->end) {
+	while (!err && pm->cursor < pm->wide_end) {
 		cond_resched();
-		err = move_one_extent(pm);
+		err = move_next(pm, &win);
 	}
 	mmu_notifier_invalidate_range_end(&range);
-	drop_spare_table(pm);
+	drop_spare_tables(pm, &win);
+	pm->cursor = min(pm->cursor, pm->end);
 	/* A table that kept changing under us: as good as no memory for it. */
 	return err == -EAGAIN ? -ENOMEM : err;
 }
 
 /*
  * Undo a move that failed. The extents are the same ones, so what moved as a
- * whole finds its old slot empty, and what moved by entries finds its old table.
- * Only a file's empty table can have been retracted in between: then a new one
- * is needed, and insisted on.
+ * whole finds its old slot empty, and what moved by entries finds its old table,
+ * or brings one along. Only a file's empty table can have been retracted in
+ * between: then a new one is needed, and insisted on.
  */
 static int move_page_tables_back(const struct pagetable_move *pm)
 {
+	bool all = pm->cursor == pm->end;
 	struct pagetable_move back = {
 		.src = pm->dst,
 		.dst = pm->src,
 		.start = pm->start + pm->shift,
 		.end = pm->cursor + pm->shift,
 		.shift = -pm->shift,
+		.wide_start = pm->wide_start + pm->shift,
+		.wide_end = (all ? pm->wide_end : pm->cursor) + pm->shift,
 		.keep_tables = pm->keep_tables,
 		.insist = true,
 	};
@@ -1235,6 +1890,12 @@ int move_stack_page_tables(struct vm_area_struct *vma, unsigned long old_start,
 
 /* Move: what unmaps the source */
 
+/* One that stands for nothing. */
+static void void_ticket(struct unmap_ticket *ticket)
+{
+	ticket->vms.vma = NULL;
+}
+
 /*
  * Take the VMAs of [start, end) off for unmapping. The range must start and end
  * at VMA boundaries. It can be undone until punch_ticket().
@@ -1245,8 +1906,11 @@ static int take_ticket(struct unmap_ticket *ticket, struct mm_struct *mm,
 {
 	struct vm_area_struct *vma;
 
+	void_ticket(ticket);
+	if (start == end)
+		return 0;
 	vma_iter_init(&ticket->vmi, mm, start);
-	vma = start < end ? vma_find(&ticket->vmi, end) : NULL;
+	vma = vma_find(&ticket->vmi, end);
 	init_vma_munmap(&ticket->vms, &ticket->vmi, vma, start, end, uf,
 			/* unlock = */ false);
 	mt_init_flags(&ticket->detached,
@@ -1264,23 +1928,35 @@ static void return_ticket(struct unmap_ticket *ticket)
 
 /*
  * Unmap for good. Everything that could fail has been done, but for the store
- * into the tree of VMAs, which may need nodes: it waits for them. Page tables
- * are freed as far as nothing else is mapped by now.
+ * into the tree of VMAs, which may need nodes: it waits for them.
  */
 static void punch_ticket(struct unmap_ticket *ticket, struct mm_struct *mm)
 {
 	struct vma_munmap_struct *vms = &ticket->vms;
-	struct vm_area_struct *prev, *next;
 
 	if (!vms->vma)
 		return;
 	vma_iter_init(&ticket->vmi, mm, vms->start);
 	WARN_ON_ONCE(vma_iter_clear_gfp(&ticket->vmi, vms->start, vms->end,
 					GFP_KERNEL | __GFP_NOFAIL));
-	next = find_vma_prev(mm, vms->start, &prev);
+	vms_complete_munmap_vmas(vms, &ticket->mas);
+}
+
+/*
+ * Page tables are freed as far as there were no neighbours when the ticket was
+ * taken. If one of them is gone since, by another ticket, there may be more.
+ */
+static void renew_ticket(struct unmap_ticket *ticket, struct mm_struct *mm)
+{
+	struct vma_munmap_struct *vms = &ticket->vms;
+	struct vm_area_struct *prev, *next;
+
+	if (!vms->vma)
+		return;
+	find_vma_prev(mm, vms->start, &prev);
+	next = find_vma(mm, vms->end);
 	vms->unmap_start = prev ? prev->vm_end : FIRST_USER_ADDRESS;
 	vms->unmap_end = next ? next->vm_start : USER_PGTABLES_CEILING;
-	vms_complete_munmap_vmas(vms, &ticket->mas);
 }
 
 /* Move: prepare */
@@ -1302,13 +1978,15 @@ static bool needs_isolation(const struct mremap_op *op,
 static int isolate_source(struct mremap_op *op, struct vma_move *mv)
 {
 	const struct mremap_request *req = op->req;
-	int err;
+	unsigned long end = mv->addr + mv->len;
+	int err = 0;
 
 	if (!needs_isolation(op, mv))
 		return 0;
-	err = split_at(op->mm, mv->addr, &op->seams);
-	if (!err)
-		err = split_at(op->mm, mv->addr + mv->len, &op->seams);
+	if (mv->src->vm_start != mv->addr)
+		err = split_at(op->mm, mv->addr, &op->seams);
+	if (!err && mv->src->vm_end != end)
+		err = split_at(op->mm, end, &op->seams);
 	if (!err && shrinkage(req))
 		err = split_at(op->mm, req->addr + req->old_len, &op->seams);
 	return err;
@@ -1326,16 +2004,15 @@ static int break_ksm(struct vma_move *mv)
 			   MADV_UNMERGEABLE, &ignored_flags);
 }
 
-static int take_off_old_destination(struct mremap_op *op, struct vma_move *mv)
+static int take_off_old_range(struct mremap_op *op, struct old_range *old)
 {
-	unsigned long end = mv->dst_addr + mv->dst_len;
 	int err;
 
-	err = split_at(op->mm, mv->dst_addr, &mv->seams);
+	err = split_at(op->mm, old->start, &old->seams);
 	if (!err)
-		err = split_at(op->mm, end, &mv->seams);
+		err = split_at(op->mm, old->end, &old->seams);
 	if (!err)
-		err = take_ticket(&mv->old_dst, op->mm, mv->dst_addr, end,
+		err = take_ticket(&old->ticket, op->mm, old->start, old->end,
 				  &op->uffd_unmap_dst);
 	return err;
 }
@@ -1343,36 +2020,37 @@ static int take_off_old_destination(struct mremap_op *op, struct vma_move *mv)
 /* All old destinations, or, if one of them refuses, none. */
 static int unmap_old_destinations(struct mremap_op *op)
 {
-	struct vma_move *mv;
+	struct old_range *end = op->olds + op->nr_olds;
+	struct old_range *old;
 	int err;
 
-	if (!(op->req->flags & MREMAP_FIXED))
-		return 0;
-
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		err = take_off_old_destination(op, mv);
+	for (old = op->olds; old < end; old++) {
+		err = old->occupied ? take_off_old_range(op, old) : 0;
 		if (err)
 			goto put_back;
 	}
-	for (mv = op->moves; mv < end_of_moves(op); mv++)
-		punch_ticket(&mv->old_dst, op->mm);
+	for (old = op->olds; old < end; old++) {
+		if (op->nr_olds > 1)
+			renew_ticket(&old->ticket, op->mm);
+		punch_ticket(&old->ticket, op->mm);
+	}
 	take_over_charge(op);
 	return 0;
 
 put_back:
-	while (mv-- > op->moves)
-		return_ticket(&mv->old_dst);
+	while (old-- > op->olds)
+		return_ticket(&old->ticket);
 	userfaultfd_unmap_abort(&op->uffd_unmap_dst);
 	return err;
 }
 
 static void undo_prepare(struct mremap_op *op)
 {
-	struct vma_move *mv;
+	struct old_range *old;
 
 	uncharge(op);
-	for (mv = end_of_moves(op); mv-- > op->moves;)
-		mend_seams(op->mm, &mv->seams);
+	for (old = op->olds + op->nr_olds; old-- > op->olds;)
+		mend_seams(op->mm, &old->seams);
 	mend_seams(op->mm, &op->seams);
 }
 
@@ -1382,16 +2060,13 @@ static int prepare_move(struct mremap_op *op)
 	struct vma_move *mv;
 	int err;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		err = break_ksm(mv);
-		if (err)
-			return err;
-	}
 	err = charge(op);
 	if (err)
 		return err;
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		err = isolate_source(op, mv);
+		err = break_ksm(mv);
+		if (!err)
+			err = isolate_source(op, mv);
 		if (err)
 			goto undo;
 	}
@@ -1407,10 +2082,13 @@ undo:
 static int copy_source(struct mremap_op *op, struct vma_move *mv)
 {
 	const struct mremap_request *req = op->req;
-	struct vm_area_struct *src = vma_lookup(op->mm, mv->addr);
+	struct vm_area_struct *src = mv->src;
 
-	/* Another one since it was split. */
-	mv->src = src;
+	/* Another one, if it was split, or cut by an old destination. */
+	if (op->seams.nr || op->dst_old.total) {
+		src = vma_lookup(op->mm, mv->addr);
+		mv->src = src;
+	}
 	vma_start_write(src);
 	mv->dst = copy_vma(src, mv->dst_addr, mv->dst_len,
 			   vma_pgoff_offset(src, mv->addr),
@@ -1562,9 +2240,10 @@ static void move_all_pages_back(struct mremap_op *op)
 	struct vma_move *mv;
 
 	for (mv = end_of_moves(op); mv-- > op->moves;) {
+		/* Only a vDSO or the like: these do not refuse. */
 		if (mv->told)
-			WARN_ON_ONCE(tell_driver(mv->src));
-		if (WARN_ON_ONCE(move_page_tables_back(&mv->tables)))
+			tell_driver(mv->src);
+		if (move_page_tables_back(&mv->tables))
 			mv->dst = NULL;
 	}
 }
@@ -1590,7 +2269,8 @@ static void revert_move(struct mremap_op *op)
 /*
  * A monitor that wants to hear of moves keeps the new mapping registered. For
  * any other it is unregistered, and then no entry may stay write-protected.
- * That comes so late because a move that fails has to bring the bits back.
+ * That comes so late because a move that fails has to bring the bits back. Only
+ * a mapping that moves alone is registered: there is room for one event.
  */
 static void commit_userfaultfd(struct mremap_op *op, struct vma_move *mv)
 {
@@ -1631,7 +2311,10 @@ static void commit_unmapped_sources(struct mremap_op *op,
 		disown(mv->src);
 	/* The charge for these pages goes on as the destination's. */
 	source->vms.nr_accounted = 0;
-	punch_ticket(tail, op->mm);
+	if (tail->vms.vma) {
+		punch_ticket(tail, op->mm);
+		renew_ticket(source, op->mm);
+	}
 	punch_ticket(source, op->mm);
 	/* Only now, or total_vm would show both for a moment, and hiwater_vm. */
 	for (mv = op->moves; mv < end_of_moves(op); mv++)
@@ -1736,9 +2419,17 @@ static void commit_move(struct mremap_op *op, struct unmap_ticket *source,
  */
 static int move_vmas(struct mremap_op *op)
 {
-	struct unmap_ticket source = {}, tail = {};
+	struct unmap_ticket source, tail;
+	struct vma_move *mv;
 	int err;
 
+	void_ticket(&source);
+	void_ticket(&tail);
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		mv->dst = NULL;
+		mv->told = false;
+		memset(&mv->tables, 0, sizeof(mv->tables));
+	}
 	err = prepare_move(op);
 	if (err)
 		return err;
@@ -1761,35 +2452,165 @@ static unsigned long map_flags_for(const struct vm_area_struct *vma)
 	return vma->vm_flags & VM_MAYSHARE ? MAP_SHARED : 0;
 }
 
-/*
- * Ask for a place for the new mapping. With MAP_FIXED in @map_flags it is
- * @hint, if that is allowed. Sets mv->dst_addr.
- */
-static int find_destination(struct vma_move *mv, unsigned long hint,
-			    unsigned long map_flags)
+/* Ask for @len bytes as the mapping's own kind is placed. */
+static unsigned long ask_for_area(const struct vma_move *mv, unsigned long hint,
+				  unsigned long len, unsigned long map_flags)
 {
 	struct vm_area_struct *vma = mv->src;
+
+	return __get_unmapped_area(vma->vm_file, hint, len,
+				   vma_pgoff_offset(vma, mv->addr),
+				   map_flags | map_flags_for(vma),
+				   vma->vm_flags);
+}
+
+/* Take exactly @addr for the new mapping, if that is allowed. */
+static int fix_destination(struct vma_move *mv, unsigned long addr)
+{
+	unsigned long got = ask_for_area(mv, addr, mv->dst_len, MAP_FIXED);
+
+	if (IS_ERR_VALUE(got))
+		return got;
+	mv->dst_addr = addr;
+	return 0;
+}
+
+static bool holds_whole(const struct vma_move *mv, unsigned long size)
+{
+	unsigned long first = ALIGN(mv->addr, size);
+
+	return first >= mv->addr && first - mv->addr < mv->len &&
+	       mv->addr + mv->len - first >= size;
+}
+
+/*
+ * At the old offset modulo this size, whole tables can move. It is that of the
+ * largest entry that the range fills, or 0 if it does not matter: the mapping is
+ * too small, is placed by rules of its own, or address space is scarce.
+ */
+static unsigned long congruence_for(const struct vma_move *mv)
+{
+	const struct file *file = mv->src->vm_file;
+	unsigned long offset = mv->src->vm_start -
+			       (mv->src->vm_pgoff << PAGE_SHIFT);
+
+	if (!IS_ENABLED(CONFIG_64BIT) || in_compat_syscall())
+		return 0;
+	if (file && file->f_op->get_unmapped_area &&
+	    file->f_op->get_unmapped_area != thp_get_unmapped_area)
+		return 0;
+	/* A file's huge pages may fit better elsewhere. */
+	if (file && !IS_ALIGNED(offset, PMD_SIZE))
+		return 0;
+	if (holds_whole(mv, PUD_SIZE))
+		return PUD_SIZE;
+	return holds_whole(mv, PMD_SIZE) ? PMD_SIZE : 0;
+}
+
+/*
+ * Which address is congruent with @old_addr, modulo @size, if [start, end) is
+ * free for @len bytes? The one at the end that address space is filled from.
+ * There must be room for @len + @size bytes.
+ */
+static unsigned long congruent_in_hole(unsigned long start, unsigned long end,
+				       unsigned long len, unsigned long size,
+				       unsigned long old_addr, bool topdown)
+{
+	if (topdown)
+		return end - len - ((end - len - old_addr) & (size - 1));
+	return start + ((old_addr - start) & (size - 1));
+}
+
+/*
+ * Look for a place at the old offset modulo @size, in a hole with room for that.
+ * The hole is cut to whole tables, so that the mapping shares none with others
+ * and can be moved on as cheaply. It must not be one that the kernel would have
+ * used only because its usual area was full.
+ */
+static int find_congruent(struct vma_move *mv, unsigned long size)
+{
+	struct mm_struct *mm = mv->src->vm_mm;
+	bool topdown = test_bit(MMF_TOPDOWN, &mm->flags);
+	unsigned long len = mv->dst_len + size + 2 * PMD_SIZE;
+	unsigned long hole = ask_for_area(mv, 0, len, 0);
 	unsigned long addr;
 
-	addr = get_unmapped_area(vma->vm_file, hint, mv->dst_len,
-				 vma_pgoff_offset(vma, mv->addr),
-				 map_flags | map_flags_for(vma));
+	if (IS_ERR_VALUE(hole))
+		return hole;
+	addr = congruent_in_hole(ALIGN(hole, PMD_SIZE),
+				 ALIGN_DOWN(hole + len, PMD_SIZE), mv->dst_len,
+				 size, mv->addr, topdown);
+	if (topdown && addr + mv->dst_len > mm->mmap_base)
+		return -ENOMEM;
+	if (find_vma_intersection(mm, addr, addr + mv->dst_len))
+		return -ENOMEM;
+	return fix_destination(mv, addr);
+}
+
+/*
+ * Let the kernel choose, with a preference for @hint, unless that is 0. A place
+ * from which tables can move whole is worth a second and a third question; if
+ * there is none, the answer to the first one holds.
+ */
+static int find_destination(struct vma_move *mv, unsigned long hint)
+{
+	unsigned long addr = ask_for_area(mv, hint, mv->dst_len, 0);
+	unsigned long size = congruence_for(mv);
+
 	if (IS_ERR_VALUE(addr))
 		return addr;
-	mv->dst_addr = map_flags & MAP_FIXED ? hint : addr;
+	mv->dst_addr = addr;
+	/* A hint that was followed, if only into the area above the usual one. */
+	if (hint && (addr == hint || addr > mv->src->vm_mm->mmap_base))
+		return 0;
+	for (; size >= PMD_SIZE; size = size > PMD_SIZE ? PMD_SIZE : 0) {
+		if (!((mv->dst_addr - mv->addr) & (size - 1)) ||
+		    !find_congruent(mv, size))
+			break;
+	}
 	return 0;
 }
 
 /* Dispatch: one function for each thing that a call can come down to */
 
-/* May what is mapped at a new place be unmapped? And what will that free? */
-static int check_old_destination(struct mremap_op *op, unsigned long addr,
-				 unsigned long len)
+/*
+ * What is mapped in [start, end) has to go. The whole range is asked for at once
+ * if it continues that of the last call.
+ */
+static void add_old_range(struct mremap_op *op, unsigned long start,
+			  unsigned long end)
 {
-	survey_range(op->mm, addr, addr + len, &op->dst_old);
-	if (op->dst_old.sealed)
-		return -EPERM;
-	return check_cut_out(op->mm, addr, len);
+	struct old_range *last = op->olds + op->nr_olds - 1;
+
+	if (op->nr_olds && last->end == start) {
+		last->end = end;
+		return;
+	}
+	last++;
+	last->start = start;
+	last->end = end;
+	last->occupied = false;
+	last->seams.nr = 0;
+	void_ticket(&last->ticket);
+	op->nr_olds++;
+}
+
+/* May what is mapped at the new places be unmapped? And what will that free? */
+static int check_old_ranges(struct mremap_op *op)
+{
+	unsigned long before;
+	struct old_range *old;
+	int err;
+
+	for (old = op->olds; old < op->olds + op->nr_olds; old++) {
+		before = op->dst_old.total;
+		err = check_unmap(op->mm, old->start, old->end, &op->dst_old);
+		if (err)
+			return err;
+		old->occupied = op->dst_old.total != before;
+		cond_resched();
+	}
+	return 0;
 }
 
 /* MREMAP_FIXED or MREMAP_DONTUNMAP: move in any case, perhaps over something. */
@@ -1805,11 +2626,11 @@ static int mremap_to(struct mremap_op *op)
 	err = check_map_count(op->mm, MAPS_FOR_FORCED_MOVE);
 	if (err)
 		return err;
-	if (fixed) {
-		err = check_old_destination(op, req->new_addr, req->new_len);
-		if (err)
-			return err;
-	}
+	if (fixed)
+		add_old_range(op, req->new_addr, req->new_addr + req->new_len);
+	err = check_old_ranges(op);
+	if (err)
+		return err;
 	err = check_shrinkage(op->mm, req);
 	if (err)
 		return err;
@@ -1819,10 +2640,12 @@ static int mremap_to(struct mremap_op *op)
 	err = check_resize(op);
 	if (err)
 		return err;
-	err = find_destination(op->moves, req->new_addr, fixed ? MAP_FIXED : 0);
+	err = fixed ? fix_destination(op->moves, req->new_addr) :
+		      find_destination(op->moves, req->new_addr);
 	if (err)
 		return err;
-	err = check_cut_out(op->mm, req->addr, moved_len(req));
+	err = check_cut_out(op->moves->src, req->addr,
+			    req->addr + moved_len(req));
 	if (err)
 		return err;
 	return move_vmas(op);
@@ -1841,14 +2664,17 @@ static bool is_for_several(const struct vm_area_struct *vma,
 }
 
 /*
- * A monitor is told of one move per call. A file that places its mappings
- * itself might not keep the distances between them; known ones do.
+ * A monitor is told of one move per call. A driver that is asked, and may refuse,
+ * would do so too late. A file that places its mappings itself might not keep
+ * the distances between them; known ones do.
  */
 static bool can_move_with_others(struct vm_area_struct *vma)
 {
 	struct file *file = vma->vm_file;
 
 	if (userfaultfd_armed(vma))
+		return false;
+	if (file && vma->vm_ops && vma->vm_ops->mremap)
 		return false;
 	if (!file || !file->f_op->get_unmapped_area)
 		return true;
@@ -1872,26 +2698,46 @@ static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
 	mv->dst_len = mv->len;
 }
 
+/* The moves, and the ranges to clear: as many as there are gaps between them. */
+static int make_room_for_moves(struct mremap_op *op)
+{
+	VMA_ITERATOR(vmi, op->mm, op->req->addr);
+	unsigned long end = op->req->addr + op->req->old_len;
+	unsigned long nr = 0, nr_ranges = 0, last_end = 0;
+	struct vm_area_struct *vma;
+
+	for_each_vma_range(vmi, vma, end) {
+		nr_ranges += vma->vm_start != last_end;
+		last_end = vma->vm_end;
+		nr++;
+	}
+	op->nr_moves = nr;
+	if (nr > 1)
+		op->moves = kvmalloc_array(nr, sizeof(*op->moves),
+					   GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (nr_ranges > 1)
+		op->olds = kvmalloc_array(nr_ranges, sizeof(*op->olds),
+					  GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	return op->moves && op->olds ? 0 : -ENOMEM;
+}
+
 static int plan_moves(struct mremap_op *op)
 {
 	VMA_ITERATOR(vmi, op->mm, op->req->addr);
 	unsigned long end = op->req->addr + op->req->old_len;
 	struct vm_area_struct *vma;
-	unsigned long nr = 0;
+	struct vma_move *mv;
+	int err;
 
-	for_each_vma_range(vmi, vma, end)
-		nr++;
-	if (nr > 1) {
-		op->moves = kvcalloc(nr, sizeof(*op->moves), GFP_KERNEL_ACCOUNT);
-		if (!op->moves)
-			return -ENOMEM;
+	err = make_room_for_moves(op);
+	if (err)
+		return err;
+	mv = op->moves;
+	for_each_vma_range(vmi, vma, end) {
+		plan_move(mv, vma, op->req);
+		add_old_range(op, mv->dst_addr, mv->dst_addr + mv->dst_len);
+		mv++;
 	}
-	op->nr_moves = nr;
-
-	vma_iter_init(&vmi, op->mm, op->req->addr);
-	nr = 0;
-	for_each_vma_range(vmi, vma, end)
-		plan_move(&op->moves[nr++], vma, op->req);
 	return 0;
 }
 
@@ -1909,26 +2755,24 @@ static int check_planned_move(struct mremap_op *op, struct vma_move *mv)
 		return -EINVAL;
 	if (keeps_source(op->req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
 		return -EINVAL;
-	err = check_old_destination(op, mv->dst_addr, mv->dst_len);
+	err = check_cut_out(vma, mv->addr, mv->addr + mv->len);
 	if (err)
 		return err;
-	err = check_cut_out(op->mm, mv->addr, mv->len);
-	if (err)
-		return err;
-	return find_destination(mv, mv->dst_addr, MAP_FIXED);
+	return fix_destination(mv, mv->dst_addr);
 }
 
 /* The sources stay linked until all have moved, so that all can go back. */
 static int check_map_count_for_all(struct mremap_op *op)
 {
+	const struct mremap_request *req = op->req;
 	int wanted = op->nr_moves;
-	struct vma_move *mv;
+	struct old_range *old;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		wanted += !!vma_around(op->mm, mv->addr);
-		wanted += !!vma_around(op->mm, mv->addr + mv->len);
-		wanted += !!vma_around(op->mm, mv->dst_addr);
-		wanted += !!vma_around(op->mm, mv->dst_addr + mv->dst_len);
+	wanted += !!vma_around(op->mm, req->addr);
+	wanted += !!vma_around(op->mm, req->addr + req->old_len);
+	for (old = op->olds; old < op->olds + op->nr_olds; old++) {
+		wanted += !!vma_around(op->mm, old->start);
+		wanted += !!vma_around(op->mm, old->end);
 	}
 	return check_map_count(op->mm, wanted);
 }
@@ -1938,6 +2782,8 @@ static int mremap_several(struct mremap_op *op, struct mremap_request *req)
 	struct vma_move *mv;
 	int err;
 
+	if (req->addr + req->old_len < req->addr)
+		return -EINVAL;
 	err = check_destination(req);
 	if (err)
 		return err;
@@ -1956,7 +2802,11 @@ static int mremap_several(struct mremap_op *op, struct mremap_request *req)
 		err = check_planned_move(op, mv);
 		if (err)
 			return err;
+		cond_resched();
 	}
+	err = check_old_ranges(op);
+	if (err)
+		return err;
 	survey_addition(op);
 	err = check_limits(op);
 	if (err)
@@ -2051,13 +2901,14 @@ static int grow_by_move(struct mremap_op *op)
 
 	if (!(op->req->flags & MREMAP_MAYMOVE))
 		return -ENOMEM;
-	err = find_destination(op->moves, 0, 0);
+	err = find_destination(op->moves, 0);
 	if (err)
 		return err;
 	err = check_map_count(op->mm, MAPS_FOR_MOVE);
 	if (err)
 		return err;
-	err = check_cut_out(op->mm, op->req->addr, moved_len(op->req));
+	err = check_cut_out(op->moves->src, op->req->addr,
+			    op->req->addr + moved_len(op->req));
 	if (err)
 		return err;
 	return move_vmas(op);
@@ -2072,6 +2923,17 @@ static int grow(struct mremap_op *op)
 	return can_grow_in_place(op) ? grow_in_place(op) : grow_by_move(op);
 }
 
+/* What moves if anything does; move_vmas() sees to the rest of it. */
+static void plan_only_move(struct vma_move *mv, struct vm_area_struct *vma,
+			   const struct mremap_request *req)
+{
+	mv->addr = req->addr;
+	mv->len = moved_len(req);
+	mv->dst_len = req->new_len;
+	mv->src = vma;
+	mv->vm_flags = vma->vm_flags;
+}
+
 /* mmap_lock is held for write; op->unlocked tells whether it still is after. */
 static int mremap_locked(struct mremap_op *op, struct mremap_request *req)
 {
@@ -2084,13 +2946,7 @@ static int mremap_locked(struct mremap_op *op, struct mremap_request *req)
 	err = check_source(vma, req);
 	if (err)
 		return err;
-	op->only = (struct vma_move) {
-		.addr = req->addr,
-		.len = moved_len(req),
-		.dst_len = req->new_len,
-		.src = vma,
-		.vm_flags = vma->vm_flags,
-	};
+	plan_only_move(op->only, vma, req);
 	if (is_forced_move(req))
 		return mremap_to(op);
 	if (growth(req))
@@ -2102,19 +2958,22 @@ static int mremap_locked(struct mremap_op *op, struct mremap_request *req)
 }
 
 /*
- * What has to wait until mmap_lock is dropped: faulting in what a locked mapping
- * grew by, and telling userfaultfd monitors, in the order in which it happened.
+ * What has to wait until mmap_lock is dropped: telling userfaultfd monitors, in
+ * the order in which it happened, and faulting in what a locked mapping grew by.
+ * The latter may wait for a monitor, which can do nothing before it was told.
  */
 static void finish_unlocked(struct mremap_op *op)
 {
-	if (op->populate_len)
-		mm_populate(op->populate_addr, op->populate_len);
 	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_dst);
 	mremap_userfaultfd_complete(&op->uffd_remap, op->req->addr, op->result,
 				    moved_len(op->req));
 	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_src);
-	if (op->moves != &op->only)
+	if (op->populate_len)
+		mm_populate(op->populate_addr, op->populate_len);
+	if (op->moves != op->only)
 		kvfree(op->moves);
+	if (op->olds != op->only_old)
+		kvfree(op->olds);
 }
 
 static int run_op(struct mremap_op *op, struct mremap_request *req)
@@ -2149,11 +3008,16 @@ static int run_op(struct mremap_op *op, struct mremap_request *req)
 static unsigned long do_mremap(const struct mremap_request *asked)
 {
 	struct mremap_request req = *asked;
+	struct old_range only_old;
+	struct vma_move only;
 	struct mremap_op op = {
 		.req = &req,
 		.mm = current->mm,
-		.moves = &op.only,
+		.moves = &only,
+		.only = &only,
 		.nr_moves = 1,
+		.olds = &only_old,
+		.only_old = &only_old,
 		.uffd_remap = NULL_VM_UFFD_CTX,
 		.uffd_unmap_dst = LIST_HEAD_INIT(op.uffd_unmap_dst),
 		.uffd_unmap_src = LIST_HEAD_INIT(op.uffd_unmap_src),
@@ -2183,3 +3047,7 @@ SYSCALL_DEFINE5(mremap, unsigned long, addr, unsigned long, old_len,
 
 	return do_mremap(&req);
 }
+
+#ifdef CONFIG_MREMAP_KUNIT_TEST
+#include "tests/mremap_kunit.c"
+#endif

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The process that CRIU dumps: it moves stamped mappings about with mremap(),
- * says "ready" and waits for SIGUSR1; then it checks all of them, moves each
- * once more, checks again and says "verified". Linked statically, so that
- * CRIU has one executable to find again.
+ * The process that CRIU dumps. It stamps mappings and moves them about with
+ * mremap(), says "moved 1" and waits for SIGUSR1; then it checks all contents,
+ * moves everything again, says "moved 2", and so on. It writes to none of the
+ * mappings again. Linked statically, so that CRIU has one executable to find.
+ *
+ * usage: moved moves|swaps
+ *   moves: each mapping goes to a place of its own
+ *   swaps: two mappings each change places
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -16,46 +20,59 @@
 #define MB	(1UL << 20)
 #define GB	(1UL << 30)
 
+#define STAYS_SEED	1000	/* added to the seed of what moves */
+
 struct region {
 	const char *name;
-	size_t size;		/* before the move */
-	size_t moved_size;
-	size_t align;		/* of both places, ... */
+	size_t stays;		/* bytes of the mapping below what moves */
+	size_t size;		/* of what moves, ... */
+	size_t moved_size;	/* ... and from the first move on, if not 0 */
+	size_t align;		/* of all places, ... */
 	size_t from, to;	/* ... to which these are added */
 	int map_flags;
 	int move_flags;
 	int huge;
 	size_t stamped;		/* bytes with contents, 0: all that survive */
-	char *at;
+	char *home, *at;	/* where what moves was at first, and is */
+	char *left;		/* what DONTUNMAP has left behind */
 };
 
-static struct region regions[] = {
-	{ .name = "one page", .size = 4 * KB, .moved_size = 4 * KB,
+static struct region moving[] = {
+	{ .name = "one page", .size = 4 * KB,
 	  .align = 2 * MB, .from = 4 * KB, .to = 64 * KB },
-	{ .name = "off by one page", .size = 16 * MB, .moved_size = 16 * MB,
+	{ .name = "off by one page", .size = 16 * MB,
 	  .align = 2 * MB, .to = 4 * KB },
 	{ .name = "congruent, ragged ends", .size = 9 * MB + 12 * KB,
-	  .moved_size = 9 * MB + 12 * KB,
 	  .align = 2 * MB, .from = 20 * KB, .to = 20 * KB },
-	{ .name = "whole tables", .size = 32 * MB, .moved_size = 32 * MB,
-	  .align = 2 * MB },
-	{ .name = "whole directory", .size = GB, .moved_size = GB,
+	{ .name = "whole tables", .size = 32 * MB, .align = 2 * MB },
+	{ .name = "whole directory", .size = GB,
 	  .align = GB, .stamped = 8 * MB },
-	{ .name = "huge pages, aligned", .size = 16 * MB, .moved_size = 16 * MB,
+	{ .name = "huge pages, aligned", .size = 16 * MB,
 	  .align = 2 * MB, .huge = 1 },
-	{ .name = "huge pages, split", .size = 16 * MB, .moved_size = 16 * MB,
+	{ .name = "huge pages, split", .size = 16 * MB,
 	  .align = 2 * MB, .to = 8 * KB, .huge = 1 },
 	{ .name = "grown", .size = 4 * MB, .moved_size = 12 * MB,
 	  .align = 2 * MB, .to = 4 * KB },
 	{ .name = "shrunk", .size = 12 * MB, .moved_size = 4 * MB,
 	  .align = 2 * MB, .to = 4 * KB },
-	{ .name = "shared", .size = 8 * MB, .moved_size = 8 * MB,
+	{ .name = "shared", .size = 8 * MB,
 	  .align = 2 * MB, .to = 12 * KB, .map_flags = MAP_SHARED },
-	{ .name = "old mapping kept", .size = 8 * MB, .moved_size = 8 * MB,
+	{ .name = "old mapping kept", .size = 8 * MB,
 	  .align = 2 * MB, .move_flags = MREMAP_DONTUNMAP },
+	{ .name = "away and back to its neighbour", .stays = 8 * MB,
+	  .size = 8 * MB, .align = 2 * MB },
 };
 
-#define NREGIONS (sizeof(regions) / sizeof(regions[0]))
+/* Each changes places with the next one. Every other time A is back home. */
+static struct region swapping[] = {
+	{ .name = "tables A, with a neighbour", .stays = 8 * MB,
+	  .size = 8 * MB, .align = 2 * MB },
+	{ .name = "tables B", .size = 8 * MB, .align = 2 * MB },
+	{ .name = "directory A", .size = GB, .align = GB, .stamped = 8 * MB },
+	{ .name = "directory B", .size = GB, .align = GB, .stamped = 8 * MB },
+	{ .name = "pages A", .size = 4 * MB, .align = 2 * MB },
+	{ .name = "pages B", .size = 4 * MB, .align = 2 * MB, .from = 4 * KB },
+};
 
 static volatile sig_atomic_t signalled;
 
@@ -72,65 +89,115 @@ static void die(const struct region *region, const char *what)
 	exit(1);
 }
 
-/* Address space that nothing else uses, at the region's alignment. */
-static char *reserve(const struct region *region, size_t size)
+/* Keep others out of an address range, at any place if that is NULL. */
+static char *hold(const struct region *region, char *place, size_t size)
 {
-	size_t room = size + 2 * region->align;
-	char *hole = mmap(NULL, room, PROT_NONE,
-			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *held = mmap(place, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS |
+			  MAP_NORESERVE | (place ? MAP_FIXED : 0), -1, 0);
 
-	if (hole == MAP_FAILED)
+	if (held == MAP_FAILED)
 		die(region, "reserve");
-	return (char *)(((uintptr_t)hole + region->align) & ~(region->align - 1));
+	return held;
 }
 
-static size_t stamped_bytes(const struct region *region)
+/* Address space that nothing else uses, offset from the region's alignment. */
+static char *reserve(const struct region *region, size_t size, size_t offset)
 {
-	size_t kept = region->size < region->moved_size ?
-		      region->size : region->moved_size;
+	size_t align = region->align;
+	char *hole = hold(region, NULL, size + offset + 2 * align);
 
-	return region->stamped ? region->stamped : kept;
+	return (char *)(((uintptr_t)hole + align) & ~(align - 1)) + offset;
 }
 
-static void check(const struct region *region, size_t index, const char *when)
-{
-	if (stamp_wrong(region->at, 0, stamped_bytes(region), index)) {
-		printf("%s: contents lost %s\n", region->name, when);
-		exit(1);
-	}
-}
-
-static void create(struct region *region, size_t index)
+static void create(struct region *region, uint64_t seed)
 {
 	int kind = region->map_flags ? region->map_flags : MAP_PRIVATE;
-	char *place = reserve(region, region->size + region->from) + region->from;
+	size_t size = region->stays + region->size;
+	char *place = reserve(region, size, region->from);
 
-	region->at = mmap(place, region->size, PROT_READ | PROT_WRITE,
-			  kind | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-	if (region->at == MAP_FAILED)
+	if (mmap(place, size, PROT_READ | PROT_WRITE, kind | MAP_ANONYMOUS |
+		 MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
 		die(region, "mmap");
-	if (madvise(region->at, region->size,
-		    region->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
+	if (madvise(place, size, region->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
 		die(region, "madvise");
-	stamp(region->at, 0, stamped_bytes(region), index);
+	if (!region->moved_size)
+		region->moved_size = region->size;
+	if (!region->stamped)
+		region->stamped = region->size < region->moved_size ?
+				  region->size : region->moved_size;
+	region->home = place + region->stays;
+	region->at = region->home;
+	stamp(place, 0, region->stays, STAYS_SEED + seed);
+	stamp(region->at, 0, region->stamped, seed);
 }
 
-static void move(struct region *region, size_t from_size)
+static int is_wrong(const struct region *region, uint64_t seed)
 {
-	char *place = reserve(region, region->moved_size + region->to) + region->to;
+	size_t wrong = stamp_wrong(region->at, 0, region->stamped, seed);
 
-	region->at = mremap(region->at, from_size, region->moved_size,
+	wrong += stamp_wrong(region->home - region->stays, 0, region->stays,
+			     STAYS_SEED + seed);
+	for (size_t pos = 0; region->left && pos < region->size; pos += STAMP_PAGE)
+		wrong += !!*(uint64_t *)(region->left + pos);
+	if (wrong)
+		printf("%s: wrong contents\n", region->name);
+	return !!wrong;
+}
+
+static void check(const struct region *regions, size_t count, const char *when)
+{
+	int wrong = 0;
+
+	for (size_t i = 0; i < count; i++)
+		wrong += is_wrong(&regions[i], i + 1);
+	if (!wrong)
+		return;
+	printf("wrong contents %s\n", when);
+	exit(1);
+}
+
+static void move_to(struct region *region, char *place)
+{
+	char *old = region->at;
+
+	region->at = mremap(old, region->size, region->moved_size,
 			    MREMAP_MAYMOVE | MREMAP_FIXED | region->move_flags,
 			    place);
 	if (region->at == MAP_FAILED)
 		die(region, "mremap");
+	region->size = region->moved_size;
+	if (region->move_flags & MREMAP_DONTUNMAP)
+		region->left = old;
 }
 
-int main(void)
+/* Back home if there is a neighbour to be merged with, else to a new place. */
+static void move(struct region *region)
+{
+	if (region->stays && region->at != region->home) {
+		move_to(region, region->home);
+		return;
+	}
+	move_to(region, reserve(region, region->moved_size, region->to));
+	if (region->stays)
+		hold(region, region->home, region->size);
+}
+
+static void swap(struct region *a, struct region *b)
+{
+	char *place_a = a->at, *place_b = b->at;
+
+	move_to(a, reserve(a, a->size, 0));
+	move_to(b, place_a);
+	move_to(a, place_b);
+}
+
+int main(int argc, char **argv)
 {
 	struct sigaction action = { .sa_handler = on_signal };
+	int swaps = argc == 2 && !strcmp(argv[1], "swaps");
+	struct region *regions = swaps ? swapping : moving;
+	size_t count = (swaps ? sizeof(swapping) : sizeof(moving)) / sizeof(*regions);
 	sigset_t blocked, before;
-	size_t i;
 
 	setlinebuf(stdout);
 	sigemptyset(&blocked);
@@ -138,22 +205,20 @@ int main(void)
 	sigprocmask(SIG_BLOCK, &blocked, &before);
 	sigaction(SIGUSR1, &action, NULL);
 
-	for (i = 0; i < NREGIONS; i++) {
-		create(&regions[i], i);
-		move(&regions[i], regions[i].size);
+	for (size_t i = 0; i < count; i++)
+		create(&regions[i], i + 1);
+	for (int round = 1;; round++) {
+		for (size_t i = 0; i < count; i += 1 + swaps) {
+			if (swaps)
+				swap(&regions[i], &regions[i + 1]);
+			else
+				move(&regions[i]);
+		}
+		check(regions, count, "after mremap");
+		printf("moved %d\n", round);
+		while (!signalled)
+			sigsuspend(&before);
+		signalled = 0;
+		check(regions, count, "after the dump");
 	}
-	for (i = 0; i < NREGIONS; i++)
-		check(&regions[i], i, "by the first move");
-	puts("ready");
-	while (!signalled)
-		sigsuspend(&before);
-
-	for (i = 0; i < NREGIONS; i++)
-		check(&regions[i], i, "between dump and restore");
-	for (i = 0; i < NREGIONS; i++)
-		move(&regions[i], regions[i].moved_size);
-	for (i = 0; i < NREGIONS; i++)
-		check(&regions[i], i, "by the move after the restore");
-	puts("verified");
-	return 0;
 }

@@ -13,7 +13,11 @@
  *  - Stock looks at the huge page alignment of a new address that was not
  *    given. Here the argument is ignored unless a flag makes it count.
  *
- * With MREMAP_EXPECT=base the table expects stock's behaviour in these rows.
+ * Moves of several mappings to a place that is given, at the same length, have
+ * tests of their own, in mremap_multi.
+ *
+ * With MREMAP_EXPECT=base the table expects stock's behaviour in these rows, and
+ * tests whose name ends in _mended are skipped.
  *
  * A page offset that overflows (EINVAL) has no row: 64 bits are enough for
  * every offset that can be mapped.
@@ -27,6 +31,8 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../kselftest_harness.h"
@@ -40,10 +46,12 @@
 #define SRC	(WINDOW + 16 * MB)
 #define DST	(WINDOW + 64 * MB)
 #define FREE	(WINDOW + 32 * MB)
+#define WHOLE	(WINDOW + 24 * MB)
 #define FILL	(WINDOW + 4 * GB)
 
 #define SRC_ID	1
 #define DST_ID	1000
+#define WHOLE_ID 2000
 
 /*
  * All stages: LEN bytes at SRC between two guard pages, LEN bytes at DST with
@@ -66,6 +74,7 @@ enum stage {
 	HUGETLB,	/* the source is two private huge pages */
 	HUGETLB_SHARED,
 	VDSO,		/* the source is the vDSO: it can neither grow nor split */
+	UNSPLITTABLE,	/* two huge pages are mapped at WHOLE, LEN below them */
 };
 
 FIXTURE(call)
@@ -151,22 +160,20 @@ ROW(source_null, ANON, 0, LEN, LEN, MREMAP_MAYMOVE, 0, EFAULT);
 ROW(source_no_user_address, ANON, 1UL << 63, LEN, LEN, MREMAP_MAYMOVE, 0,
     EFAULT);
 ROW(source_starts_in_gap, GAP, SRC + 5 * P, P, P, FIXED, DST, EFAULT);
-ROW(source_ends_in_gap, GAP, SRC, LEN, LEN, FIXED, DST, EFAULT, DESTROYS);
 ROW(source_ends_in_gap_grow, GAP, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(source_ends_in_gap_move_grow, GAP, SRC, LEN, 2 * LEN, FIXED, DST, EFAULT,
+    DESTROYS);
 ROW(source_ends_in_gap_dontunmap, GAP, SRC, LEN, LEN, DONTUNMAP, 0, EFAULT);
 ROW(two_vmas_grow, TWO_VMAS, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
 ROW(two_vmas_grow_in_place, TWO_VMAS, SRC, LEN, 2 * LEN, 0, 0, EFAULT);
-ROW(two_vmas_move, TWO_VMAS, SRC, LEN, LEN, FIXED, DST, EFAULT, DESTROYS);
 ROW(two_vmas_move_grow, TWO_VMAS, SRC, LEN, 2 * LEN, FIXED, DST, EFAULT,
     DESTROYS);
 ROW(two_vmas_move_shrink_into_second, TWO_VMAS, SRC, LEN, LEN - P, FIXED, DST,
     EFAULT, DESTROYS);
 ROW(two_vmas_dontunmap, TWO_VMAS, SRC, LEN, LEN, DONTUNMAP, 0, EFAULT);
-ROW(two_vmas_dontunmap_fixed, TWO_VMAS, SRC, LEN, LEN, FIXED | DONTUNMAP, DST,
-    EFAULT, DESTROYS);
 ROW(beyond_the_mapping, ANON, SRC, LEN + P, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
-ROW(beyond_the_mapping_fixed, ANON, SRC, LEN + P, LEN + P, FIXED, DST, EFAULT,
-    DESTROYS);
+ROW(beyond_the_mapping_fixed, ANON, SRC, LEN + P, LEN + 2 * P, FIXED, DST,
+    EFAULT, DESTROYS);
 /* Nothing to do is done without a look at the length. */
 ROW(beyond_the_mapping_same_size, ANON, SRC, 2 * LEN, 2 * LEN, MREMAP_MAYMOVE,
     0, 0);
@@ -179,6 +186,15 @@ ROW(duplicate_private_fixed, ANON, SRC, 0, LEN, FIXED, DST, EINVAL, DESTROYS);
 ROW(duplicate_private_file, MEMFD_PRIVATE, SRC, 0, LEN, MREMAP_MAYMOVE, 0,
     EINVAL);
 ROW(duplicate_in_place, MEMFD_SHARED, SRC, 0, LEN, 0, 0, ENOMEM);
+/* A second view in the place of the first: there would be none to copy. */
+ROW(duplicate_onto_itself, MEMFD_SHARED, SRC, 0, LEN, FIXED, SRC, EFAULT,
+    DESTROYS);
+ROW(duplicate_onto_itself_longer, MEMFD_SHARED, SRC, 0, 2 * LEN, FIXED, SRC,
+    EFAULT, DESTROYS);
+ROW(duplicate_onto_itself_inside, MEMFD_SHARED, SRC + P, 0, P, FIXED, SRC + P,
+    EFAULT, DESTROYS);
+ROW(duplicate_onto_itself_private, ANON, SRC, 0, LEN, FIXED, SRC, EFAULT,
+    DESTROYS);
 
 /* ---- growing where it cannot ---- */
 
@@ -240,7 +256,7 @@ ROW(hugetlb_grow_in_place, HUGETLB, SRC, H, H + P, 0, 0, EINVAL);
 ROW(hugetlb_duplicate_private, HUGETLB, SRC, 0, H, MREMAP_MAYMOVE, 0, EINVAL);
 ROW(hugetlb_duplicate_shared, HUGETLB_SHARED, SRC, 0, H, MREMAP_MAYMOVE, 0,
     EINVAL);
-ROW(hugetlb_beyond_fixed, HUGETLB, SRC, 3 * H, 3 * H, FIXED, DST, EFAULT,
+ROW(hugetlb_beyond_fixed, HUGETLB, SRC, 4 * H, 3 * H, FIXED, DST, EFAULT,
     DESTROYS);
 ROW(hugetlb_new_addr_not_given, HUGETLB, SRC, 2 * H, 2 * H, 0, P, 0,
     .base = EINVAL);
@@ -259,6 +275,24 @@ ROW(dontexpand_dontunmap_fixed, VDSO, SRC, P, P, FIXED | DONTUNMAP, DST, EINVAL,
     DESTROYS);
 ROW(unsplittable_part, VDSO, SRC, P, P, FIXED, DST, EINVAL, DESTROYS);
 ROW(unsplittable_shrink, VDSO, SRC, 2 * P, P, 0, 0, EINVAL);
+
+/* A huge page in the way, or in what is dropped, would have to be cut. */
+ROW(unsplittable_destination, UNSPLITTABLE, SRC, LEN, LEN, FIXED, WHOLE + P,
+    EINVAL);
+ROW(unsplittable_destination_start, UNSPLITTABLE, SRC, LEN, LEN, FIXED,
+    WHOLE + 2 * H - P, EINVAL);
+ROW(unsplittable_destination_end, UNSPLITTABLE, SRC, LEN, LEN, FIXED,
+    WHOLE - LEN + P, EINVAL, DESTROYS);
+ROW(unsplittable_destination_shrink, UNSPLITTABLE, SRC, LEN, P, FIXED, WHOLE,
+    EINVAL);
+ROW(unsplittable_destination_dontunmap, UNSPLITTABLE, SRC, LEN, LEN,
+    FIXED | DONTUNMAP, WHOLE - LEN + P, EINVAL, DESTROYS);
+ROW(unsplittable_dropped_start, UNSPLITTABLE, WHOLE - LEN, LEN + 2 * H, LEN + P,
+    0, 0, EINVAL);
+ROW(unsplittable_dropped_end, UNSPLITTABLE, WHOLE - LEN, LEN + P, P, 0, 0,
+    EINVAL, DESTROYS);
+ROW(unsplittable_dropped_end_move, UNSPLITTABLE, WHOLE - LEN, LEN + P, P, FIXED,
+    DST, EINVAL, DESTROYS);
 
 /* ---- two faults at once: which one is told ---- */
 
@@ -353,6 +387,18 @@ static void fill_map_count(void)
 	mprotect(at(FILL + (pages - 1) * P), P, PROT_NONE);
 }
 
+/* Never touched, so no huge page is needed. */
+static const char *map_unsplittable(void)
+{
+	map_anon(WHOLE - LEN, LEN);
+	stamp_range(WHOLE - LEN, LEN, WHOLE_ID);
+	if (map_at(WHOLE, 2 * H, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE,
+		   -1, 0) != WHOLE)
+		return "needs hugetlb";
+	return NULL;
+}
+
 static const char *build_stage(FIXTURE_DATA(call) *self, enum stage stage)
 {
 	const char *why = map_source(self, stage);
@@ -394,6 +440,8 @@ static const char *build_stage(FIXTURE_DATA(call) *self, enum stage stage)
 		if (!self->src)
 			return "needs a vDSO";
 		break;
+	case UNSPLITTABLE:
+		return map_unsplittable();
 	default:
 		break;
 	}
@@ -445,7 +493,8 @@ FIXTURE_SETUP(call)
 
 	if (psize() != P)
 		SKIP(return, "needs pages of %lu bytes", P);
-	if (is_hugetlb(variant->stage) && default_huge_page_size() != H)
+	if ((is_hugetlb(variant->stage) || variant->stage == UNSPLITTABLE) &&
+	    default_huge_page_size() != H)
 		SKIP(return, "needs huge pages of %lu bytes", H);
 	if (is_hugetlb(variant->stage) && get_free_hugepages() < 2)
 		SKIP(return, "needs 2 free huge pages (vm.nr_hugepages)");
@@ -465,6 +514,8 @@ static const char *check_contents(enum stage stage)
 	const size_t source = stage == GAP ? LEN / 2 : LEN;
 	const char *why = check_stamps(SRC, source, SRC_ID);
 
+	if (stage == UNSPLITTABLE)
+		why = why ?: check_stamps(WHOLE - LEN, LEN, WHOLE_ID);
 	return why ?: check_stamps(DST, LEN, DST_ID);
 }
 
@@ -511,6 +562,164 @@ TEST_F(call, is_refused)
 	EXPECT_OK(check_contents(variant->stage));
 	EXPECT_OK(check_guard_page(SRC - P));
 	EXPECT_OK(check_charge(self, variant));
+}
+
+/* ---- refused by the driver, when everything else is done ---- */
+
+/*
+ * The ring of asynchronous I/O belongs to the process that made it. A child
+ * inherits the mapping, and the kernel refuses to move it there, but only once
+ * its pages have moved.
+ */
+#define EVENTS	1000
+
+FIXTURE(driver)
+{
+	size_t len;	/* of the ring, which is at SRC */
+};
+
+/* A ring of this process, at addr. */
+static unsigned long make_ring(unsigned long addr, size_t *len)
+{
+	unsigned long ring = 0;
+	struct vma vma;
+
+	if (syscall(__NR_io_setup, EVENTS, &ring) || !find_vma(ring, &vma))
+		return 0;
+	*len = vma.end - vma.start;
+	return move_to(vma.start, *len, *len, addr);
+}
+
+static bool is_alive(unsigned long ring)
+{
+	char event[32];
+	struct timespec now = { 0 };
+
+	return !syscall(__NR_io_getevents, ring, 0, 1, event, &now);
+}
+
+/* LEN bytes right above the ring, and LEN bytes right below it. */
+FIXTURE_SETUP(driver)
+{
+	if (syscall(__NR_io_setup, 0, NULL) < 0 && errno == ENOSYS)
+		SKIP(return, "needs asynchronous I/O");
+	ASSERT_EQ(SRC, make_ring(SRC, &self->len));
+	ASSERT_TRUE(is_alive(SRC));
+	ASSERT_EQ(SRC - LEN, map_anon(SRC - LEN, LEN));
+	ASSERT_EQ(SRC + self->len, map_anon(SRC + self->len, LEN));
+	stamp_range(SRC - LEN, LEN, SRC_ID);
+	stamp_range(SRC + self->len, LEN, DST_ID);
+}
+
+FIXTURE_TEARDOWN(driver)
+{
+}
+
+static const char *check_beside_ring(const FIXTURE_DATA(driver) *self)
+{
+	const char *why = check_stamps(SRC - LEN, LEN, SRC_ID);
+
+	return why ?: check_stamps(SRC + self->len, LEN, DST_ID);
+}
+
+/* A call that the child makes, and that must leave everything alone. */
+static void refuse(META, const FIXTURE_DATA(driver) *self, unsigned long addr,
+		   size_t old_len, size_t new_len, int error)
+{
+	static char before[MB], after[MB];
+	const long committed = committed_kb();
+	struct counters was, is;
+
+	ASSERT_GE(sizeof(before), self->len);
+	memcpy(before, at(SRC), self->len);
+	memset(after, 1, sizeof(after));
+	save_state();
+	read_counters(&was);
+	EXPECT_EQ(error, error_of(move_to(addr, old_len, new_len, DST)));
+	read_counters(&is);
+	EXPECT_OK(check_state());
+	/* For a moment the mapping was there twice, but nobody saw it. */
+	EXPECT_EQ(was.size, was.peak);
+	EXPECT_EQ(was.peak, is.peak);
+	EXPECT_EQ(committed, committed_kb());
+	memcpy(after, at(SRC), self->len);
+	EXPECT_EQ(0, memcmp(before, after, self->len));
+	EXPECT_OK(check_beside_ring(self));
+}
+
+/* In the child ASSERTs end the child only; what they say counts all the same. */
+#define IN_CHILD(...) do {						\
+	const pid_t child = fork();					\
+									\
+	ASSERT_LE(0, child);						\
+	if (!child) {							\
+		__VA_ARGS__;						\
+		_exit(0);						\
+	}								\
+	ASSERT_EQ(child, waitpid(child, &(int){ 0 }, 0));		\
+} while (0)
+
+TEST_F(driver, refuses)
+{
+	IN_CHILD(refuse(_metadata, self, SRC, self->len, self->len, EINVAL));
+	EXPECT_TRUE(is_alive(SRC));
+}
+
+/* What the call was to drop ends inside of the mapping above. */
+TEST_F(driver, refuses_shrinking_mended)
+{
+	if (expect_base())
+		SKIP(return, "a bug of stock 6.12 that this catches");
+	IN_CHILD(refuse(_metadata, self, SRC, self->len + LEN / 2, self->len,
+			EINVAL));
+}
+
+/* An old destination cannot be brought back: it is gone, but nothing else is. */
+static void refuse_over(META, const FIXTURE_DATA(driver) *self)
+{
+	ASSERT_EQ(DST - LEN, map_anon(DST - LEN, self->len + 2 * LEN));
+	stamp_range(DST - LEN, self->len + 2 * LEN, 5000);
+	save_state();
+	EXPECT_EQ(EINVAL, error_of(move_to(SRC, self->len, self->len, DST)));
+	EXPECT_OK(check_unmapped(DST, self->len));
+	EXPECT_OK(check_stamps(DST - LEN, LEN, 5000));
+	EXPECT_OK(check_stamps(DST + self->len, LEN, 5000 + (LEN + self->len) / P));
+	EXPECT_OK(check_beside_ring(self));
+	ASSERT_EQ(DST, map_anon(DST, self->len));
+	stamp_range(DST, self->len, 5000 + LEN / P);
+	EXPECT_OK(check_state());
+}
+
+TEST_F(driver, refuses_over_mapping)
+{
+	IN_CHILD(refuse_over(_metadata, self));
+}
+
+/* As one of several it is refused before anything has moved. */
+TEST_F(driver, refuses_one_of_several)
+{
+	const size_t len = self->len + 2 * LEN;
+
+	IN_CHILD(refuse(_metadata, self, SRC - LEN, len, len, EFAULT));
+}
+
+/* Also if it is the process's own: it goes on working. */
+static void refuse_own(META, const FIXTURE_DATA(driver) *self)
+{
+	const unsigned long own = SRC - LEN - self->len;
+	const size_t len = 2 * self->len + LEN;
+	size_t own_len;
+
+	ASSERT_EQ(own, make_ring(own, &own_len));
+	ASSERT_EQ(self->len, own_len);
+	ASSERT_TRUE(is_alive(own));
+	refuse(_metadata, self, own, len, len, EFAULT);
+	EXPECT_TRUE(is_alive(own));
+}
+
+TEST_F(driver, refuses_one_of_several_and_own)
+{
+	IN_CHILD(refuse_own(_metadata, self));
 }
 
 TEST_HARNESS_MAIN

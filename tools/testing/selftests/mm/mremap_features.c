@@ -10,14 +10,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mempolicy.h>
-#include <linux/userfaultfd.h>
-#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -633,333 +630,6 @@ TEST(hugetlb_that_may_share_tables_mended)
 	EXPECT_OK(check_unmapped(SRC, len));
 }
 
-/* ---- userfaultfd ---- */
-
-struct uffd {
-	int fd;
-	pthread_t reader;
-	int stop[2];
-	struct uffd_msg msg[16];
-	int nr;
-};
-
-static int open_uffd(uint64_t features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
-		close(fd);
-		fd = -1;
-	}
-	return fd;
-}
-
-/* Page faults are answered with a page stamped 5000. */
-static void answer_fault(int fd, unsigned long addr)
-{
-	static char page[1 << 16] __attribute__((aligned(1 << 16)));
-	struct uffdio_copy copy = {
-		.dst = addr & -(unsigned long)psize(),
-		.src = (unsigned long)page,
-		.len = psize(),
-	};
-
-	stamp((unsigned long)page, 5000);
-	ioctl(fd, UFFDIO_COPY, &copy);
-}
-
-/* mremap() waits until its events are read. */
-static void *read_events(void *arg)
-{
-	struct uffd *uffd = arg;
-	struct pollfd fds[] = {
-		{ .fd = uffd->fd, .events = POLLIN },
-		{ .fd = uffd->stop[0], .events = POLLIN },
-	};
-	struct uffd_msg msg;
-
-	while (poll(fds, 2, -1) > 0) {
-		if (fds[0].revents &&
-		    read(uffd->fd, &msg, sizeof(msg)) == sizeof(msg)) {
-			if (uffd->nr < (int)ARRAY_SIZE(uffd->msg))
-				uffd->msg[uffd->nr++] = msg;
-			if (msg.event == UFFD_EVENT_PAGEFAULT)
-				answer_fault(uffd->fd, msg.arg.pagefault.address);
-		} else if (fds[1].revents) {
-			break;
-		}
-	}
-	return NULL;
-}
-
-FIXTURE(uffd)
-{
-	struct uffd uffd;
-	size_t len;
-};
-
-FIXTURE_VARIANT(uffd)
-{
-	uint64_t features;
-};
-
-#define REMAP	UFFD_FEATURE_EVENT_REMAP
-#define UNMAP	UFFD_FEATURE_EVENT_UNMAP
-
-FIXTURE_VARIANT_ADD(uffd, no_events) { 0 };
-FIXTURE_VARIANT_ADD(uffd, remap) { REMAP };
-FIXTURE_VARIANT_ADD(uffd, unmap) { UNMAP };
-FIXTURE_VARIANT_ADD(uffd, remap_unmap) { REMAP | UNMAP };
-
-/* Of the source, which is two tables long, every page that this divides. */
-#define UFFD_STEP	16
-
-static const char *check_sparse(unsigned long addr, size_t first, size_t end)
-{
-	const char *why = NULL;
-
-	for (size_t page = first; !why && page < end; page++)
-		if (page % UFFD_STEP == 0)
-			why = check_stamp(addr + bytes(page), page);
-	return why;
-}
-
-static const char *check_source(unsigned long addr, size_t len)
-{
-	return check_sparse(addr, 0, len / psize());
-}
-
-FIXTURE_SETUP(uffd)
-{
-	struct uffd *uffd = &self->uffd;
-
-	self->len = 2 * pmd_span();
-	uffd->fd = open_uffd(variant->features | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	if (uffd->fd < 0)
-		SKIP(return, "needs userfaultfd with write protection");
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	ASSERT_EQ(SRC, map_anon(SRC, self->len));
-	for (size_t page = 0; page < self->len / psize(); page += UFFD_STEP)
-		stamp(SRC + bytes(page), page);
-	ASSERT_EQ(0, uffd_register(uffd->fd, at(SRC), self->len, true, true,
-				   false));
-	ASSERT_EQ(0, pipe(uffd->stop));
-	ASSERT_EQ(0, pthread_create(&uffd->reader, NULL, read_events, uffd));
-}
-
-/* Ends the reader: all events are in. */
-static void stop_reader(FIXTURE_DATA(uffd) *self)
-{
-	if (!self->uffd.reader)
-		return;
-	if (write(self->uffd.stop[1], "", 1) == 1)
-		pthread_join(self->uffd.reader, NULL);
-	self->uffd.reader = 0;
-}
-
-FIXTURE_TEARDOWN(uffd)
-{
-	stop_reader(self);
-}
-
-static void check_remap_event(META, const struct uffd_msg *msg,
-			      unsigned long from, unsigned long to, size_t len)
-{
-	ASSERT_EQ(UFFD_EVENT_REMAP, msg->event);
-	EXPECT_EQ(from, msg->arg.remap.from);
-	EXPECT_EQ(to, msg->arg.remap.to);
-	EXPECT_EQ(len, msg->arg.remap.len);
-}
-
-static void check_unmap_event(META, const struct uffd_msg *msg,
-			      unsigned long start, size_t len)
-{
-	ASSERT_EQ(UFFD_EVENT_UNMAP, msg->event);
-	EXPECT_EQ(start, msg->arg.remove.start);
-	EXPECT_EQ(start + len, msg->arg.remove.end);
-}
-
-/* With the event the registration moves along, without it is dropped. */
-static void check_registration(META, unsigned long addr, uint64_t features)
-{
-	EXPECT_EQ(!!(features & REMAP), has_vmflag(addr, "um"));
-	EXPECT_EQ(!!(features & REMAP), has_vmflag(addr, "uw"));
-}
-
-static int write_protect(int fd, unsigned long addr, size_t len)
-{
-	struct uffdio_writeprotect wp = {
-		.range = { addr, len },
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
-	};
-
-	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp);
-}
-
-TEST_F(uffd, move)
-{
-	struct uffd *uffd = &self->uffd;
-	int nr = 0;
-
-	ASSERT_EQ(DST, move_to(SRC, self->len, self->len, DST));
-	stop_reader(self);
-	if (variant->features & REMAP)
-		check_remap_event(_metadata, &uffd->msg[nr++], SRC, DST,
-				  self->len);
-	if (variant->features & UNMAP)
-		check_unmap_event(_metadata, &uffd->msg[nr++], SRC, self->len);
-	EXPECT_EQ(nr, uffd->nr);
-	check_registration(_metadata, DST, variant->features);
-	EXPECT_OK(check_unmapped(SRC, self->len));
-	EXPECT_OK(check_source(DST, self->len));
-}
-
-/* The event's length is the old one: nothing moved into the rest. */
-TEST_F(uffd, move_and_grow)
-{
-	struct uffd *uffd = &self->uffd;
-
-	ASSERT_EQ(DST, move_to(SRC, self->len, 2 * self->len, DST));
-	stop_reader(self);
-	if (variant->features & REMAP)
-		check_remap_event(_metadata, &uffd->msg[0], SRC, DST, self->len);
-	check_registration(_metadata, DST, variant->features);
-	EXPECT_OK(check_source(DST, self->len));
-}
-
-TEST_F(uffd, shrink_in_place)
-{
-	struct uffd *uffd = &self->uffd;
-
-	ASSERT_EQ(SRC, do_mremap(SRC, self->len, bytes(3), 0, 0));
-	stop_reader(self);
-	if (variant->features & UNMAP)
-		check_unmap_event(_metadata, &uffd->msg[0], SRC + bytes(3),
-				  self->len - bytes(3));
-	EXPECT_EQ(!!(variant->features & UNMAP), uffd->nr);
-	EXPECT_TRUE(has_vmflag(SRC, "um"));
-}
-
-/* Another mapping moves over the registered one. */
-TEST_F(uffd, destination_is_unmapped)
-{
-	struct uffd *uffd = &self->uffd;
-
-	ASSERT_EQ(DST, map_anon(DST, bytes(8)));
-	stamp_range(DST, bytes(8), 300);
-	ASSERT_EQ(SRC + bytes(4), move_to(DST, bytes(8), bytes(8),
-					  SRC + bytes(4)));
-	stop_reader(self);
-	if (variant->features & UNMAP)
-		check_unmap_event(_metadata, &uffd->msg[0], SRC + bytes(4),
-				  bytes(8));
-	EXPECT_EQ(!!(variant->features & UNMAP), uffd->nr);
-	EXPECT_TRUE(has_vmflag(SRC, "um"));
-	EXPECT_FALSE(has_vmflag(SRC + bytes(4), "um"));
-	EXPECT_TRUE(has_vmflag(SRC + bytes(12), "um"));
-	EXPECT_OK(check_sparse(SRC, 0, 4));
-	EXPECT_OK(check_stamps(SRC + bytes(4), bytes(8), 300));
-	EXPECT_OK(check_sparse(SRC, 12, self->len / psize()));
-}
-
-/*
- * What concurrent collectors do: move the pages away and fill the old place on
- * demand. Faults there are delivered with or without the event.
- */
-TEST_F(uffd, dontunmap_then_fault)
-{
-	struct uffd *uffd = &self->uffd;
-	int nr = 0;
-
-	ASSERT_EQ(DST, do_mremap(SRC, self->len, self->len, FIXED | DONTUNMAP,
-				 DST));
-	EXPECT_OK(check_source(DST, self->len));
-	EXPECT_OK(check_stamp(SRC + bytes(7), 5000));
-	EXPECT_FALSE(is_present(SRC + bytes(8)));
-	stop_reader(self);
-	if (variant->features & REMAP)
-		check_remap_event(_metadata, &uffd->msg[nr++], SRC, DST,
-				  self->len);
-	ASSERT_EQ(nr + 1, uffd->nr);
-	EXPECT_EQ(UFFD_EVENT_PAGEFAULT, uffd->msg[nr].event);
-	EXPECT_EQ(SRC + bytes(7),
-		  uffd->msg[nr].arg.pagefault.address & -(unsigned long)psize());
-	EXPECT_TRUE(has_vmflag(SRC, "um"));
-	check_registration(_metadata, DST, variant->features);
-}
-
-static void check_wp_move(META, FIXTURE_DATA(uffd) *self, uint64_t features,
-			  unsigned long dst)
-{
-	const size_t protected = self->len / psize() / UFFD_STEP / 2;
-	const size_t wanted = features & REMAP ? protected : 0;
-
-	ASSERT_EQ(0, write_protect(self->uffd.fd, SRC, self->len / 2));
-	ASSERT_EQ(protected, count_pagemap(SRC, self->len, PM_UFFD_WP));
-	ASSERT_EQ(dst, move_to(SRC, self->len, self->len, dst));
-	EXPECT_EQ(wanted, count_pagemap(dst, self->len, PM_UFFD_WP));
-	EXPECT_OK(check_source(dst, self->len));
-	/* A page that is not protected any more can be written as it is. */
-	if (!wanted)
-		stamp(dst, 77);
-}
-
-TEST_F(uffd, wp_pages)
-{
-	check_wp_move(_metadata, self, variant->features, DST + bytes(5));
-}
-
-TEST_F(uffd, wp_tables)
-{
-	check_wp_move(_metadata, self, variant->features, DST);
-}
-
-/* The protection of pages that are swapped out is in their swap entries. */
-TEST_F(uffd, wp_swapped)
-{
-	if (!has_swap())
-		SKIP(return, "needs swap space");
-	ASSERT_EQ(0, madvise(at(SRC), self->len, MADV_PAGEOUT));
-	check_wp_move(_metadata, self, variant->features, DST + bytes(5));
-}
-
-TEST_F(uffd, wp_huge_page)
-{
-	const size_t wanted = variant->features & REMAP ?
-		pmd_span() / psize() : 0;
-
-	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
-	ASSERT_EQ(THIRD, map_anon(THIRD, pmd_span()));
-	ASSERT_EQ(0, madvise(at(THIRD), pmd_span(), MADV_HUGEPAGE));
-	stamp_range(THIRD, pmd_span(), 1);
-	if (smaps_kb(THIRD, "AnonHugePages") <= 0)
-		SKIP(return, "needs transparent huge pages");
-	ASSERT_EQ(0, uffd_register(self->uffd.fd, at(THIRD), pmd_span(), false,
-				   true, false));
-	ASSERT_EQ(0, write_protect(self->uffd.fd, THIRD, pmd_span()));
-	ASSERT_EQ(DST, move_to(THIRD, pmd_span(), pmd_span(), DST));
-	EXPECT_EQ(wanted, count_pagemap(DST, pmd_span(), PM_UFFD_WP));
-	EXPECT_OK(check_stamps(DST, pmd_span(), 1));
-}
-
-/* A mapping beside the destination keeps its registration. */
-TEST_F(uffd, neighbour_keeps_registration_mended)
-{
-	if (!(variant->features & REMAP))
-		SKIP_STOCK_BUG();
-	ASSERT_EQ(DST, map_anon(DST, bytes(8)));
-	ASSERT_EQ(THIRD, map_anon(THIRD, bytes(8)));
-	ASSERT_EQ(0, uffd_register(self->uffd.fd, at(DST), bytes(8), true, true,
-				   false));
-	ASSERT_EQ(0, uffd_register(self->uffd.fd, at(THIRD), bytes(8), true,
-				   true, false));
-	ASSERT_EQ(DST + bytes(8), move_to(THIRD, bytes(8), bytes(8),
-					  DST + bytes(8)));
-	EXPECT_TRUE(has_vmflag(DST, "um"));
-	EXPECT_OK(check_stamp(DST, 5000));
-}
-
 /* ---- a second thread ---- */
 
 #define WORDS	256
@@ -1002,86 +672,6 @@ static void *run_writer(void *arg)
 		if (writer_step(writer, word))
 			word = (word + 1) % WORDS;
 	return NULL;
-}
-
-/* Counts at one address, with nothing that would enter the kernel. */
-struct counting {
-	volatile uint64_t *where;
-	volatile bool stop;
-};
-
-static void *run_counting(void *arg)
-{
-	struct counting *counting = arg;
-
-	while (!counting->stop)
-		(*counting->where)++;
-	return NULL;
-}
-
-/* Waits, within reason, until the other thread has counted at this address. */
-static bool counts_at(unsigned long addr)
-{
-	volatile uint64_t *where = at(addr);
-	const uint64_t seen = *where;
-
-	for (int i = 0; i < 5000 && *where == seen; i++)
-		usleep(1000);
-	return *where != seen;
-}
-
-FIXTURE(stale)
-{
-	struct counting counting;
-	pthread_t thread;
-};
-
-FIXTURE_VARIANT(stale)
-{
-	size_t len;
-	size_t offset;
-	int advice;
-};
-
-FIXTURE_VARIANT_ADD(stale, pages) { 64 * KB, 12 * KB, MADV_NOHUGEPAGE };
-FIXTURE_VARIANT_ADD(stale, table) { 4 * MB, 0, MADV_NOHUGEPAGE };
-FIXTURE_VARIANT_ADD(stale, huge) { 4 * MB, 0, MADV_HUGEPAGE };
-FIXTURE_VARIANT_ADD(stale, table_of_tables) { 1 * GB, 0, MADV_NOHUGEPAGE };
-
-FIXTURE_SETUP(stale)
-{
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two processors");
-	ASSERT_EQ(SRC, map_anon(SRC, variant->len));
-	ASSERT_EQ(0, madvise(at(SRC), variant->len, variant->advice));
-	stamp(SRC, 1);
-	self->counting.where = at(SRC);
-	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_counting,
-				    &self->counting));
-}
-
-FIXTURE_TEARDOWN(stale)
-{
-}
-
-/*
- * The other thread never stops writing, and its processor knows the old
- * translation by heart: if nobody tells it, what it writes goes to the page at
- * its new place.
- */
-TEST_F(stale, no_write_through_the_old_address)
-{
-	const unsigned long to = DST + variant->offset;
-	uint64_t moved;
-
-	ASSERT_TRUE(counts_at(SRC));
-	ASSERT_EQ(to, do_mremap(SRC, variant->len, variant->len,
-				DONTUNMAP | MREMAP_FIXED, to));
-	moved = *(volatile uint64_t *)at(to);
-	EXPECT_TRUE(counts_at(SRC));
-	EXPECT_EQ(moved, *(volatile uint64_t *)at(to));
-	self->counting.stop = true;
-	pthread_join(self->thread, NULL);
 }
 
 FIXTURE(threads)
@@ -1147,9 +737,16 @@ struct looker {
 	unsigned long stale;
 };
 
+/* Counts at one address, with nothing that would enter the kernel. */
+struct counting {
+	volatile uint64_t *where;
+	volatile bool stop;
+};
+
 FIXTURE(tlb)
 {
 	struct looker looker;
+	struct counting counting;
 	size_t len;
 };
 
@@ -1256,6 +853,54 @@ TEST_F(tlb, other_thread_sees_empty_place)
 	ASSERT_EQ(dst, to);
 	EXPECT_EQ(0UL, self->looker.stale);
 	for (int i = 0; i < TLB_PAGES; i++)
+		EXPECT_OK(check_stamp(dst + i * self->looker.stride, i));
+}
+
+static void *run_counting(void *arg)
+{
+	struct counting *counting = arg;
+
+	while (!counting->stop)
+		(*counting->where)++;
+	return NULL;
+}
+
+/* Waits, within reason, until the other thread has counted at this address. */
+static bool counts_at(unsigned long addr)
+{
+	volatile uint64_t *where = at(addr);
+	const uint64_t seen = *where;
+
+	for (int i = 0; i < 5000 && *where == seen; i++)
+		usleep(1000);
+	return *where != seen;
+}
+
+/*
+ * The other thread never stops writing, and its processor knows the old
+ * translation by heart: if nobody tells it, what it writes goes to the page at
+ * its new place.
+ */
+TEST_F(tlb, no_write_through_the_old_address)
+{
+	const unsigned long dst = DST + bytes(variant->dst);
+	pthread_t thread;
+	uint64_t moved;
+
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "needs two processors");
+	self->counting.where = at(SRC);
+	ASSERT_EQ(0, pthread_create(&thread, NULL, run_counting,
+				    &self->counting));
+	ASSERT_TRUE(counts_at(SRC));
+	ASSERT_EQ(dst, do_mremap(SRC, self->len, self->len, FIXED | DONTUNMAP,
+				 dst));
+	moved = *(volatile uint64_t *)at(dst);
+	EXPECT_TRUE(counts_at(SRC));
+	EXPECT_EQ(moved, *(volatile uint64_t *)at(dst));
+	self->counting.stop = true;
+	pthread_join(thread, NULL);
+	for (int i = 1; i < TLB_PAGES; i++)
 		EXPECT_OK(check_stamp(dst + i * self->looker.stride, i));
 }
 

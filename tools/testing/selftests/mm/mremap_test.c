@@ -510,7 +510,7 @@ static void check_huge(META, SELF, VARIANT, unsigned long addr)
 }
 
 /* The counters changed by this many mapped, and as many locked, pages. */
-static void check_counters(META, SELF, VARIANT, long pages, long locked)
+static void check_grown_by(META, SELF, VARIANT, long pages, long locked)
 {
 	const long kb = psize() / 1024;
 	const struct counters *was = &self->before, *is = &self->after;
@@ -537,7 +537,7 @@ TEST_F(move, same_size_is_a_no_op)
 	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, self->pages, self->pages,
 				   MREMAP_MAYMOVE, 0));
-	check_counters(_metadata, self, variant, 0, 0);
+	check_grown_by(_metadata, self, variant, 0, 0);
 	check_rss_same(_metadata, self);
 	check_src_whole(_metadata, self, variant);
 	check_moved(_metadata, self, variant, self->src, 0, self->pages);
@@ -549,7 +549,7 @@ TEST_F(move, shrink_in_place)
 
 	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, self->pages, left, 0, 0));
-	check_counters(_metadata, self, variant, -self->step, -self->step);
+	check_grown_by(_metadata, self, variant, -self->step, -self->step);
 	check_src_pieces(_metadata, self, variant, 0, left, 0, 0);
 	check_moved(_metadata, self, variant, self->src, 0, left);
 }
@@ -562,7 +562,7 @@ TEST_F(move, shrink_middle)
 	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, cut_end, keep,
 				   MREMAP_MAYMOVE, 0));
-	check_counters(_metadata, self, variant, -self->step, -self->step);
+	check_grown_by(_metadata, self, variant, -self->step, -self->step);
 	check_src_pieces(_metadata, self, variant, 0, keep, cut_end,
 			 self->pages);
 	check_moved(_metadata, self, variant, self->src, 0, keep);
@@ -578,7 +578,7 @@ TEST_F(move, grow_in_place)
 	free_above(self);
 	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, self->pages, more, 0, 0));
-	check_counters(_metadata, self, variant, self->step, self->step);
+	check_grown_by(_metadata, self, variant, self->step, self->step);
 	if (has_neighbours(variant))
 		add_guard(&want, self->src - psize());
 	add_pages(self, variant, &want, self->src, 0, more);
@@ -604,7 +604,7 @@ TEST_F(move, grow_into_next)
 	ASSERT_EQ(2, read_vmas(self->src, next + psize(), NULL, 0));
 	begin(self, variant);
 	ASSERT_EQ(self->src, remap(self, self->src, self->pages, more, 0, 0));
-	check_counters(_metadata, self, variant, self->step, self->step);
+	check_grown_by(_metadata, self, variant, self->step, self->step);
 
 	if (has_neighbours(variant))
 		add_guard(&want, self->src - psize());
@@ -627,7 +627,7 @@ TEST_F(move, grow_blocked_above)
 	to = remap(self, self->src, self->pages, more, MREMAP_MAYMOVE, 0);
 	ASSERT_EQ(0, error_of(to));
 	ASSERT_NE(self->src, to);
-	check_counters(_metadata, self, variant, self->step, self->step);
+	check_grown_by(_metadata, self, variant, self->step, self->step);
 	check_src_gone(_metadata, self, variant);
 	check_chosen(_metadata, self, variant, to, more);
 	check_moved(_metadata, self, variant, to, 0, more);
@@ -643,7 +643,7 @@ TEST_F(move, grow_front_part)
 	begin(self, variant);
 	to = remap(self, self->src, part, more, MREMAP_MAYMOVE, 0);
 	ASSERT_EQ(0, error_of(to));
-	check_counters(_metadata, self, variant, more - part, more - part);
+	check_grown_by(_metadata, self, variant, more - part, more - part);
 	check_src_pieces(_metadata, self, variant, part, self->pages, 0, 0);
 	add_pages(self, variant, &want, to, 0, more);
 	EXPECT_OK(check_vmas(to, page_addr(to, more), want.vma, want.nr));
@@ -660,7 +660,7 @@ TEST_F(move, fixed_to_free_place)
 	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
 				   FIXED, self->dst));
-	check_counters(_metadata, self, variant, 0, 0);
+	check_grown_by(_metadata, self, variant, 0, 0);
 	check_rss_same(_metadata, self);
 	check_huge(_metadata, self, variant, self->dst);
 	check_src_gone(_metadata, self, variant);
@@ -706,7 +706,7 @@ TEST_F(move, fixed_grow)
 	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, more, FIXED,
 				   self->dst));
-	check_counters(_metadata, self, variant, self->step, self->step);
+	check_grown_by(_metadata, self, variant, self->step, self->step);
 	check_src_gone(_metadata, self, variant);
 	check_dst(_metadata, self, variant, 0, more);
 	check_moved(_metadata, self, variant, self->dst, 0, more);
@@ -720,7 +720,7 @@ TEST_F(move, fixed_shrink)
 	begin(self, variant);
 	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, left, FIXED,
 				   self->dst));
-	check_counters(_metadata, self, variant, -self->step, -self->step);
+	check_grown_by(_metadata, self, variant, -self->step, -self->step);
 	check_src_gone(_metadata, self, variant);
 	check_dst(_metadata, self, variant, 0, left);
 	check_moved(_metadata, self, variant, self->dst, 0, left);
@@ -735,7 +735,7 @@ TEST_F(move, there_and_back)
 		ASSERT_EQ(self->src, remap(self, self->dst, self->pages,
 					   self->pages, FIXED, self->src));
 	}
-	check_counters(_metadata, self, variant, 0, 0);
+	check_grown_by(_metadata, self, variant, 0, 0);
 	check_rss_same(_metadata, self);
 	check_huge(_metadata, self, variant, self->src);
 	check_src_whole(_metadata, self, variant);
@@ -754,7 +754,7 @@ static void move_part(META, SELF, VARIANT, size_t first, size_t nr)
 	begin(self, variant);
 	ASSERT_EQ(to, remap(self, page_addr(self->src, first), nr, nr, FIXED,
 			    to));
-	check_counters(_metadata, self, variant, 0, 0);
+	check_grown_by(_metadata, self, variant, 0, 0);
 	check_rss_same(_metadata, self);
 	check_src_pieces(_metadata, self, variant, 0, first, end, self->pages);
 	check_dst(_metadata, self, variant, first, nr);
@@ -799,7 +799,7 @@ TEST_F(move, one_page)
 static void check_dontunmap(META, SELF, VARIANT)
 {
 	/* The lock goes with the pages, so as much is locked as before. */
-	check_counters(_metadata, self, variant, self->pages, 0);
+	check_grown_by(_metadata, self, variant, self->pages, 0);
 	check_rss_same(_metadata, self);
 	check_src_whole(_metadata, self, variant);
 	if (variant->backing == ANON_LOCKED)
@@ -890,13 +890,13 @@ TEST_F(move, duplicate)
 	to = remap(self, self->src, 0, self->pages, MREMAP_MAYMOVE, 0);
 	if (!is_shared(variant)) {
 		ASSERT_EQ(EINVAL, error_of(to));
-		check_counters(_metadata, self, variant, 0, 0);
+		check_grown_by(_metadata, self, variant, 0, 0);
 		check_src_whole(_metadata, self, variant);
 		check_moved(_metadata, self, variant, self->src, 0, self->pages);
 		return;
 	}
 	ASSERT_EQ(0, error_of(to));
-	check_counters(_metadata, self, variant, self->pages, 0);
+	check_grown_by(_metadata, self, variant, self->pages, 0);
 	check_src_whole(_metadata, self, variant);
 	check_chosen(_metadata, self, variant, to, self->pages);
 	EXPECT_OK(check_pagemap(to, self->pages, NULL));
@@ -920,7 +920,7 @@ TEST_F(move, duplicate_part_fixed)
 	begin(self, variant);
 	ASSERT_EQ(to, remap(self, page_addr(self->src, first), 0, nr, FIXED,
 			    to));
-	check_counters(_metadata, self, variant, nr, 0);
+	check_grown_by(_metadata, self, variant, nr, 0);
 	check_src_whole(_metadata, self, variant);
 	check_dst(_metadata, self, variant, first, nr);
 	check_contents(_metadata, self, variant, to, first, nr, true);

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -304,6 +305,33 @@ int count_vmas(void)
 	return read_vmas(0, 1UL << 56, NULL, 0);
 }
 
+int read_smaps(unsigned long start, unsigned long end, struct smap *smaps,
+	       int max)
+{
+	struct vma vma = { 0 };
+	int nr = 0;
+
+	if (!read_text("/proc/self/smaps"))
+		return -1;
+	for (char *line = text; line && *line; line = next_line(line)) {
+		if (parse_vma(line, &vma)) {
+			if (vma.start >= end)
+				break;
+			if (vma.end <= start)
+				continue;
+			if (nr < max)
+				smaps[nr] = (struct smap) { .vma = vma };
+			nr++;
+		} else if (vma.end > start && nr && nr <= max &&
+			   !strncmp(line, "VmFlags:", 8)) {
+			snprintf(smaps[nr - 1].flags,
+				 sizeof(smaps[nr - 1].flags), "%.*s",
+				 (int)strcspn(line + 8, "\n"), line + 8);
+		}
+	}
+	return nr;
+}
+
 /* The smaps lines of the mapping that starts at start. */
 static char *find_smaps(unsigned long start)
 {
@@ -362,6 +390,8 @@ void read_counters(struct counters *out)
 	*out = (struct counters) {
 		.size = parse_kb(text, "VmSize"),
 		.peak = parse_kb(text, "VmPeak"),
+		.rss = parse_kb(text, "VmRSS"),
+		.rss_peak = parse_kb(text, "VmHWM"),
 		.locked = parse_kb(text, "VmLck"),
 		.data = parse_kb(text, "VmData"),
 		.page_tables = parse_kb(text, "VmPTE"),
@@ -415,14 +445,11 @@ static const char *check_maps_text(void)
 			(int)strcspn(before, "\n"), before);
 }
 
-const char *check_state(void)
+static const char *check_counters(void)
 {
-	const char *why = check_maps_text();
 	const struct counters *was = &saved_counters;
 	struct counters is;
 
-	if (why)
-		return why;
 	read_counters(&is);
 	if (is.size != was->size)
 		return complain("VmSize %ld, was %ld", is.size, was->size);
@@ -437,6 +464,11 @@ const char *check_state(void)
 		return complain("VmPTE %ld, was %ld", is.page_tables,
 				was->page_tables);
 	return NULL;
+}
+
+const char *check_state(void)
+{
+	return check_maps_text() ?: check_counters();
 }
 
 bool write_setting(const char *path, const char *contents)
@@ -472,6 +504,47 @@ long read_long(const char *path)
 	if (!read_setting(path, value, sizeof(value)))
 		return -1;
 	return strtol(value, NULL, 10);
+}
+
+#define DEBUGFS		"/sys/kernel/debug/"
+
+const char *prepare_fail_nth(void)
+{
+	const char *const settings[][2] = {
+		{ DEBUGFS "failslab/ignore-gfp-wait", "N" },
+		{ DEBUGFS "failslab/verbose", "0" },
+		{ DEBUGFS "fail_page_alloc/ignore-gfp-wait", "N" },
+		{ DEBUGFS "fail_page_alloc/ignore-gfp-highmem", "N" },
+		{ DEBUGFS "fail_page_alloc/min-order", "0" },
+		{ DEBUGFS "fail_page_alloc/verbose", "0" },
+	};
+
+	if (access(FAIL_NTH, W_OK))
+		return "needs fault injection (" FAIL_NTH ")";
+	if (access(DEBUGFS "failslab", F_OK))
+		mount("debugfs", DEBUGFS, "debugfs", 0, NULL);
+	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
+		if (!write_setting(settings[i][0], settings[i][1]))
+			return "needs failslab and fail_page_alloc in debugfs";
+	return NULL;
+}
+
+bool arm_fail_nth(int fd, int nth)
+{
+	char number[16];
+	const int len = snprintf(number, sizeof(number), "%d", nth);
+
+	return pwrite(fd, number, len, 0) == len;
+}
+
+bool disarm_fail_nth(int fd)
+{
+	char left[16] = "";
+
+	if (pread(fd, left, sizeof(left) - 1, 0) <= 0)
+		return false;
+	arm_fail_nth(fd, 0);
+	return atoi(left) == 0;
 }
 
 bool expect_base(void)

@@ -148,10 +148,22 @@ long smaps_kb(unsigned long start, const char *field);
 bool has_vmflag(unsigned long start, const char *flag);
 void read_vmflags(unsigned long start, char *out, size_t len);
 
+/* A mapping with its VmFlags: two letters each, a space on both sides. */
+struct smap {
+	struct vma vma;
+	char flags[128];
+};
+
+/* As read_vmas(), in one reading of /proc/self/smaps. */
+int read_smaps(unsigned long start, unsigned long end, struct smap *smaps,
+	       int max);
+
 /* The counters of /proc/self/status, in kB. */
 struct counters {
 	long size;
 	long peak;
+	long rss;
+	long rss_peak;
 	long locked;
 	long data;
 	long page_tables;
@@ -175,6 +187,16 @@ const char *check_state(void);
 bool write_setting(const char *path, const char *text);
 bool read_setting(const char *path, char *out, size_t len);
 long read_long(const char *path);
+
+/*
+ * Fault injection: makes the nth allocation from here on fail. The first says
+ * what is missing for it, the last whether it has come to that.
+ */
+#define FAIL_NTH	"/proc/thread-self/fail-nth"
+
+const char *prepare_fail_nth(void);
+bool arm_fail_nth(int fd, int nth);
+bool disarm_fail_nth(int fd);
 
 /* MREMAP_EXPECT=base: expect what stock 6.12 does where this kernel differs. */
 bool expect_base(void);
