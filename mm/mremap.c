@@ -148,6 +148,7 @@ struct move_stats {
  * @wide_end: end of the last one, if @end is in it
  * @own_start: start of the first table that holds entries of the range alone
  * @own_end: end of the last one
+ * @new_own_start: as @own_start, at the new place
  * @keep_tables: entries must move one by one, tables stay where they are
  * @in_stack: @src and @dst are one VMA that covers both ranges
  * @per_table: flush for each table, before its lock is dropped
@@ -166,6 +167,7 @@ struct pagetable_move {
 	unsigned long wide_end;
 	unsigned long own_start;
 	unsigned long own_end;
+	unsigned long new_own_start;
 	bool keep_tables;
 	bool in_stack;
 	bool per_table;
@@ -445,8 +447,11 @@ static int check_unmap(struct mm_struct *mm, unsigned long start,
 	return err;
 }
 
-/* May what a shrinking call drops be unmapped? It may be more than one VMA. */
-static int check_shrinkage(struct mm_struct *mm,
+/*
+ * May what a shrinking call drops be unmapped? It may be more than @vma, the one
+ * with the old address.
+ */
+static int check_shrinkage(struct vm_area_struct *vma,
 			   const struct mremap_request *req)
 {
 	unsigned long start = req->addr + req->new_len;
@@ -457,7 +462,9 @@ static int check_shrinkage(struct mm_struct *mm,
 		return 0;
 	if (start < req->addr || start > TASK_SIZE || len > TASK_SIZE - start)
 		return -EINVAL;
-	return check_unmap(mm, start, start + len, &ignored);
+	if (start + len <= vma->vm_end)
+		return check_cut_out(vma, start, start + len);
+	return check_unmap(vma->vm_mm, start, start + len, &ignored);
 }
 
 /* What the call adds to the address space. Lengths are whole pages by now. */
@@ -761,6 +768,20 @@ static bool can_move_pte_tables(const struct pagetable_move *pm)
 	       is_congruent(pm);
 }
 
+/* See "taking tables out of the tree" below. */
+#ifndef arch_can_detach_page_tables
+static inline bool arch_can_detach_page_tables(void)
+{
+	return false;
+}
+#endif
+
+static bool can_detach_tables(const struct pagetable_move *pm)
+{
+	return arch_can_detach_page_tables() && !pm->per_table &&
+	       !can_move_pte_tables(pm);
+}
+
 /*
  * For fewer entries it does not pay to look who else is in their table, nor to
  * take it out of the tree, which takes a flush of more than a few pages.
@@ -791,7 +812,11 @@ static void widen_to_tables(struct pagetable_move *pm)
 	}
 	pm->own_start = pm->start;
 	pm->own_end = pm->end;
+	pm->new_own_start = pm->start + pm->shift;
 
+	if (can_detach_tables(pm) && !is_small &&
+	    can_align_down(pm->dst, pm->new_own_start, false))
+		pm->new_own_start &= PMD_MASK;
 	if (head && can_align_down(pm->src, pm->start, pm->in_stack)) {
 		pm->own_start -= head;
 		if (may_widen && can_align_down(pm->dst, pm->start + pm->shift,
@@ -1101,13 +1126,12 @@ unmap_old:
 	return err;
 }
 
-/* The page table of @old_pmd becomes that of @new_pmd. Under both PMD locks. */
-static void move_normal_pmd(struct mm_struct *mm, pmd_t *old_pmd, pmd_t *new_pmd)
+/* The page table @pmd of @old_pmd becomes that of @new_pmd. Under both PMD locks. */
+static void move_normal_pmd(struct mm_struct *mm, pmd_t *old_pmd, pmd_t *new_pmd,
+			    pmd_t pmd)
 {
-	pgtable_t table = pmd_pgtable(pmdp_get(old_pmd));
-
 	pmd_clear(old_pmd);
-	pmd_populate(mm, new_pmd, table);
+	pmd_populate(mm, new_pmd, pmd_pgtable(pmd));
 }
 
 static __always_inline bool is_pte_table(pmd_t pmd)
@@ -1139,7 +1163,7 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 		if (!pmd_none(pmdp_get(new_pmd + i)))
 			break;
 		if (is_pte_table(pmd) && tables_move) {
-			move_normal_pmd(mm, old_pmd + i, new_pmd + i);
+			move_normal_pmd(mm, old_pmd + i, new_pmd + i, pmd);
 			tables++;
 		} else if (is_huge_pmd_entry(pmd)) {
 			move_huge_pmd(pm->src, pm->cursor + i * PMD_SIZE,
@@ -1253,13 +1277,6 @@ static bool move_huge_pud(struct pagetable_move *pm, struct move_window *win,
  * same with the tables of the new place. What it could not do that with stays at
  * the old place, empty; so a move back needs no memory.
  */
-#ifndef arch_can_detach_page_tables
-static inline bool arch_can_detach_page_tables(void)
-{
-	return false;
-}
-#endif
-
 /*
  * Write an entry that nobody else writes; look at one. Architectures that do not
  * opt in only have to compile this.
@@ -1268,12 +1285,6 @@ static inline bool arch_can_detach_page_tables(void)
 #define arch_set_moved_pte(ptep, pte)	WRITE_ONCE(*(ptep), pte)
 #define arch_moved_pte_present(pte)	pte_present(pte)
 #endif
-
-static bool can_detach_tables(const struct pagetable_move *pm)
-{
-	return arch_can_detach_page_tables() && !pm->per_table &&
-	       !can_move_pte_tables(pm);
-}
 
 static pmd_t *detached_at(struct move_window *win, unsigned long addr)
 {
@@ -1390,11 +1401,15 @@ static unsigned long move_detached_entries(pte_t *old_pte, pte_t *new_pte,
 	const pte_t none = __pte(0);
 	unsigned long empty = 0, left;
 
-	for (left = nr; left >= 4; left -= 4, old_pte += 4, new_pte += 4) {
+	for (left = nr; left >= 8; left -= 8, old_pte += 8, new_pte += 8) {
 		empty += move_detached_entry(old_pte, new_pte, none);
 		empty += move_detached_entry(old_pte + 1, new_pte + 1, none);
 		empty += move_detached_entry(old_pte + 2, new_pte + 2, none);
 		empty += move_detached_entry(old_pte + 3, new_pte + 3, none);
+		empty += move_detached_entry(old_pte + 4, new_pte + 4, none);
+		empty += move_detached_entry(old_pte + 5, new_pte + 5, none);
+		empty += move_detached_entry(old_pte + 6, new_pte + 6, none);
+		empty += move_detached_entry(old_pte + 7, new_pte + 7, none);
 	}
 	for (; left; left--)
 		empty += move_detached_entry(old_pte++, new_pte++, none);
@@ -1424,8 +1439,8 @@ static int move_detached_ptes(struct pagetable_move *pm, struct move_window *win
 
 /*
  * Would a move back find a table for the old place of the one at @addr? The table
- * that its lower part goes to takes that place then. That one must hold nothing
- * else, so the range has to fill it.
+ * that its lower part goes to takes that place then. That one must hold entries
+ * of the range and no others.
  */
 static bool can_do_without_table(const struct pagetable_move *pm,
 				 unsigned long addr)
@@ -1433,7 +1448,7 @@ static bool can_do_without_table(const struct pagetable_move *pm,
 	unsigned long old_start = addr & PMD_MASK;
 	unsigned long new_start = (old_start + pm->shift) & PMD_MASK;
 
-	return old_start >= pm->start && new_start >= pm->start + pm->shift &&
+	return old_start >= pm->start && new_start >= pm->new_own_start &&
 	       new_start + PMD_SIZE <= pm->end + pm->shift;
 }
 
@@ -2152,15 +2167,15 @@ static void mark_soft_dirty(struct vm_area_struct *vma)
 
 static int move_pages_of(struct vma_move *mv)
 {
-	mv->tables = (struct pagetable_move) {
-		.src = mv->src,
-		.dst = mv->dst,
-		.start = mv->addr,
-		.end = mv->addr + mv->len,
-		.shift = mv->dst_addr - mv->addr,
-		.keep_tables = needs_soft_dirty_entries(mv),
-	};
-	return move_page_tables(&mv->tables);
+	struct pagetable_move *pm = &mv->tables;
+
+	pm->src = mv->src;
+	pm->dst = mv->dst;
+	pm->start = mv->addr;
+	pm->end = mv->addr + mv->len;
+	pm->shift = mv->dst_addr - mv->addr;
+	pm->keep_tables = needs_soft_dirty_entries(mv);
+	return move_page_tables(pm);
 }
 
 static int move_all_pages(struct mremap_op *op)
@@ -2631,7 +2646,7 @@ static int mremap_to(struct mremap_op *op)
 	err = check_old_ranges(op);
 	if (err)
 		return err;
-	err = check_shrinkage(op->mm, req);
+	err = check_shrinkage(op->moves->src, req);
 	if (err)
 		return err;
 	/* A second view in the place of the first: that would leave none. */
@@ -2823,7 +2838,10 @@ static int mremap_several(struct mremap_op *op, struct mremap_request *req)
  */
 static void expect_seam(struct mremap_op *op, unsigned long addr)
 {
-	if (vma_around(op->mm, addr))
+	struct vm_area_struct *vma = op->moves->src;
+	bool is_inside = addr > vma->vm_start && addr < vma->vm_end;
+
+	if (is_inside || (addr > vma->vm_end && vma_around(op->mm, addr)))
 		op->seams.at[op->seams.nr++] = addr;
 }
 
@@ -2831,12 +2849,13 @@ static void expect_seam(struct mremap_op *op, unsigned long addr)
 static int shrink_in_place(struct mremap_op *op)
 {
 	VMA_ITERATOR(vmi, op->mm, op->req->addr + op->req->new_len);
+	struct vm_area_struct *vma = op->moves->src;
 	unsigned long start = op->req->addr + op->req->new_len;
 	unsigned long len = shrinkage(op->req);
 	int err;
 
 	op->result = op->req->addr;
-	err = check_shrinkage(op->mm, op->req);
+	err = check_shrinkage(vma, op->req);
 	if (err)
 		return err;
 	expect_seam(op, start);
