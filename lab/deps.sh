@@ -10,6 +10,7 @@ declare -A groups=(
 	[build]="bc bison ccache flex gcc libc6-dev libelf-dev libssl-dev lz4 make perl"
 	[guest]="busybox-static cpio python3 qemu-system-x86"
 	[test]="gcc libc6-dev libcap-dev make rsync"
+	[bench]="gcc gnuplot-nox libc6-dev python3"
 	[run]="criu gcc libc6-dev python3"
 )
 

@@ -5,13 +5,18 @@
 
 . "$(dirname "$0")/common.sh"
 
-(($# == 2)) || die "usage: lab/image.sh base|patched prod|debug"
+(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug
+peer is the kernel source in the folder \$PEER"
 tree=$1 flavor=$2
 
 case $tree in
 base) source=build/base changed=build/base.version ;;
 patched) source=build/tree changed=build/tree.changed ;;
-*) die "no tree '$tree': base or patched" ;;
+peer)
+	source=$(realpath -e "${PEER:?is to be the folder of a kernel source}")
+	changed=build/peer.changed
+	;;
+*) die "no tree '$tree': base, patched or peer" ;;
 esac
 
 # seed: what the config starts from. completion: the goal of make that fills in
@@ -36,7 +41,7 @@ esac
 
 fragments=("lab/config/$flavor.config")
 # Options that only the patched source has.
-[[ $tree == base || ! -e lab/config/patched.config ]] || fragments+=(lab/config/patched.config)
+[[ $tree != patched || ! -e lab/config/patched.config ]] || fragments+=(lab/config/patched.config)
 
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
 # command lines are the same and ccache serves one tree from the other.
@@ -67,7 +72,8 @@ link_source() {
 	local entry
 	mkdir -p "$out"
 	for entry in "$source"/*; do
-		ln -sfn "../../../$entry" "$shadow/"
+		[[ $entry == /* ]] || entry=../../../$entry
+		ln -sfn "$entry" "$shadow/"
 	done
 }
 
@@ -82,7 +88,10 @@ check_config() {
 		file == 1 { has[name] = value; next }
 		(name in has ? has[name] : "n") != value { print $0 }
 	' "$out/.config" "${fragments[@]}" | paste -sd " ")
-	[[ -z $lost ]] || die "$flavor: Kconfig did not keep $lost, see $out/.config"
+	[[ $lost ]] || return 0
+	lost="$flavor: Kconfig did not keep $lost, see $out/.config"
+	[[ $tree == peer ]] || die "$lost"
+	echo "$lost" >&2	# options have other names in other versions
 }
 
 wanted_config() {
@@ -140,12 +149,29 @@ finish() {
 	rm -f "$out.building"
 }
 
+# The folder is not ours: see by ourselves whether something in it has changed,
+# or whether it is another one than last time.
+look_at_peer() {
+	local newer
+	[[ -f $source/Kbuild ]] || die "no kernel source in $source"
+	if [[ $(cat "$shadow.source" 2>/dev/null) != "$source" ]]; then
+		find "$shadow/" -mindepth 1 -maxdepth 1 ! -name '*.lock' -exec rm -rf {} +
+		echo "$source" >"$shadow.source"
+	fi
+	if [[ -e $changed ]]; then
+		newer=$(find "$source/" -name .git -prune -o -newer "$changed" -print -quit)
+		[[ $newer ]] || return 0
+	fi
+	touch "$changed"
+}
+
 # A function, so that a change of this file does not disturb a run.
 main() {
 	lab/deps.sh base build
-	lab/base.sh
-	[[ $tree == base ]] || lab/tree.py
+	[[ $tree == peer ]] || lab/base.sh
+	[[ $tree != patched ]] || lab/tree.py
 	take_lock "$out.lock" "$tree $flavor"
+	[[ $tree != peer ]] || look_at_peer
 	if [[ -e $out.building ]]; then
 		rm -rf "$out"
 	elif up_to_date; then

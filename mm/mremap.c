@@ -45,6 +45,7 @@
  */
 
 #include <linux/capability.h>
+#include <linux/compat.h>
 #include <linux/fs.h>
 #include <linux/hugetlb.h>
 #include <linux/ksm.h>

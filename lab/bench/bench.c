@@ -1,0 +1,867 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What mremap() costs, case by case. Runs in a guest where one instruction is
+ * one tick of the time stamp counter (QEMU's -icount), so that a call's ticks
+ * are its instructions. Two calls of one case then differ only by what else the
+ * kernel had to do, a timer interrupt or a refill of a cache: the cheapest of
+ * several calls counts. Contents are checked after every call, outside of what
+ * is measured.
+ *
+ * usage: bench [--quick] [--count] [--only TEXT] [--mark]
+ *   --quick  fewer sizes and calls
+ *   --count  flushes only, with a thread that is busy on the other processor;
+ *	      time means nothing then
+ *   --only   cases that have TEXT in what they are called: /NAME/SIZE/
+ *   --mark   few calls, each between two "prefetchnta" for lab/bench/profile.c
+ *
+ * Output, one line for each result, the rest is progress:
+ *   result CASE SIZE INSTRUCTIONS LOCAL REMOTE RECEIVED OWN HUGE_BEFORE HUGE_AFTER CALLS
+ *   step NUMBER SIZE INSTRUCTIONS FLUSHES MOVED
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/perf_event.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../run/stamp.h"
+
+#define KB	(1UL << 10)
+#define MB	(1UL << 20)
+#define GB	(1UL << 30)
+#define PAGE	(4 * KB)
+#define HUGE	(2 * MB)
+
+/*
+ * Up to DENSE every page is touched, above it one in each 2 MB. Huge pages are
+ * of memory up to HUGE_DENSE, the rest is the huge page of zeroes.
+ */
+#define DENSE		(256 * MB)
+#define HUGE_DENSE	GB
+
+/*
+ * Where things go that are moved to a place of their own, nothing else being
+ * near. Up to DENSE both places are in one GB, as in a small process, so that
+ * they share the table of PMDs; above it they share the table of PUDs.
+ */
+#define AREA		((char *)0x100000000000)
+#define NEAR		(GB / 2)
+#define FAR		(64 * GB)
+
+#define MAX_CALLS	200
+
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof(*(a)))
+
+enum counter { LOCAL_ALL, LOCAL_ONE, REMOTE, RECEIVED, NR_VMSTAT, OWN = NR_VMSTAT, NR_COUNTERS };
+
+static const char *const counter_names[] = {
+	[LOCAL_ALL] = "nr_tlb_local_flush_all",
+	[LOCAL_ONE] = "nr_tlb_local_flush_one",
+	[REMOTE] = "nr_tlb_remote_flush",
+	[RECEIVED] = "nr_tlb_remote_flush_received",
+};
+
+struct reading {
+	long instructions;
+	long flushes[NR_COUNTERS];
+	long huge_before, huge_after;
+};
+
+static int quick, count_only, mark;
+static const char *only;
+static long pair_cost;	/* of two readings of the counter with nothing between */
+
+static void die(const char *format, ...)
+{
+	int error = errno;
+	va_list args;
+
+	va_start(args, format);
+	printf("bench: ");
+	vprintf(format, args);
+	if (error)
+		printf(" (%s)", strerror(error));
+	printf("\n");
+	exit(1);
+}
+
+/* Ticks of the counter, a thousand million a second. */
+
+#define TIMER_PERIOD	4000000
+
+static inline uint64_t ticks(void)
+{
+	uint32_t low, high;
+
+	asm volatile("rdtsc" : "=a" (low), "=d" (high) : : "memory");
+	return (uint64_t)high << 32 | low;
+}
+
+/*
+ * The timer interrupts every 4 ms. Return when that will not happen soon, so that
+ * it does not hit what takes less than 2 ms and comes now.
+ */
+static void away_from_interrupts(void)
+{
+	static uint64_t last;
+	uint64_t before = ticks(), now, since = (before - last) % TIMER_PERIOD;
+
+	if (count_only || (last && since > 20000 && since < TIMER_PERIOD / 2))
+		return;
+	for (;; before = now) {
+		now = ticks();
+		if (now - before > 500)
+			break;
+	}
+	last = now;
+}
+
+/* A tick has to be an instruction. An interrupt may come between: look again. */
+static void check_clock(void)
+{
+	uint64_t start, spent = 0;
+
+	for (int i = 0; i < 20; i++) {
+		away_from_interrupts();
+		start = ticks();
+		pair_cost = ticks() - start;
+		start = ticks();
+		asm volatile("mov $500000, %%ecx\n1: dec %%ecx\n jnz 1b" : : : "ecx", "cc");
+		spent = ticks() - start - pair_cost;
+		if (pair_cost < 10 && spent >= 1000000 && spent <= 1000010)
+			return;
+	}
+	die("a million instructions took %lu ticks: is this -icount?", (unsigned long)spent);
+}
+
+/*
+ * Counters of the kernel. /proc/vmstat has them for all processors, but counts
+ * a flush of N single pages N times. The tracepoint fires once for any flush;
+ * looking at it costs instructions, so this is for --count alone.
+ */
+static int flush_event = -1;
+
+#define TLB_FLUSH "/sys/kernel/tracing/events/tlb/tlb_flush/id"
+
+static void watch_flushes(void)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_TRACEPOINT,
+		.size = sizeof(attr),
+	};
+	FILE *file = fopen(TLB_FLUSH, "r");
+	unsigned long id;
+
+	if (!file || fscanf(file, "%lu", &id) != 1)
+		die(TLB_FLUSH);
+	fclose(file);
+	attr.config = id;
+	flush_event = syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0);
+	/* Own flushes, as TLB_LOCAL_SHOOTDOWN and TLB_LOCAL_MM_SHOOTDOWN have it. */
+	if (flush_event < 0 || ioctl(flush_event, PERF_EVENT_IOC_SET_FILTER,
+				     "reason == 2 || reason == 3"))
+		die("perf_event_open");
+}
+
+static long flushes_seen(void)
+{
+	uint64_t count;
+
+	if (flush_event < 0)
+		return 0;
+	if (read(flush_event, &count, sizeof(count)) != sizeof(count))
+		die("the count of flushes");
+	return count;
+}
+
+static void read_counters(long counters[NR_COUNTERS])
+{
+	static char text[1 << 16];
+	static int fd = -1;
+	ssize_t length;
+
+	if (fd < 0)
+		fd = open("/proc/vmstat", O_RDONLY);
+	length = pread(fd, text, sizeof(text) - 1, 0);
+	if (length <= 0)
+		die("/proc/vmstat");
+	text[length] = 0;
+	for (int i = 0; i < NR_VMSTAT; i++) {
+		char *at = text;
+
+		while ((at = strstr(at, counter_names[i])) &&
+		       at[strlen(counter_names[i])] != ' ')
+			at++;
+		if (!at)
+			die("no %s in /proc/vmstat", counter_names[i]);
+		counters[i] = atol(at + strlen(counter_names[i]));
+	}
+	counters[OWN] = flushes_seen();
+}
+
+/* How many huge PMDs the VMAs in a range have. */
+static long huge_pmds(const char *start, size_t size)
+{
+	FILE *file = fopen("/proc/self/smaps", "r");
+	unsigned long from, to, kb, sum = 0;
+	char line[512];
+	int inside = 0;
+
+	if (!file)
+		die("/proc/self/smaps");
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			inside = from >= (uintptr_t)start && to <= (uintptr_t)start + size;
+		else if (inside && sscanf(line, "AnonHugePages: %lu", &kb) == 1)
+			sum += kb;
+	}
+	fclose(file);
+	return sum / (HUGE / KB);
+}
+
+/* The measured system call. */
+
+static struct reading now;	/* of the call that is under way */
+static uint64_t started;
+static long counters_before[NR_COUNTERS];
+
+static inline void begin(void)
+{
+	read_counters(counters_before);
+	away_from_interrupts();
+	if (mark)
+		asm volatile("prefetchnta 0x4d42(%0)" : : "a" (0UL));
+	started = ticks();
+}
+
+static inline void end(void)
+{
+	uint64_t stopped = ticks();
+	long after[NR_COUNTERS];
+
+	if (mark)
+		asm volatile("prefetchnta 0x4d45(%0)" : : "a" (0UL));
+	read_counters(after);
+	now.instructions = stopped - started - pair_cost;
+	for (int i = 0; i < NR_COUNTERS; i++)
+		now.flushes[i] = after[i] - counters_before[i];
+}
+
+static inline long raw_mremap(char *addr, size_t old, size_t new, long flags, char *to)
+{
+	register long r10 asm("r10") = flags;
+	register char *r8 asm("r8") = to;
+	long ret;
+
+	asm volatile("syscall" : "=a" (ret)
+		     : "a" (SYS_mremap), "D" (addr), "S" (old), "d" (new), "r" (r10), "r" (r8)
+		     : "rcx", "r11", "memory");
+	return ret;
+}
+
+static char *measured_mremap(char *addr, size_t old, size_t new, int flags, char *to)
+{
+	long ret;
+
+	begin();
+	ret = raw_mremap(addr, old, new, flags, to);
+	end();
+	if (ret < 0 && ret > -4096) {
+		errno = -ret;
+		return MAP_FAILED;
+	}
+	return (char *)ret;
+}
+
+/* Memory. */
+
+static char *map(char *at, size_t size, int prot)
+{
+	char *got = mmap(at, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
+			 (at ? MAP_FIXED_NOREPLACE : 0), -1, 0);
+
+	if (got == MAP_FAILED || (at && got != at))
+		die("mmap %zu bytes at %p", size, at);
+	return got;
+}
+
+static void unmap(char *at, size_t size)
+{
+	if (munmap(at, size))
+		die("munmap");
+}
+
+/* How much has contents, every how many bytes, and how much there. */
+struct pattern {
+	size_t size, stride, length;
+};
+
+static struct pattern pattern_of(size_t size, int huge)
+{
+	struct pattern all = { size, size, size };
+	struct pattern some = { huge && size > HUGE_DENSE ? HUGE_DENSE : size, HUGE, PAGE };
+
+	return size <= DENSE ? all : some;
+}
+
+static void fill(char *at, size_t size, int huge)
+{
+	struct pattern pattern = pattern_of(size, huge);
+
+	if (madvise(at, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
+		die("madvise");
+	if (size <= DENSE && madvise(at, size, MADV_POPULATE_WRITE))
+		die("populate %zu bytes", size);
+	if (pattern.size < size && madvise(at + pattern.size, size - pattern.size,
+					   MADV_POPULATE_READ))
+		die("populate %zu bytes for reading", size - pattern.size);
+	for (size_t pos = 0; pos < pattern.size; pos += pattern.stride)
+		stamp(at, pos, pos + pattern.length, 1);
+}
+
+static void check(char *at, size_t size, int huge, const char *name)
+{
+	struct pattern pattern = pattern_of(size, huge);
+
+	for (size_t pos = 0; pos < pattern.size; pos += pattern.stride)
+		if (stamp_wrong(at, pos, pos + pattern.length, 1))
+			die("%s: wrong contents", name);
+}
+
+/* The old place must be unmapped, as far as a few looks can tell. */
+static void check_gone(char *at, size_t size, const char *name)
+{
+	size_t step = size <= 16 * PAGE ? PAGE : size / 16 & ~(PAGE - 1);
+
+	for (size_t pos = 0; pos < size; pos += step)
+		if (!madvise(at + pos, PAGE, MADV_NORMAL) || errno != ENOMEM)
+			die("%s: the source is still mapped", name);
+}
+
+static void check_zero(char *at, size_t size, const char *name)
+{
+	const size_t places[] = { 0, size / 2 & ~7UL, size - 8 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++)
+		if (*(volatile uint64_t *)(at + places[i]))
+			die("%s: not zero at %zu", name, places[i]);
+}
+
+/* The cases. */
+
+struct bench;
+
+/* What a case has mapped before each of its calls. */
+struct setup {
+	const struct bench *bench;
+	size_t size;
+	char *src;
+	struct range {
+		char *at;
+		size_t size;
+	} beside[2];		/* what else is mapped */
+};
+
+struct bench {
+	const char *name;
+	void (*map)(struct setup *setup);
+	void (*call)(struct setup *setup);	/* and bring everything back */
+	size_t src_offset, dst_offset;		/* from multiples of 1 GB */
+	int flags;
+	int huge;
+	size_t growth;
+	size_t from, to;			/* sizes */
+	size_t tried[4];			/* with --quick */
+};
+
+static void unmap_setup(struct setup *setup)
+{
+	unmap(setup->src, setup->size);
+	for (size_t i = 0; i < ARRAY_SIZE(setup->beside); i++)
+		if (setup->beside[i].size)
+			unmap(setup->beside[i].at, setup->beside[i].size);
+}
+
+static void note_huge(struct setup *setup, long *where, char *at, size_t size)
+{
+	*where = setup->bench->huge ? huge_pmds(at, size) : 0;
+}
+
+/* A source with everything above it mapped and everything below it free. */
+static void map_blocked(struct setup *setup)
+{
+	size_t room = setup->size + 2 * HUGE;
+	char *hole = map(NULL, room, PROT_NONE), *block;
+
+	setup->src = (char *)(((uintptr_t)hole + HUGE - 1) & ~(HUGE - 1)) +
+		     setup->bench->src_offset;
+	block = setup->src + setup->size;
+	setup->beside[0] = (struct range){ block, hole + room - block };
+	unmap(hole, block - hole);
+	map(setup->src, setup->size, PROT_READ | PROT_WRITE);
+	fill(setup->src, setup->size, setup->bench->huge);
+}
+
+/* The kernel has to find a place for the longer mapping. */
+static void call_grow(struct setup *setup)
+{
+	const char *name = setup->bench->name;
+	size_t size = setup->size, new_size = (size + size / 2 + PAGE) & ~(PAGE - 1);
+	char *src = setup->src, *dst;
+
+	note_huge(setup, &now.huge_before, src, size);
+	dst = measured_mremap(src, size, new_size, MREMAP_MAYMOVE, NULL);
+	if (dst == MAP_FAILED)
+		die("%s", name);
+	if (dst == src)
+		die("%s: it grew in place", name);
+	note_huge(setup, &now.huge_after, dst, new_size);
+	check(dst, size, setup->bench->huge, name);
+	check_zero(dst + size, new_size - size, name);
+	check_gone(src, size, name);
+	if (mremap(dst, new_size, size, MREMAP_MAYMOVE | MREMAP_FIXED, src) != src)
+		die("%s: back", name);
+}
+
+static char *destination(const struct setup *setup)
+{
+	return AREA + (setup->size <= DENSE ? NEAR : FAR) + setup->bench->dst_offset;
+}
+
+static void map_alone(struct setup *setup)
+{
+	setup->src = AREA + setup->bench->src_offset;
+	map(setup->src, setup->size, PROT_READ | PROT_WRITE);
+	fill(setup->src, setup->size, setup->bench->huge);
+}
+
+/* The tables that the call needs are there, and others need them after it. */
+static void map_with_neighbours(struct setup *setup)
+{
+	map_alone(setup);
+	for (size_t i = 0; i < ARRAY_SIZE(setup->beside); i++) {
+		struct range *range = &setup->beside[i];
+
+		range->at = (i ? destination(setup) : setup->src) + MB;
+		range->size = PAGE;
+		fill(map(range->at, PAGE, PROT_READ | PROT_WRITE), PAGE, 0);
+	}
+}
+
+static void call_move(struct setup *setup)
+{
+	const struct bench *bench = setup->bench;
+	int flags = MREMAP_MAYMOVE | MREMAP_FIXED | bench->flags;
+	char *src = setup->src, *dst = destination(setup);
+	size_t size = setup->size;
+
+	note_huge(setup, &now.huge_before, src, size);
+	if (measured_mremap(src, size, size, flags, dst) != dst)
+		die("%s", bench->name);
+	note_huge(setup, &now.huge_after, dst, size);
+	check(dst, size, bench->huge, bench->name);
+	if (bench->flags & MREMAP_DONTUNMAP) {
+		check_zero(src, size, bench->name);
+		unmap(src, size);
+	} else {
+		check_gone(src, size, bench->name);
+	}
+	if (mremap(dst, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, src) != src)
+		die("%s: back", bench->name);
+}
+
+static void call_grow_in_place(struct setup *setup)
+{
+	const struct bench *bench = setup->bench;
+	size_t size = setup->size, growth = bench->growth;
+
+	if (measured_mremap(setup->src, size, size + growth, 0, NULL) != setup->src)
+		die("%s", bench->name);
+	check(setup->src, size, 0, bench->name);
+	check_zero(setup->src + size, growth, bench->name);
+	unmap(setup->src + size, growth);
+}
+
+static void call_shrink(struct setup *setup)
+{
+	const char *name = setup->bench->name;
+	size_t size = setup->size;
+
+	if (measured_mremap(setup->src, size, size - PAGE, 0, NULL) != setup->src)
+		die("%s", name);
+	check(setup->src, size - PAGE, 0, name);
+	check_gone(setup->src + size - PAGE, PAGE, name);
+	if (mremap(setup->src, size - PAGE, size, 0) != setup->src)
+		die("%s: back", name);
+	stamp(setup->src, size - PAGE, size, 1);
+}
+
+/* Three VMAs, which differ so that they are not merged. */
+static void map_three(struct setup *setup)
+{
+	map_alone(setup);
+	if (mprotect(setup->src + setup->size / 3, setup->size / 3, PROT_READ))
+		die("mprotect");
+}
+
+static void call_move_if_able(struct setup *setup)
+{
+	const struct bench *bench = setup->bench;
+	char *dst = destination(setup);
+
+	if (raw_mremap(setup->src, setup->size, setup->size,
+		       MREMAP_MAYMOVE | MREMAP_FIXED, dst) == -EFAULT) {
+		now.instructions = -1;
+		return;
+	}
+	if (mremap(dst, setup->size, setup->size, MREMAP_MAYMOVE | MREMAP_FIXED,
+		   setup->src) != setup->src)
+		die("%s: back", bench->name);
+	call_move(setup);
+}
+
+static void map_nothing(struct setup *setup)
+{
+	setup->src = AREA;
+	map(setup->src, setup->size, PROT_NONE);
+}
+
+static void call_exec(struct setup *setup)
+{
+	static char *const argv[] = { "/bin/nop", NULL }, *const envp[] = { NULL };
+	int status = -1;
+	pid_t child;
+
+	begin();
+	child = fork();
+	if (!child) {
+		execve(argv[0], argv, envp);
+		_exit(127);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		status = -1;
+	end();
+	if (status)
+		die("%s: status %d", setup->bench->name, status);
+}
+
+static const struct bench benches[] = {
+	/* Growth, the place being the kernel's choice. */
+	{ "grow", map_blocked, call_grow,
+	  .from = 4 * KB, .to = 4 * GB, .tried = { 64 * MB, 256 * MB } },
+	{ "grow-odd", map_blocked, call_grow, .src_offset = 5 * PAGE,
+	  .from = 4 * KB, .to = 4 * GB, .tried = { 256 * MB } },
+	{ "grow-huge", map_blocked, call_grow, .huge = 1,
+	  .from = 2 * MB, .to = 4 * GB, .tried = { 256 * MB } },
+
+	/* Moves to a place that the caller gives. */
+	{ "move", map_alone, call_move,
+	  .from = 4 * KB, .to = 4 * GB, .tried = { 4 * KB, 256 * MB, GB } },
+	{ "move-page", map_with_neighbours, call_move,
+	  .from = 4 * KB, .to = 4 * KB, .tried = { 4 * KB } },
+	{ "move-odd", map_alone, call_move,
+	  .src_offset = 37 * PAGE, .dst_offset = 37 * PAGE,
+	  .from = 4 * KB, .to = 4 * GB, .tried = { 256 * MB } },
+	{ "move-huge", map_alone, call_move, .huge = 1,
+	  .from = 2 * MB, .to = 4 * GB, .tried = { 256 * MB } },
+	{ "move-pages", map_alone, call_move, .dst_offset = PAGE,
+	  .from = 4 * KB, .to = 4 * GB, .tried = { 64 * MB } },
+	{ "move-keep", map_alone, call_move, .dst_offset = PAGE, .flags = MREMAP_DONTUNMAP,
+	  .from = 4 * KB, .to = 4 * GB, .tried = { 64 * MB } },
+	{ "move-three", map_three, call_move_if_able,
+	  .from = 6 * MB, .to = 6 * MB, .tried = { 6 * MB } },
+
+	/* What must not become dearer. */
+	{ "grow-in-place-page", map_alone, call_grow_in_place, .growth = PAGE,
+	  .from = 64 * KB, .to = 64 * KB, .tried = { 64 * KB } },
+	{ "grow-in-place-64M", map_alone, call_grow_in_place, .growth = 64 * MB,
+	  .from = 64 * KB, .to = 64 * KB, .tried = { 64 * KB } },
+	{ "shrink-page", map_alone, call_shrink,
+	  .from = 64 * KB, .to = 64 * KB, .tried = { 64 * KB } },
+	{ "exec", map_nothing, call_exec,
+	  .from = 4 * KB, .to = 4 * KB, .tried = { 4 * KB } },
+};
+
+static long local(const struct reading *reading)
+{
+	return reading->flushes[LOCAL_ALL] + reading->flushes[LOCAL_ONE];
+}
+
+static void print_result(const char *name, size_t size, const struct reading *reading,
+			 int calls)
+{
+	const long *flushes = reading->flushes;
+
+	printf("result %s %zu %ld %ld %ld %ld %ld %ld %ld %d\n", name, size,
+	       reading->instructions, local(reading), flushes[REMOTE], flushes[RECEIVED],
+	       flushes[OWN], reading->huge_before, reading->huge_after, calls);
+	fflush(stdout);
+}
+
+static const char *called(const char *name, size_t size)
+{
+	static char text[64];
+	int shift = size >= GB ? 30 : size >= MB ? 20 : 10;
+
+	snprintf(text, sizeof(text), "/%s/%zu%c/", name, size >> shift,
+		 size >= GB ? 'G' : size >= MB ? 'M' : 'K');
+	return text;
+}
+
+static int is_wanted(const char *name, size_t size)
+{
+	return !only || strstr(called(name, size), only);
+}
+
+static int by_instructions(const void *a, const void *b)
+{
+	const struct reading *one = a, *two = b;
+
+	return (one->instructions > two->instructions) - (one->instructions < two->instructions);
+}
+
+static int by_remote(const void *a, const void *b)
+{
+	const struct reading *one = a, *two = b;
+
+	return (one->flushes[REMOTE] > two->flushes[REMOTE]) -
+	       (one->flushes[REMOTE] < two->flushes[REMOTE]);
+}
+
+static int is_small(const struct bench *bench, size_t size)
+{
+	struct pattern pattern = pattern_of(size, bench->huge);
+
+	return !bench->huge && pattern.size / pattern.stride * pattern.length <= 8 * MB;
+}
+
+/*
+ * The two cheapest calls agree: more of them would hardly be cheaper. In a short
+ * call the state of the kernel's caches of objects weighs more. They get into every
+ * state now and then, so that many calls find the cheapest.
+ */
+static int has_settled(const struct bench *bench, size_t size, struct reading *readings,
+		       int calls)
+{
+	long cheapest;
+	int least = 10;
+
+	qsort(readings, calls, sizeof(*readings), by_instructions);
+	cheapest = readings[0].instructions;
+	if (is_small(bench, size) && cheapest < 300000)
+		least = MAX_CALLS;
+	else if (size >= 64 * MB && (bench->huge || cheapest > 1000000))
+		least = 3;
+	return calls >= least && (readings[1].instructions - cheapest) * 2000 <= cheapest;
+}
+
+static void run(const struct bench *bench, size_t size)
+{
+	static struct reading readings[MAX_CALLS];
+	struct setup setup = { .bench = bench, .size = size };
+	int limit = mark ? 5 : count_only ? 3 : MAX_CALLS, calls = 0;
+	struct reading *best = readings;
+
+	if (!is_wanted(bench->name, size))
+		return;
+	printf("%s\n", called(bench->name, size));
+	fflush(stdout);
+	bench->map(&setup);
+	do {
+		/* Huge pages that were split cannot be restored by moving them back. */
+		if (calls && (bench->huge || (is_small(bench, size) && calls % 10 == 0))) {
+			unmap_setup(&setup);
+			bench->map(&setup);
+		}
+		memset(&now, 0, sizeof(now));
+		bench->call(&setup);
+		readings[calls++] = now;
+		if (mark)
+			printf("marked %s %ld\n", called(bench->name, size), now.instructions);
+	} while (calls < limit && now.instructions >= 0 &&
+		 !has_settled(bench, size, readings, calls));
+	unmap_setup(&setup);
+	if (now.instructions < 0)	/* this kernel cannot do it */
+		return;
+
+	qsort(readings, calls, sizeof(*readings), count_only ? by_remote : by_instructions);
+	if (count_only)		/* the other thread may have been off its processor */
+		best += calls - 1;
+	print_result(bench->name, size, best, calls);
+}
+
+static void run_all(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(benches); i++) {
+		const struct bench *bench = &benches[i];
+
+		if (quick || count_only) {
+			for (size_t j = 0; j < ARRAY_SIZE(bench->tried) && bench->tried[j]; j++)
+				run(bench, bench->tried[j]);
+			continue;
+		}
+		for (size_t size = bench->from; size <= bench->to; size *= 2)
+			run(bench, size);
+	}
+}
+
+/* realloc() by half, as often as it takes to get from 256 KB to 256 MB. */
+
+#define STEPS		17
+#define FIRST_SIZE	(256 * KB)
+
+struct step {
+	size_t size;
+	int moved;
+	struct reading best;
+};
+
+static size_t whole_pages(size_t size)
+{
+	return size & ~(PAGE - 1);
+}
+
+static void grow_by_steps(struct step steps[STEPS], int first)
+{
+	size_t size = FIRST_SIZE;
+	char *buf = malloc(size);
+
+	if (!buf)
+		die("malloc");
+	stamp(buf, 0, size, 1);
+	for (int i = 0; i < STEPS; i++) {
+		size_t want = size + size / 2;
+		uintptr_t old = (uintptr_t)buf;
+
+		begin();
+		buf = realloc(buf, want);
+		end();
+		if (!buf)
+			die("realloc");
+		if (stamp_wrong(buf, 0, whole_pages(size), 1))
+			die("realloc: wrong contents");
+		if (mark)
+			printf("marked /realloc/step %d/ %ld\n", i + 1, now.instructions);
+		stamp(buf, whole_pages(size), whole_pages(want), 1);
+		size = want;
+		steps[i].size = size;
+		steps[i].moved = old != (uintptr_t)buf;
+		if (first || now.instructions < steps[i].best.instructions)
+			steps[i].best = now;
+	}
+	free(buf);
+}
+
+static void run_realloc(void)
+{
+	struct step steps[STEPS];
+	struct reading sum = { 0 };
+	int calls = mark || count_only ? 1 : quick ? 2 : 5;
+
+	for (int i = 0; i < calls; i++) {
+		printf("realloc, growth %d of %d\n", i + 1, calls);
+		fflush(stdout);
+		grow_by_steps(steps, !i);
+	}
+	for (int i = 0; i < STEPS; i++) {
+		const struct reading *best = &steps[i].best;
+
+		printf("step %d %zu %ld %ld %d\n", i + 1, steps[i].size,
+		       best->instructions, local(best), steps[i].moved);
+		sum.instructions += best->instructions;
+		for (int j = 0; j < NR_COUNTERS; j++)
+			sum.flushes[j] += best->flushes[j];
+	}
+	print_result("realloc", steps[STEPS - 1].size, &sum, calls);
+}
+
+/* The other processor. */
+
+static volatile int busy;
+
+static void *keep_busy(void *unused)
+{
+	static volatile char elsewhere[64 * KB];
+	cpu_set_t other;
+
+	CPU_ZERO(&other);
+	CPU_SET(1, &other);
+	if (sched_setaffinity(0, sizeof(other), &other))
+		die("no second processor");
+	for (size_t i = 0;; i += PAGE) {
+		elsewhere[i % sizeof(elsewhere)]++;
+		busy = 1;
+		/* QEMU runs the processors in turns: leave the first one the time. */
+		asm volatile("pause");
+	}
+	return unused;
+}
+
+static void start_other(void)
+{
+	cpu_set_t first;
+	pthread_t thread;
+
+	CPU_ZERO(&first);
+	CPU_SET(0, &first);
+	if (sched_setaffinity(0, sizeof(first), &first) ||
+	    pthread_create(&thread, NULL, keep_busy, NULL))
+		die("second thread");
+	while (!busy)
+		sched_yield();
+}
+
+static void set(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0 || write(fd, value, strlen(value)) != (ssize_t)strlen(value))
+		die("%s", path);
+	close(fd);
+}
+
+#define THP "/sys/kernel/mm/transparent_hugepage/"
+
+int main(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--quick"))
+			quick = 1;
+		else if (!strcmp(argv[i], "--count"))
+			count_only = 1;
+		else if (!strcmp(argv[i], "--mark"))
+			mark = quick = 1;
+		else if (!strcmp(argv[i], "--only") && i + 1 < argc)
+			only = argv[++i];
+		else
+			die("unknown argument %s", argv[i]);
+	}
+
+	/* Only what a case asks for is huge, and nothing becomes it later. */
+	set(THP "enabled", "madvise");
+	set(THP "defrag", "madvise");
+	set(THP "khugepaged/scan_sleep_millisecs", "100000000");
+	/* Else free() would raise it and the next block would not be mapped. */
+	mallopt(M_MMAP_THRESHOLD, 128 * KB);
+
+	if (count_only) {
+		start_other();
+		watch_flushes();
+	} else {
+		check_clock();
+	}
+	run_all();
+	if (is_wanted("realloc", 256 * MB))
+		run_realloc();
+	return 0;
+}

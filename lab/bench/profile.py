@@ -1,0 +1,187 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Shows where the instructions of a case go: a tree of calls and a list of functions.
+
+usage: profile.py [--image BZIMAGE] [--least PERCENT] CASE
+
+CASE is what `bench --only` takes, such as /move/256M; of several calls the one
+with the fewest instructions is shown. Without --image the patched kernel is built.
+"""
+import argparse
+import bisect
+import io
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LAB = Path(__file__).resolve().parent.parent
+OUT = LAB.parent / "build/bench/profile"
+sys.path.insert(0, str(LAB))
+import guest  # noqa: E402  (the guest's runner, which is not installed anywhere)
+
+# Nothing says where a function ends: the next symbol begins there.
+KERNEL = 0xffff800000000000
+
+
+class Symbols:
+    """The kernel's functions by address."""
+
+    def __init__(self, lines: list[str]):
+        found: dict[int, str] = {}
+        for line in lines:
+            address, kind, name = line.split()[:3]
+            if kind in "tTwW":
+                found.setdefault(int(address, 16), name)
+        self.addresses = sorted(found)
+        self.names = [found[address] for address in self.addresses]
+
+    def name(self, address: int) -> str:
+        if address < KERNEL:
+            return "(user)"
+        at = bisect.bisect_right(self.addresses, address) - 1
+        return self.names[at] if at >= 0 else hex(address)
+
+
+@dataclass
+class Frame:
+    """A function as called from one place in the tree."""
+    own: int = 0
+    total: int = 0
+    callees: dict[str, "Frame"] = field(default_factory=dict)
+
+    def add(self, path: list[str], times: int) -> None:
+        frame = self
+        frame.total += times
+        for name in path:
+            frame = frame.callees.setdefault(name, Frame())
+            frame.total += times
+        frame.own += times
+
+
+@dataclass
+class Stretch:
+    """One call of the case."""
+    nodes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    counts: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def total(self) -> int:
+        return sum(times for _, _, times in self.counts)
+
+    def paths(self, symbols: Symbols) -> Counter[tuple[str, ...]]:
+        """Instructions by the functions that led to them; a jump is a call, too."""
+        names: dict[int, tuple[str, ...]] = {0: ()}
+        for node, (parent, address) in self.nodes.items():
+            names[node] = (*names[parent], symbols.name(address))
+        result: Counter[tuple[str, ...]] = Counter()
+        for node, address, times in self.counts:
+            name = symbols.name(address)
+            path = names[node]
+            result[path if path and path[-1] == name else (*path, name)] += times
+        return result
+
+
+def read_stretches(path: Path) -> list[Stretch]:
+    stretches: list[Stretch] = []
+    for line in path.read_text().splitlines():
+        kind, *fields = line.split()
+        if kind == "stretch":
+            stretches.append(Stretch())
+        elif kind == "node":
+            stretches[-1].nodes[int(fields[0])] = int(fields[1]), int(fields[2], 16)
+        elif kind == "count":
+            stretches[-1].counts.append((int(fields[0]), int(fields[1], 16), int(fields[2])))
+    return stretches
+
+
+def print_tree(frame: Frame, whole: int, least: float, depth: int = 0) -> None:
+    for name, callee in sorted(frame.callees.items(), key=lambda item: -item[1].total):
+        if callee.total * 100 < whole * least:
+            continue
+        print(f"{callee.total:>12,} {callee.own:>12,} {callee.total / whole:>7.1%}  "
+              f"{'  ' * depth}{name}")
+        print_tree(callee, whole, least, depth + 1)
+
+
+def print_profile(label: str, stretch: Stretch, symbols: Symbols, least: float) -> None:
+    paths = stretch.paths(symbols)
+    whole = stretch.total()
+    tree = Frame()
+    own: Counter[str] = Counter()
+    for path, times in paths.items():
+        tree.add(list(path), times)
+        own[path[-1]] += times
+    print(f"\n{label}: {whole:,} instructions\n\n       total          own")
+    print_tree(tree, whole, least)
+    print("\n         own")
+    for name, times in own.most_common():
+        if times * 100 >= whole * least:
+            print(f"{times:>12,} {times / whole:>7.1%}  {name}")
+    with open(OUT / "folded.txt", "a") as folded:  # as flame graphs are made of
+        for path, times in paths.items():
+            folded.write(f"{';'.join((label, *path))} {times}\n")
+
+
+def build() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    here = LAB / "bench"
+    for command in (
+            ["gcc", "-O2", "-static", "-o", OUT / "bench", here / "bench.c"],
+            ["gcc", "-O2", "-static", "-nostdlib", "-fno-stack-protector",
+             "-o", OUT / "nop", here / "nop.c"],
+            ["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC",
+             "-o", OUT / "profile.so", here / "profile.c"]):
+        subprocess.run(command, check=True)
+
+
+def run_guest(image: str, case: str) -> str:
+    """What the guest prints: its symbols and the cases, as they were called."""
+    plain = guest.qemu_command
+
+    def with_plugin(*arguments: object) -> list[str]:
+        return plain(*arguments) + ["-plugin", f"{OUT}/profile.so,out={OUT}/counts"]
+
+    guest.qemu_command = with_plugin
+    sys.argv = ["guest.py", "--image", image, "--icount", "--mem", "2048", "--timeout", "3000",
+                "--append", "nokaslr norandmaps", "--log", str(OUT / "kernel.log"),
+                "--add", str(OUT / "bench"), "--add", str(OUT / "nop"),
+                "--", "sh", "-c", f"cat /proc/kallsyms; exec /bin/bench --mark --only '{case}'"]
+    printed = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    with redirect_stdout(printed):
+        status = guest.main()
+    text = printed.buffer.getvalue().decode()
+    if status:
+        sys.exit(f"profile.py: the guest ended with {status}: {text[-300:]}")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image")
+    parser.add_argument("--least", type=float, default=1.0, help="per cent, to be shown")
+    parser.add_argument("case")
+    options = parser.parse_args()
+    image = options.image or subprocess.run(
+        [LAB / "image.sh", "patched", "prod"], check=True, stdout=subprocess.PIPE,
+        text=True).stdout.splitlines()[-1]
+    build()
+    print("booting, with a look at every instruction: a minute or two", file=sys.stderr)
+    symbols, labels = [], []
+    for line in run_guest(image, options.case).splitlines():
+        if line.startswith("marked "):
+            labels.append(line.split(" ", 1)[1].rsplit(" ", 1)[0])
+        elif line[:1] in "0123456789abcdef" and len(line.split()) >= 3:
+            symbols.append(line)
+    calls: dict[str, list[Stretch]] = defaultdict(list)
+    for label, stretch in zip(labels, read_stretches(OUT / "counts"), strict=True):
+        calls[label].append(stretch)
+    (OUT / "folded.txt").unlink(missing_ok=True)
+    for label, stretches in calls.items():
+        print_profile(label, min(stretches, key=Stretch.total), Symbols(symbols), options.least)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Makes tables and CSV files of what lab/bench.sh has measured.
+
+usage: report.py FOLDER KERNEL...
+"""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The cheapest call of a case."""
+    instructions: int
+    local: int
+    remote: int
+    received: int
+    own: int
+    huge_before: int
+    huge_after: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One realloc() of a growing block."""
+    number: int
+    size: int
+    instructions: int
+    flushes: int
+    moved: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table. The ratio is to reach at least, and better beyond."""
+    title: str
+    name: str
+    size: int
+    least: float | None = None
+    beyond: float | None = None
+    flushes_most: int | None = None
+    flushes_best: int | None = None
+
+
+REALLOC_SIZE = 258280326
+NO_DEARER = 0.98
+
+CASES = (
+    Case("grow 256 MB, blocked above", "grow", 256 * MB, 50, 120),
+    Case("the same, not 2 MB-aligned", "grow-odd", 256 * MB),
+    Case("the same, huge pages", "grow-huge", 256 * MB, 80, 200),
+    Case("grow 64 MB, blocked above", "grow", 64 * MB, 20, 40),
+    Case("realloc 256 KB to 256 MB", "realloc", REALLOC_SIZE, 12, 20),
+    Case("move 256 MB, aligned", "move", 256 * MB, 3.5, 6, 4, 1),
+    Case("the same, same odd offset", "move-odd", 256 * MB, 3.5, 6),
+    Case("the same, huge pages", "move-huge", 256 * MB, 3.5, 6),
+    Case("move 64 MB, off by a page", "move-pages", 64 * MB, 4, 6, 8, 2),
+    Case("the same, DONTUNMAP", "move-keep", 64 * MB, 4, 6),
+    Case("move 1 GB, aligned", "move", GB, NO_DEARER),
+    Case("move a page", "move-page", 4 * KB, NO_DEARER, 1.3),
+    Case("the same, tables made and freed", "move", 4 * KB, NO_DEARER, 1.3),
+    Case("grow in place by a page", "grow-in-place-page", 64 * KB, NO_DEARER),
+    Case("grow in place by 64 MB", "grow-in-place-64M", 64 * KB, NO_DEARER),
+    Case("shrink by a page", "shrink-page", 64 * KB, NO_DEARER),
+    Case("fork, exec, wait", "exec", 4 * KB, NO_DEARER),
+    Case("move three mappings", "move-three", 6 * MB),
+)
+
+
+class Results:
+    """What was read of one kernel."""
+
+    def __init__(self, cost: str, flushes: str):
+        self.cost: dict[tuple[str, int], Reading] = {}
+        self.flushes: dict[tuple[str, int], Reading] = {}
+        self.steps: list[Step] = []
+        for readings, text in ((self.cost, cost), (self.flushes, flushes)):
+            for line in text.splitlines():
+                kind, *fields = line.split() or [""]
+                if kind == "result":
+                    readings[fields[0], int(fields[1])] = Reading(*map(int, fields[2:]))
+                elif kind == "step" and readings is self.cost:
+                    self.steps.append(Step(*map(int, fields)))
+
+
+def table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths)]
+        cells[0] = row[0].ljust(widths[0])
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.3f}" if value < 2 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def verdict(good: bool, beyond: bool | None) -> str:
+    if not good:
+        return "NO"
+    return "beyond" if beyond else "yes"
+
+
+def cost_table(results: dict[str, Results]) -> str:
+    kernels = list(results)
+    compared = "base" in kernels and "patched" in kernels
+    head = ["instructions", *kernels]
+    if compared:
+        head += ["ratio", "target", "reached"]
+    head += [f"flushes {kernel}" for kernel in kernels]
+    rows = [head]
+    for case in CASES:
+        readings = [results[kernel].cost.get((case.name, case.size)) for kernel in kernels]
+        if not any(readings):
+            continue
+        row = [case.title, *(number(r and r.instructions) for r in readings)]
+        if compared:
+            row += judged(case, *(results[k].cost.get((case.name, case.size))
+                                  for k in ("base", "patched")))
+        row += [number(reading and reading.local) for reading in readings]
+        rows.append(row)
+    return table(rows)
+
+
+def judged(case: Case, base: Reading | None, patched: Reading | None) -> list[str]:
+    if not base or not patched:
+        return ["-", "", ""]
+    value = base.instructions / patched.instructions
+    if not case.least:
+        return [ratio(value), "", ""]
+    target = f"{case.least:g}" + (f" / {case.beyond:g}" if case.beyond else "")
+    return [ratio(value), target,
+            verdict(value >= case.least, case.beyond and value >= case.beyond)]
+
+
+def flush_table(results: dict[str, Results]) -> str:
+    """Flushes on the calling processor, and those that it asks the other one for.
+
+    A flush of several single pages is one here, but not in /proc/vmstat's local counts.
+    """
+    counts: dict[str, Callable[[Reading], int]] = {
+        "own": lambda reading: reading.own,
+        "asked": lambda reading: reading.remote,
+        "received": lambda reading: reading.received}
+    kernels = list(results)
+    rows = [["flushes with 2 processors",
+             *(f"{kernel}, {what}" for what in counts for kernel in kernels),
+             "target", "reached"]]
+    for case in CASES:
+        found = [results[kernel].flushes.get((case.name, case.size)) for kernel in kernels]
+        if not any(found):
+            continue
+        row = [case.title, *(number(reading and count(reading))
+                             for count in counts.values() for reading in found)]
+        target = ["", ""]
+        if case.flushes_most and "patched" in kernels:
+            target = judged_flushes(case, results["patched"])
+        rows.append(row + target)
+    return table(rows)
+
+
+def judged_flushes(case: Case, patched: Results) -> list[str]:
+    target = f"{case.flushes_most} / {case.flushes_best}"
+    reading = patched.flushes.get((case.name, case.size))
+    if not reading:
+        return [target, ""]
+    most = max(reading.own, reading.remote, reading.received)
+    return [target, verdict(most <= case.flushes_most, most <= case.flushes_best)]
+
+
+def huge_table(results: dict[str, Results]) -> str:
+    rows = [["huge pages mapped as such", *(f"{kernel}, {when}" for kernel in results
+                                            for when in ("before", "after"))]]
+    for case in CASES:
+        found = [result.cost.get((case.name, case.size)) for result in results.values()]
+        if not any(reading and reading.huge_before for reading in found):
+            continue
+        row = [f"{case.name} {case.size // MB} MB"]
+        for reading in found:
+            row += [number(reading and reading.huge_before), number(reading and reading.huge_after)]
+        rows.append(row)
+    return table(rows) if len(rows) > 1 else ""
+
+
+def write_csv(path: Path, rows: list[list[object]]) -> None:
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+
+
+def write_csvs(folder: Path, results: dict[str, Results]) -> None:
+    kernels = list(results)
+    for part in ("cost", "flushes"):
+        rows: list[list[object]] = [["case", "size", "kernel", "instructions", "local flushes",
+                                     "remote flushes", "received flushes", "own flushes",
+                                     "huge before", "huge after", "calls"]]
+        for kernel, result in results.items():
+            rows += [[*key, kernel, *vars(reading).values()]
+                     for key, reading in getattr(result, part).items()]
+        write_csv(folder / f"{part}.csv", rows)
+    keys = {key for result in results.values() for key in result.cost}
+    for name in sorted({name for name, _ in keys}):
+        rows = [["size", *kernels]]
+        for size in sorted(size for other, size in keys if other == name):
+            found = [results[kernel].cost.get((name, size)) for kernel in kernels]
+            rows.append([size, *(reading.instructions if reading else "" for reading in found)])
+        if len(rows) > 2:
+            write_csv(folder / f"size-{name}.csv", rows)
+    rows = [["step", "kernel", "size", "instructions", "flushes", "moved"]]
+    for kernel, result in results.items():
+        rows += [[step.number, kernel, step.size, step.instructions, step.flushes, step.moved]
+                 for step in result.steps]
+    write_csv(folder / "realloc.csv", rows)
+
+
+def main(folder: Path, kernels: list[str]) -> None:
+    results = {kernel: Results((folder / f"{kernel}-cost.txt").read_text(),
+                               (folder / f"{kernel}-flushes.txt").read_text())
+               for kernel in kernels}
+    write_csvs(folder, results)
+    parts = [part for part in (cost_table(results), huge_table(results), flush_table(results))
+             if part]
+    text = "\n\n".join(parts) + "\n"
+    (folder / "table.txt").write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Builds a small kernel with the KUnit tests of mm/mremap.c, boots it by the
+# kernel's own tools/testing/kunit, and judges what it prints.
+
+# shellcheck source=common.sh
+. "$(dirname "$0")/common.sh"
+
+usage="usage: lab/kunit.sh [x86_64|um] [SUITE.CASE]
+  x86_64  in QEMU, with all that is tested; um: User Mode Linux, which cannot move tables
+  SUITE.CASE may have wildcards: 'mremap_tables.huge*'"
+
+case ${1-} in
+-h | --help) echo "$usage"; exit ;;
+esac
+(($# <= 2)) || die "$usage"
+arch=${1:-x86_64}
+filter=("${@:2}")
+
+configs=(mm/tests)
+case $arch in
+x86_64)
+	configs+=(mm/tests/x86.config ../../lab/config/kunit.config)
+	# Threads: see lab/guest.py. Two processors, so that there are TLBs to flush.
+	options=(--arch=x86_64 "--qemu_args=-accel tcg,thread=single -smp 2")
+	;;
+um) options=() ;;
+*) die "$usage" ;;
+esac
+
+out=build/kunit/$arch
+log=$out.log
+kernel_log=$out/test.log
+
+# What the kernel says only if something is wrong. The tests check most of it.
+splat='BUG: |WARNING: |kernel BUG at|Oops|Kernel panic|general protection|UBSAN: |bad p[gmu4]d |Bad swap|DEBUG_LOCKS_WARN_ON|corruption'
+
+# What makes ccache serve one clone from another; see lab/image.sh.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
+export KBUILD_BUILD_TIMESTAMP="Thu Jan  1 00:00:00 UTC 2026" LOCALVERSION=""
+export KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=kunit PYTHONDONTWRITEBYTECODE=1
+unset MAKEFLAGS MFLAGS MAKELEVEL
+
+kunit() {
+	cd build/tree || return
+	python3 tools/testing/kunit/kunit.py run "${options[@]}" "${configs[@]/#/--kunitconfig=}" \
+		--build_dir="../../$out" --jobs="$(nproc)" --make_options="CC=ccache gcc" \
+		--make_options="HOSTCC=ccache gcc" --timeout=600 "${filter[@]}"
+}
+
+lab/deps.sh base build guest
+lab/base.sh >&2
+lab/tree.py >&2
+take_lock "$out.lock" "KUnit's kernel for $arch"
+[[ -e $out/.config ]] || need_space 1000 "KUnit's kernel for $arch"
+mkdir -p "$out"
+rm -f "$kernel_log"
+
+good=1
+(kunit) >"$log" 2>&1 || good=0
+[[ -e $kernel_log ]] || { tail -n 20 "$log" >&2; die "no kernel for $arch came about, see $log"; }
+# All that was not passed.
+grep -vE '\[PASSED\]|^\[[0-9:]+\] =+$' "$log" || true
+
+if grep -E "$splat" "$kernel_log" >&2; then
+	good=0
+	echo "the kernel complained, see $kernel_log" >&2
+fi
+verdict=$(lab/ktap.py "$kernel_log" | tail -n 1) || good=0
+echo "kunit $arch: $verdict"
+((good))

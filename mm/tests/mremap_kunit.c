@@ -1,0 +1,2655 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KUnit tests for mm/mremap.c, which includes this file at its end. Suites:
+ *
+ *   mremap_request  what can be told from a request alone
+ *   mremap_vmas     checks and splits, on the VMAs of a real address space
+ *   mremap_tables   page tables in it that move, and move back
+ *   mremap_calls    whole calls that user space could not make fail
+ *
+ * A test that needs an address space has one of its own: KUnit attaches it to
+ * the thread that runs the test. A failed assertion ends that thread at once,
+ * so none may be made under mmap_lock; there, and in what may be called there,
+ * only expectations are used.
+ */
+
+#include <kunit/test.h>
+#include <linux/anon_inodes.h>
+#include <linux/cred.h>
+#include <linux/kthread.h>
+#include <linux/panic.h>
+#include <linux/shmem_fs.h>
+#include <linux/uaccess.h>
+
+#define MAYMOVE		MREMAP_MAYMOVE
+#define FIXED		MREMAP_FIXED
+#define DONTUNMAP	MREMAP_DONTUNMAP
+
+#define PAGES(nr)	((nr) * PAGE_SIZE)
+
+/* Requests */
+
+struct length_case {
+	const char *name;
+	unsigned long old_len;
+	unsigned long new_len;
+	unsigned long moved;
+	unsigned long growth;
+	unsigned long shrinkage;
+};
+
+static const struct length_case length_cases[] = {
+	{ "same", PAGES(3), PAGES(3), PAGES(3), 0, 0 },
+	{ "grows", PAGES(3), PAGES(5), PAGES(3), PAGES(2), 0 },
+	{ "shrinks", PAGES(5), PAGES(3), PAGES(3), 0, PAGES(2) },
+	{ "second view", 0, PAGES(3), 0, PAGES(3), 0 },
+	{ "shrinks from all there is", -PAGE_SIZE, PAGES(1), PAGES(1), 0,
+	  -PAGES(2) },
+};
+
+KUNIT_ARRAY_PARAM_DESC(length, length_cases, name);
+
+static void request_lengths(struct kunit *test)
+{
+	const struct length_case *c = test->param_value;
+	const struct mremap_request req = {
+		.old_len = c->old_len,
+		.new_len = c->new_len,
+	};
+
+	KUNIT_EXPECT_EQ(test, moved_len(&req), c->moved);
+	KUNIT_EXPECT_EQ(test, growth(&req), c->growth);
+	KUNIT_EXPECT_EQ(test, shrinkage(&req), c->shrinkage);
+}
+
+struct request_case {
+	const char *name;
+	unsigned long flags;
+	unsigned long addr;
+	unsigned long old_len;
+	unsigned long new_len;
+	int want;
+};
+
+static const struct request_case request_cases[] = {
+	{ "no flags", 0, PAGES(1), 1, 1, 0 },
+	{ "may move", MAYMOVE, PAGES(1), 1, 1, 0 },
+	{ "fixed", MAYMOVE | FIXED, PAGES(1), 1, 2, 0 },
+	{ "source stays", MAYMOVE | DONTUNMAP, PAGES(1), 1, 1, 0 },
+	{ "all flags", MAYMOVE | FIXED | DONTUNMAP, PAGES(1), 1, 1, 0 },
+	{ "unknown flag", MAYMOVE | 8, PAGES(1), 1, 1, -EINVAL },
+	{ "flag of the upper word", 1UL << (BITS_PER_LONG - 1), PAGES(1), 1, 1,
+	  -EINVAL },
+	{ "fixed but may not move", FIXED, PAGES(1), 1, 1, -EINVAL },
+	{ "source stays but may not move", DONTUNMAP, PAGES(1), 1, 1, -EINVAL },
+	{ "source stays and grows", MAYMOVE | DONTUNMAP, PAGES(1), 1, PAGES(2),
+	  -EINVAL },
+	{ "source stays, lengths of the same pages", MAYMOVE | DONTUNMAP,
+	  PAGES(1), 1, 2, -EINVAL },
+	{ "old address inside of a page", MAYMOVE, PAGES(1) + 1, 1, 1, -EINVAL },
+	{ "address 0", MAYMOVE, 0, 1, 1, 0 },
+	{ "no new length", MAYMOVE, PAGES(1), PAGES(1), 0, -EINVAL },
+	{ "no old length", MAYMOVE, PAGES(1), 0, PAGES(1), 0 },
+	{ "new length that rounds up to 0", MAYMOVE, PAGES(1), PAGES(1), -1UL,
+	  -EINVAL },
+	{ "longest new length", MAYMOVE, PAGES(1), PAGES(1), -PAGE_SIZE, 0 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(request, request_cases, name);
+
+static void request_is_checked(struct kunit *test)
+{
+	const struct request_case *c = test->param_value;
+	const struct mremap_request req = {
+		.addr = c->addr,
+		.old_len = c->old_len,
+		.new_len = c->new_len,
+		.flags = c->flags,
+	};
+
+	KUNIT_EXPECT_EQ(test, check_request(&req), c->want);
+}
+
+/* Addresses of a destination, in pages from 0, or from the end if negative. */
+struct dst_case {
+	const char *name;
+	unsigned long addr;
+	unsigned long old_len;
+	long new_page;
+	unsigned long new_len;
+	bool overlaps;
+	int want;
+};
+
+static const struct dst_case dst_cases[] = {
+	{ "behind", 10, 4, 20, 4, false, 0 },
+	{ "right behind", 10, 4, 14, 4, false, 0 },
+	{ "right before", 10, 4, 6, 4, false, 0 },
+	{ "into the end", 10, 4, 13, 4, true, -EINVAL },
+	{ "into the start", 10, 4, 7, 4, true, -EINVAL },
+	{ "onto itself", 10, 4, 10, 4, true, -EINVAL },
+	{ "into the middle", 10, 4, 11, 2, true, -EINVAL },
+	{ "around it", 10, 4, 8, 8, true, -EINVAL },
+	{ "grows into it", 10, 4, 6, 5, true, -EINVAL },
+	{ "second view behind", 10, 0, 11, 1, false, 0 },
+	{ "second view in its place", 10, 0, 10, 1, false, 0 },
+	{ "second view around it", 10, 0, 9, 3, true, -EINVAL },
+	{ "up to the last page", 10, 4, -4, 4, false, 0 },
+	{ "a page too far", 10, 4, -3, 4, false, -EINVAL },
+	{ "at the end", 10, 4, 0, ULONG_MAX >> PAGE_SHIFT, true, -EINVAL },
+};
+
+KUNIT_ARRAY_PARAM_DESC(dst, dst_cases, name);
+
+static struct mremap_request dst_request(const struct dst_case *c)
+{
+	unsigned long from = c->new_page < 0 ? PAGE_ALIGN_DOWN(TASK_SIZE) : 0;
+
+	return (struct mremap_request) {
+		.addr = PAGES(c->addr),
+		.old_len = PAGES(c->old_len),
+		.new_addr = from + PAGES(c->new_page),
+		.new_len = PAGES(c->new_len),
+	};
+}
+
+static void destination_is_checked(struct kunit *test)
+{
+	const struct dst_case *c = test->param_value;
+	struct mremap_request req = dst_request(c);
+
+	KUNIT_EXPECT_EQ(test, ranges_overlap(&req), c->overlaps);
+	KUNIT_EXPECT_EQ(test, check_destination(&req), c->want);
+	req.new_addr++;
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+}
+
+static void destination_may_not_wrap(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = PAGES(10),
+		.old_len = PAGES(1),
+		.new_len = PAGES(1),
+		.new_addr = -PAGE_SIZE,
+	};
+
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+	req.new_len = PAGES(2);
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+	req.new_addr = PAGES(20);
+	req.new_len = -PAGES(20);
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+	req.new_len = -PAGE_SIZE;
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+}
+
+/* A VMA from page 10 to page 20, and what a request does with it, in pages. */
+struct plan_case {
+	const char *name;
+	unsigned long addr;
+	unsigned long len;
+	bool several;
+	unsigned long src;
+	unsigned long moved;
+	unsigned long dst;
+};
+
+static const struct plan_case plan_cases[] = {
+	{ "all of it", 10, 10, false, 10, 10, 100 },
+	{ "a part", 12, 3, false, 12, 3, 100 },
+	{ "its end", 15, 5, false, 15, 5, 100 },
+	{ "it is the first", 15, 20, true, 15, 5, 100 },
+	{ "it is the first, and a gap", 10, 11, true, 10, 10, 100 },
+	{ "it comes later", 5, 20, true, 10, 10, 105 },
+	{ "it is the last, cut off", 5, 8, false, 10, 3, 105 },
+	{ "it is the last, whole", 5, 15, false, 10, 10, 105 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(plan, plan_cases, name);
+
+static void move_is_planned(struct kunit *test)
+{
+	const struct plan_case *c = test->param_value;
+	const struct mremap_request req = {
+		.addr = PAGES(c->addr),
+		.old_len = PAGES(c->len),
+		.new_len = PAGES(c->len),
+		.new_addr = PAGES(100),
+		.flags = MAYMOVE | FIXED,
+	};
+	struct vm_area_struct vma = {
+		.vm_start = PAGES(10),
+		.vm_end = PAGES(20),
+		.vm_flags = VM_READ | VM_WRITE,
+	};
+	struct vma_move mv = {};
+
+	plan_move(&mv, &vma, &req);
+	KUNIT_EXPECT_PTR_EQ(test, mv.src, &vma);
+	KUNIT_EXPECT_EQ(test, mv.vm_flags, VM_READ | VM_WRITE);
+	KUNIT_EXPECT_EQ(test, mv.addr, PAGES(c->src));
+	KUNIT_EXPECT_EQ(test, mv.len, PAGES(c->moved));
+	KUNIT_EXPECT_EQ(test, mv.dst_addr, PAGES(c->dst));
+	KUNIT_EXPECT_EQ(test, mv.dst_len, PAGES(c->moved));
+	/* Asked only of the VMA that the range starts in. */
+	if (c->addr >= 10)
+		KUNIT_EXPECT_EQ(test, is_for_several(&vma, &req), c->several);
+}
+
+static void several_need_fixed_and_equal_lengths(struct kunit *test)
+{
+	const struct vm_area_struct vma = {
+		.vm_start = PAGES(10),
+		.vm_end = PAGES(20),
+	};
+	struct mremap_request req = {
+		.addr = PAGES(10),
+		.old_len = PAGES(11),
+		.new_len = PAGES(11),
+		.flags = MAYMOVE | FIXED | DONTUNMAP,
+	};
+
+	KUNIT_EXPECT_TRUE(test, is_for_several(&vma, &req));
+	req.flags = MAYMOVE | DONTUNMAP;
+	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
+	req.flags = MAYMOVE | FIXED;
+	req.new_len = PAGES(10);
+	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
+	req.new_len = PAGES(12);
+	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
+	/* So long that its end wraps */
+	req.old_len = -PAGES(5);
+	req.new_len = -PAGES(5);
+	KUNIT_EXPECT_TRUE(test, is_for_several(&vma, &req));
+}
+
+/* A length, in quarters of the size of an entry and in pages */
+struct span {
+	int quarters;
+	int pages;
+};
+
+/* Where an old and a new address are in their entries */
+struct extent_case {
+	const char *name;
+	struct span old;
+	struct span new;
+	struct span len;
+	struct span want;
+};
+
+static const struct extent_case extent_cases[] = {
+	{ "whole", { 0 }, { 0 }, { 12 }, { 4 } },
+	{ "whole, and the last", { 0 }, { 0 }, { 4 }, { 4 } },
+	{ "start only", { 0 }, { 0 }, { 4, -1 }, { 4, -1 } },
+	{ "one page", { 0 }, { 0 }, { 0, 1 }, { 0, 1 } },
+	{ "from the middle", { 2 }, { 2 }, { 12 }, { 2 } },
+	{ "old boundary, new one page above", { 0 }, { 0, 1 }, { 12 }, { 4, -1 } },
+	{ "old one page above, new boundary", { 0, 1 }, { 0 }, { 12 }, { 4, -1 } },
+	{ "old boundary, new last page", { 0 }, { 4, -1 }, { 12 }, { 0, 1 } },
+	{ "old last page, new boundary", { 4, -1 }, { 0 }, { 12 }, { 0, 1 } },
+	{ "old ends first", { 3 }, { 1 }, { 12 }, { 1 } },
+	{ "new ends first", { 1 }, { 3 }, { 12 }, { 1 } },
+	{ "range ends first", { 1 }, { 2 }, { 2, -1 }, { 2, -1 } },
+};
+
+KUNIT_ARRAY_PARAM_DESC(extent, extent_cases, name);
+
+static unsigned long bytes_of(struct span span, unsigned long size)
+{
+	return span.quarters * (size / 4) + span.pages * PAGE_SIZE;
+}
+
+static void expect_extent(struct kunit *test, const struct extent_case *c,
+			  unsigned long size, unsigned long old_entry,
+			  unsigned long new_entry)
+{
+	unsigned long old = old_entry + bytes_of(c->old, size);
+	unsigned long new = new_entry + bytes_of(c->new, size);
+	const struct pagetable_move pm = {
+		.cursor = old,
+		.end = old + bytes_of(c->len, size),
+		.shift = new - old,
+	};
+
+	KUNIT_EXPECT_EQ(test, new_addr_of(&pm), new);
+	KUNIT_EXPECT_EQ(test, get_extent(&pm, size), bytes_of(c->want, size));
+}
+
+static void extent_ends_at_boundaries(struct kunit *test)
+{
+	const struct extent_case *c = test->param_value;
+
+	expect_extent(test, c, PMD_SIZE, PMD_SIZE, 5 * PMD_SIZE);
+	expect_extent(test, c, PMD_SIZE, 5 * PMD_SIZE, PMD_SIZE);
+	expect_extent(test, c, PUD_SIZE, PUD_SIZE, 5 * PUD_SIZE);
+	expect_extent(test, c, PUD_SIZE, 5 * PUD_SIZE, PUD_SIZE);
+}
+
+/* A widened walk ends where its last table ends. */
+static void extent_covers_widened_tail(struct kunit *test)
+{
+	const struct pagetable_move pm = {
+		.start = PMD_SIZE,
+		.end = 2 * PMD_SIZE + PAGES(3),
+		.cursor = 2 * PMD_SIZE,
+		.shift = 4 * PMD_SIZE,
+		.wide_start = PMD_SIZE,
+		.wide_end = 3 * PMD_SIZE,
+	};
+
+	KUNIT_EXPECT_EQ(test, get_extent(&pm, PMD_SIZE), PMD_SIZE);
+}
+
+/* A hole, and where in it something goes so that its tables can move. */
+struct hole_case {
+	const char *name;
+	unsigned long end;		/* of the hole, which starts at 8 tables */
+	unsigned long len;
+	unsigned long old;
+	unsigned long bottomup;
+	unsigned long topdown;
+};
+
+static const struct hole_case hole_cases[] = {
+	{ "aligned", 10 * PMD_SIZE, PMD_SIZE, 2 * PMD_SIZE,
+	  8 * PMD_SIZE, 9 * PMD_SIZE },
+	{ "just above a boundary", 10 * PMD_SIZE, PMD_SIZE, PAGES(3),
+	  8 * PMD_SIZE + PAGES(3), 8 * PMD_SIZE + PAGES(3) },
+	{ "just below a boundary", 10 * PMD_SIZE, PMD_SIZE,
+	  2 * PMD_SIZE - PAGES(1), 9 * PMD_SIZE - PAGES(1),
+	  9 * PMD_SIZE - PAGES(1) },
+	{ "old above the hole", 10 * PMD_SIZE, PMD_SIZE, 20 * PMD_SIZE + PAGES(3),
+	  8 * PMD_SIZE + PAGES(3), 8 * PMD_SIZE + PAGES(3) },
+	{ "wide hole", 12 * PMD_SIZE, PMD_SIZE, PAGES(3),
+	  8 * PMD_SIZE + PAGES(3), 10 * PMD_SIZE + PAGES(3) },
+	{ "length of no whole tables", 12 * PMD_SIZE, PMD_SIZE + PAGES(5),
+	  PAGES(3), 8 * PMD_SIZE + PAGES(3), 10 * PMD_SIZE + PAGES(3) },
+	{ "length that just fits", 12 * PMD_SIZE, 2 * PMD_SIZE - PAGES(3),
+	  PAGES(3), 8 * PMD_SIZE + PAGES(3), 10 * PMD_SIZE + PAGES(3) },
+};
+
+KUNIT_ARRAY_PARAM_DESC(hole, hole_cases, name);
+
+static void place_is_congruent(struct kunit *test)
+{
+	const struct hole_case *c = test->param_value;
+	const unsigned long start = 8 * PMD_SIZE;
+
+	KUNIT_EXPECT_EQ(test, c->bottomup,
+			congruent_in_hole(start, c->end, c->len, PMD_SIZE,
+					  c->old, false));
+	KUNIT_EXPECT_EQ(test, c->topdown,
+			congruent_in_hole(start, c->end, c->len, PMD_SIZE,
+					  c->old, true));
+}
+
+struct whole_case {
+	const char *name;
+	unsigned long addr;
+	unsigned long len;
+	bool want;
+};
+
+static const struct whole_case whole_cases[] = {
+	{ "exactly one", 3 * PMD_SIZE, PMD_SIZE, true },
+	{ "a page less", 3 * PMD_SIZE, PMD_SIZE - PAGE_SIZE, false },
+	{ "long enough, at the wrong place", 3 * PMD_SIZE + PAGE_SIZE,
+	  2 * PMD_SIZE - PAGES(2), false },
+	{ "long enough for one at any place", 3 * PMD_SIZE + PAGE_SIZE,
+	  2 * PMD_SIZE - PAGE_SIZE, true },
+	{ "in the middle", 3 * PMD_SIZE - PAGE_SIZE, PMD_SIZE + PAGES(2), true },
+	{ "none", 3 * PMD_SIZE, 0, false },
+	{ "no boundary above", -PAGES(2), PAGES(1), false },
+};
+
+KUNIT_ARRAY_PARAM_DESC(whole, whole_cases, name);
+
+static void whole_tables_are_found(struct kunit *test)
+{
+	const struct whole_case *c = test->param_value;
+	const struct vma_move mv = { .addr = c->addr, .len = c->len };
+
+	KUNIT_EXPECT_EQ(test, holds_whole(&mv, PMD_SIZE), c->want);
+}
+
+static void flush_covers_all_that_moved(struct kunit *test)
+{
+	struct move_window *win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, win);
+	init_window(win);
+	note_flush(win, PAGES(20), PAGES(2));
+	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(20));
+	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(22));
+	note_flush(win, PAGES(30), PAGES(1));
+	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(20));
+	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
+	note_flush(win, PAGES(10), PAGES(1));
+	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(10));
+	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
+	note_flush(win, PAGES(12), PAGES(1));
+	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(10));
+	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
+}
+
+static void windows_are_limited(struct kunit *test)
+{
+	const unsigned long size = WINDOW_TABLES * PMD_SIZE;
+	const unsigned long start = 4 * size, far = 8 * size;
+	struct pagetable_move pm = {
+		.cursor = start + PAGES(3),
+		.end = far,
+		.shift = PAGES(1),
+	};
+
+	KUNIT_EXPECT_EQ(test, window_limit(&pm, far), start + size);
+	/* Not beyond the end of what can be walked at once. */
+	KUNIT_EXPECT_EQ(test, window_limit(&pm, pm.cursor + PAGES(5)),
+			pm.cursor + PAGES(5));
+	/* Tables that move whole are no work. */
+	pm.shift = PMD_SIZE;
+	if (can_move_pte_tables(&pm))
+		KUNIT_EXPECT_EQ(test, window_limit(&pm, far), far);
+	pm.keep_tables = true;
+	KUNIT_EXPECT_EQ(test, window_limit(&pm, far), start + size);
+	pm.per_table = true;
+	KUNIT_EXPECT_EQ(test, window_limit(&pm, far), start + PMD_SIZE);
+}
+
+static void moved_entries_are_soft_dirty(struct kunit *test)
+{
+	pte_t present = pte_clear_soft_dirty(mk_pte(ZERO_PAGE(0), PAGE_READONLY));
+	pte_t swap = swp_entry_to_pte(swp_entry(0, 5));
+	bool tracked = IS_ENABLED(CONFIG_MEM_SOFT_DIRTY);
+	pte_t moved;
+
+	moved = move_soft_dirty_pte(present);
+	KUNIT_EXPECT_TRUE(test, pte_present(moved));
+	KUNIT_EXPECT_EQ(test, !!pte_soft_dirty(moved), tracked);
+	KUNIT_EXPECT_TRUE(test, pte_same(pte_clear_soft_dirty(moved), present));
+
+	moved = move_soft_dirty_pte(swap);
+	KUNIT_EXPECT_FALSE(test, pte_present(moved));
+	KUNIT_EXPECT_EQ(test, !!pte_swp_soft_dirty(moved), tracked);
+	KUNIT_EXPECT_TRUE(test, pte_same(pte_swp_clear_soft_dirty(moved), swap));
+	KUNIT_EXPECT_TRUE(test, pte_same(move_soft_dirty_pte(moved), moved));
+}
+
+static void map_count_leaves_room(struct kunit *test)
+{
+	struct mm_struct *mm = kunit_kzalloc(test, sizeof(*mm), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	mm->map_count = sysctl_max_map_count - MAPS_FOR_FORCED_MOVE - 1;
+	KUNIT_EXPECT_EQ(test, check_map_count(mm, MAPS_FOR_FORCED_MOVE), 0);
+	mm->map_count++;
+	KUNIT_EXPECT_EQ(test, check_map_count(mm, MAPS_FOR_FORCED_MOVE), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, check_map_count(mm, MAPS_FOR_MOVE), 0);
+	mm->map_count = sysctl_max_map_count;
+	KUNIT_EXPECT_EQ(test, check_map_count(mm, 0), -ENOMEM);
+}
+
+static struct kunit_case request_tests[] = {
+	KUNIT_CASE_PARAM(request_lengths, length_gen_params),
+	KUNIT_CASE_PARAM(request_is_checked, request_gen_params),
+	KUNIT_CASE_PARAM(destination_is_checked, dst_gen_params),
+	KUNIT_CASE(destination_may_not_wrap),
+	KUNIT_CASE_PARAM(move_is_planned, plan_gen_params),
+	KUNIT_CASE(several_need_fixed_and_equal_lengths),
+	KUNIT_CASE_PARAM(extent_ends_at_boundaries, extent_gen_params),
+	KUNIT_CASE(extent_covers_widened_tail),
+	KUNIT_CASE_PARAM(place_is_congruent, hole_gen_params),
+	KUNIT_CASE_PARAM(whole_tables_are_found, whole_gen_params),
+	KUNIT_CASE(flush_covers_all_that_moved),
+	KUNIT_CASE(windows_are_limited),
+	KUNIT_CASE(moved_entries_are_soft_dirty),
+	KUNIT_CASE(map_count_leaves_room),
+	{}
+};
+
+static struct kunit_suite request_suite = {
+	.name = "mremap_request",
+	.test_cases = request_tests,
+};
+
+/* The address space of a test */
+
+/* As far apart as the largest table is wide, if addresses suffice. */
+#define ROOM	(IS_ENABLED(CONFIG_64BIT) ? PUD_SIZE : 32 * PMD_SIZE)
+#define SRC_AT	ROOM
+#define DST_AT	(4 * ROOM)
+
+struct test_space {
+	unsigned long table_bytes;	/* when nothing is mapped */
+	unsigned long taint;
+};
+
+static int space_init(struct kunit *test)
+{
+	struct test_space *space;
+	unsigned long addr;
+
+	space = kunit_kzalloc(test, sizeof(*space), GFP_KERNEL);
+	if (!space)
+		return -ENOMEM;
+	test->priv = space;
+	space->taint = get_taint();
+
+	addr = kunit_vm_mmap(test, NULL, 0, PAGE_SIZE, PROT_NONE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, 0);
+	if (!addr || IS_ERR_VALUE(addr) || vm_munmap(addr, PAGE_SIZE))
+		return -ENOMEM;
+	space->table_bytes = mm_pgtables_bytes(current->mm);
+	return 0;
+}
+
+/* A warning of the memory management is a failure, whoever else sees it. */
+static void space_exit(struct kunit *test)
+{
+	const unsigned long bad = BIT(TAINT_WARN) | BIT(TAINT_BAD_PAGE);
+	struct test_space *space = test->priv;
+
+	if (space)
+		KUNIT_EXPECT_EQ(test, get_taint() & bad, space->taint & bad);
+}
+
+/*
+ * Last thing in a test: unmap all, see whether the books balance, and drop the
+ * address space. KUnit would leave a reference to it behind, and the checks
+ * that are made with the last one would not take place.
+ */
+static void close_space(struct kunit *test)
+{
+	struct test_space *space = test->priv;
+	struct mm_struct *mm = current->mm;
+	int i;
+
+	KUNIT_EXPECT_EQ(test, vm_munmap(0, TASK_SIZE), 0);
+	for (i = 0; i < NR_MM_COUNTERS; i++)
+		KUNIT_EXPECT_EQ_MSG(test, percpu_counter_sum(&mm->rss_stat[i]),
+				    0, "rss counter %d", i);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 0);
+	KUNIT_EXPECT_EQ(test, mm->total_vm, 0);
+	KUNIT_EXPECT_EQ(test, mm->data_vm, 0);
+	KUNIT_EXPECT_EQ(test, mm->locked_vm, 0);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(mm), space->table_bytes);
+
+	kthread_unuse_mm(mm);
+	mmput(mm);
+}
+
+static void set_vma_flags(struct kunit *test, unsigned long addr,
+			  vm_flags_t set, vm_flags_t clear)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+
+	mmap_write_lock(mm);
+	vma = vma_lookup(mm, addr);
+	if (vma)
+		vm_flags_mod(vma, set, clear);
+	mmap_write_unlock(mm);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+}
+
+static void map_file_at(struct kunit *test, struct file *file,
+			unsigned long addr, unsigned long len,
+			unsigned long prot, unsigned long flags)
+{
+	unsigned long at = kunit_vm_mmap(test, file, addr, len, prot, flags |
+					 MAP_NORESERVE | MAP_FIXED_NOREPLACE, 0);
+
+	KUNIT_ASSERT_EQ(test, at, addr);
+	set_vma_flags(test, addr, VM_NOHUGEPAGE, 0);
+}
+
+/* Without huge pages, and not charged. */
+static void map_at(struct kunit *test, unsigned long addr, unsigned long len,
+		   unsigned long prot)
+{
+	map_file_at(test, NULL, addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS);
+}
+
+static unsigned long stamp_of(unsigned long addr)
+{
+	return ~addr;
+}
+
+static void stamp(struct kunit *test, unsigned long addr)
+{
+	KUNIT_ASSERT_EQ(test, 0, put_user(stamp_of(addr),
+					  (unsigned long __user *)addr));
+}
+
+static unsigned long peek(struct kunit *test, unsigned long addr)
+{
+	unsigned long value = 0;
+
+	KUNIT_EXPECT_EQ(test, 0, get_user(value, (unsigned long __user *)addr));
+	return value;
+}
+
+static struct vm_area_struct *vma_at(unsigned long addr)
+{
+	struct vm_area_struct *vma;
+
+	mmap_read_lock(current->mm);
+	vma = vma_lookup(current->mm, addr);
+	mmap_read_unlock(current->mm);
+	return vma;
+}
+
+static void expect_vma(struct kunit *test, unsigned long start,
+		       unsigned long end)
+{
+	struct vm_area_struct *vma = vma_at(start);
+
+	KUNIT_EXPECT_NOT_NULL(test, vma);
+	if (vma) {
+		KUNIT_EXPECT_EQ(test, vma->vm_start, start);
+		KUNIT_EXPECT_EQ(test, vma->vm_end, end);
+	}
+}
+
+/* Is there an entry, and which? Huge pages have none on this level. */
+static bool entry_at(unsigned long addr, pte_t *entry)
+{
+	struct mm_struct *mm = current->mm;
+	pmd_t *pmd = mm_find_pmd(mm, addr);
+	spinlock_t *ptl = NULL;
+	pte_t *pte;
+
+	pte = pmd ? pte_offset_map_lock(mm, pmd, addr, &ptl) : NULL;
+	if (!pte)
+		return false;
+	*entry = ptep_get(pte);
+	pte_unmap_unlock(pte, ptl);
+	return !pte_none(*entry);
+}
+
+static struct page *page_at(unsigned long addr)
+{
+	pmd_t *pmd = mm_find_pmd(current->mm, addr);
+	pte_t pte;
+
+	if (pmd && pmd_present(*pmd) && pmd_leaf(*pmd))
+		return pmd_page(*pmd) + ((addr & ~PMD_MASK) >> PAGE_SHIFT);
+	if (!entry_at(addr, &pte) || !pte_present(pte))
+		return NULL;
+	return pte_page(pte);
+}
+
+struct rmap_places {
+	unsigned int nr;
+	unsigned long addr;
+};
+
+static bool note_place(struct folio *folio, struct vm_area_struct *vma,
+		       unsigned long addr, void *arg)
+{
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	struct rmap_places *places = arg;
+
+	while (page_vma_mapped_walk(&pvmw)) {
+		places->nr++;
+		places->addr = pvmw.address;
+	}
+	return true;
+}
+
+/* Reverse mapping finds the small page at this address, and there alone. */
+static void expect_rmap(struct kunit *test, struct page *page,
+			unsigned long addr)
+{
+	struct folio *folio = page_folio(page);
+	struct rmap_places places = {};
+	struct rmap_walk_control rwc = {
+		.rmap_one = note_place,
+		.arg = &places,
+	};
+
+	folio_get(folio);
+	folio_lock(folio);
+	rmap_walk(folio, &rwc);
+	folio_unlock(folio);
+	folio_put(folio);
+	KUNIT_EXPECT_EQ(test, places.nr, 1);
+	KUNIT_EXPECT_EQ(test, places.addr, addr);
+}
+
+/* VMAs */
+
+static struct mremap_op *new_op(struct kunit *test, struct mremap_request *req)
+{
+	struct mremap_op *op = kunit_kzalloc(test, sizeof(*op), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, op);
+	op->req = req;
+	op->mm = current->mm;
+	op->only = kunit_kzalloc(test, sizeof(*op->only), GFP_KERNEL);
+	op->only_old = kunit_kzalloc(test, sizeof(*op->only_old), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, op->only);
+	KUNIT_ASSERT_NOT_NULL(test, op->only_old);
+	op->moves = op->only;
+	op->nr_moves = 1;
+	op->olds = op->only_old;
+	INIT_LIST_HEAD(&op->uffd_unmap_dst);
+	INIT_LIST_HEAD(&op->uffd_unmap_src);
+	return op;
+}
+
+#define RW	(PROT_READ | PROT_WRITE)
+#define RWX	(RW | PROT_EXEC)
+
+/* One after the other: 4 pages RW, 4 R, a gap of 4, 4 RW, locked and charged. */
+static void map_survey_area(struct kunit *test)
+{
+	map_at(test, SRC_AT, PAGES(4), RW);
+	map_at(test, SRC_AT + PAGES(4), PAGES(4), PROT_READ);
+	map_at(test, SRC_AT + PAGES(12), PAGES(4), RW);
+	set_vma_flags(test, SRC_AT + PAGES(12), VM_LOCKED | VM_ACCOUNT, 0);
+}
+
+static void unmap_survey_area(struct kunit *test)
+{
+	set_vma_flags(test, SRC_AT + PAGES(12), 0, VM_LOCKED | VM_ACCOUNT);
+	close_space(test);
+}
+
+struct survey_case {
+	const char *name;
+	unsigned long start;	/* in pages from SRC_AT */
+	unsigned long end;
+	struct range_survey want;
+};
+
+static const struct survey_case survey_cases[] = {
+	{ "nothing", 8, 12, {} },
+	{ "writable", 0, 4, { .total = 4, .data = 4 } },
+	{ "read-only", 4, 8, { .total = 4 } },
+	{ "locked and charged", 12, 16,
+	  { .total = 4, .data = 4, .locked = 4, .charged = 4 } },
+	{ "all", 0, 20,
+	  { .total = 12, .data = 8, .locked = 4, .charged = 4 } },
+	{ "parts at both ends", 3, 13,
+	  { .total = 6, .data = 2, .locked = 1, .charged = 1 } },
+	{ "inside of one", 5, 7, { .total = 2 } },
+	{ "empty range", 2, 2, {} },
+};
+
+KUNIT_ARRAY_PARAM_DESC(survey, survey_cases, name);
+
+static void range_is_surveyed(struct kunit *test)
+{
+	const struct survey_case *c = test->param_value;
+	struct range_survey survey = {};
+
+	map_survey_area(test);
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, 0, check_unmap(current->mm,
+					     SRC_AT + PAGES(c->start),
+					     SRC_AT + PAGES(c->end), &survey));
+	mmap_write_unlock(current->mm);
+
+	KUNIT_EXPECT_EQ(test, survey.total, c->want.total);
+	KUNIT_EXPECT_EQ(test, survey.data, c->want.data);
+	KUNIT_EXPECT_EQ(test, survey.locked, c->want.locked);
+	KUNIT_EXPECT_EQ(test, survey.charged, c->want.charged);
+	unmap_survey_area(test);
+}
+
+#ifdef CONFIG_64BIT
+static void seal_is_respected(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(8),
+		.new_len = PAGES(4),
+	};
+	struct mm_struct *mm = current->mm;
+	struct range_survey ignored;
+
+	map_survey_area(test);
+	set_vma_flags(test, SRC_AT + PAGES(4), VM_SEALED, 0);
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, check_unmap(mm, SRC_AT, SRC_AT + PAGES(4),
+					  &ignored), 0);
+	KUNIT_EXPECT_EQ(test, check_unmap(mm, SRC_AT, SRC_AT + PAGES(5),
+					  &ignored), -EPERM);
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EPERM);
+	KUNIT_EXPECT_EQ(test, check_source(vma_lookup(mm, SRC_AT + PAGES(4)),
+					   &req), -EPERM);
+	KUNIT_EXPECT_EQ(test, check_source(vma_lookup(mm, SRC_AT), &req), 0);
+	mmap_write_unlock(mm);
+
+	set_vma_flags(test, SRC_AT + PAGES(4), 0, VM_SEALED);
+	unmap_survey_area(test);
+}
+#else
+static void seal_is_respected(struct kunit *test)
+{
+	kunit_skip(test, "no sealing on 32 bits");
+}
+#endif
+
+static void no_source_is_a_fault(struct kunit *test)
+{
+	struct mremap_request req = { .addr = SRC_AT };
+
+	KUNIT_EXPECT_EQ(test, check_source(NULL, &req), -EFAULT);
+	close_space(test);
+}
+
+static void shrinkage_is_checked(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(20),
+		.new_len = PAGES(2),
+	};
+	struct mm_struct *mm = current->mm;
+
+	map_survey_area(test);
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), 0);
+	/* Up to the last page, and a page too far */
+	req.old_len = PAGE_ALIGN_DOWN(TASK_SIZE) - SRC_AT;
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), 0);
+	req.old_len += PAGES(1);
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EINVAL);
+	/* The end of the old range is 0, or small again. */
+	req.old_len = -SRC_AT;
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EINVAL);
+	req.old_len = -PAGE_SIZE;
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EINVAL);
+	/* Even the start of what is dropped wraps. */
+	req.new_len = -SRC_AT + PAGES(1);
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EINVAL);
+	/* Nothing to drop, nothing to be wrong. */
+	req.new_len = req.old_len;
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), 0);
+	mmap_write_unlock(mm);
+	unmap_survey_area(test);
+}
+
+/* Requests for a VMA of 10 pages at SRC_AT, in pages from there. */
+struct resize_case {
+	const char *name;
+	unsigned long addr;
+	unsigned long old_len;
+	unsigned long new_len;
+	unsigned long flags;
+	vm_flags_t vm_flags;
+	pgoff_t pgoff;
+	int want;
+};
+
+static const struct resize_case resize_cases[] = {
+	{ .name = "grows", .old_len = 10, .new_len = 20 },
+	{ .name = "grows from a part", .addr = 3, .old_len = 7, .new_len = 8 },
+	{ .name = "too long by a page", .addr = 3, .old_len = 8, .new_len = 9,
+	  .want = -EFAULT },
+	{ .name = "shrinks from beyond its end", .old_len = 20, .new_len = 10 },
+	{ .name = "shrinks to beyond its end", .old_len = 20, .new_len = 11,
+	  .want = -EFAULT },
+	{ .name = "second view of a private mapping", .new_len = 10,
+	  .want = -EINVAL },
+	{ .name = "second view of a shared mapping", .new_len = 10,
+	  .vm_flags = VM_SHARED | VM_MAYSHARE },
+	{ .name = "second view of one shared for reading", .new_len = 10,
+	  .vm_flags = VM_MAYSHARE },
+	{ .name = "source stays", .old_len = 10, .new_len = 10,
+	  .flags = MAYMOVE | DONTUNMAP },
+	{ .name = "source of a device stays", .old_len = 10, .new_len = 10,
+	  .flags = MAYMOVE | DONTUNMAP, .vm_flags = VM_PFNMAP, .want = -EINVAL },
+	{ .name = "source that must not grow stays", .old_len = 10,
+	  .new_len = 10, .flags = MAYMOVE | DONTUNMAP, .vm_flags = VM_DONTEXPAND,
+	  .want = -EINVAL },
+	{ .name = "device grows", .old_len = 10, .new_len = 11,
+	  .vm_flags = VM_PFNMAP, .want = -EFAULT },
+	{ .name = "what must not grow grows", .old_len = 10, .new_len = 11,
+	  .vm_flags = VM_DONTEXPAND, .want = -EFAULT },
+	{ .name = "what must not grow moves", .old_len = 10, .new_len = 10,
+	  .flags = MAYMOVE | FIXED, .vm_flags = VM_DONTEXPAND | VM_PFNMAP },
+	{ .name = "grows to the last offset", .old_len = 10, .new_len = 20,
+	  .pgoff = -21UL },
+	{ .name = "grows beyond all offsets", .old_len = 10, .new_len = 20,
+	  .pgoff = -20UL, .want = -EINVAL },
+	{ .name = "moves at the last offset", .old_len = 10, .new_len = 10,
+	  .flags = MAYMOVE | FIXED, .pgoff = -10UL },
+	{ .name = "offset before the device", .old_len = 10, .new_len = 20,
+	  .vm_flags = VM_PFNMAP, .pgoff = -20UL, .want = -EINVAL },
+	{ .name = "length before the offset", .old_len = 11, .new_len = 20,
+	  .pgoff = -20UL, .want = -EFAULT },
+};
+
+KUNIT_ARRAY_PARAM_DESC(resize, resize_cases, name);
+
+static void resize_is_checked(struct kunit *test)
+{
+	const struct resize_case *c = test->param_value;
+	struct vm_area_struct vma = {
+		.vm_start = SRC_AT,
+		.vm_end = SRC_AT + PAGES(10),
+		.vm_pgoff = c->pgoff,
+		.vm_flags = VM_READ | c->vm_flags,
+		.vm_mm = current->mm,
+	};
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(c->addr),
+		.old_len = PAGES(c->old_len),
+		.new_len = PAGES(c->new_len),
+		.flags = c->flags,
+	};
+	struct mremap_op *op = new_op(test, &req);
+
+	plan_only_move(op->moves, &vma, &req);
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, check_resize(op), c->want);
+	mmap_write_unlock(current->mm);
+	close_space(test);
+}
+
+static void addition_is_surveyed(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(12),
+		.old_len = PAGES(4),
+		.new_len = PAGES(9),
+	};
+	struct mremap_op *op = new_op(test, &req);
+
+	map_survey_area(test);
+	op->moves->vm_flags = VM_READ | VM_WRITE | VM_LOCKED | VM_ACCOUNT;
+	mmap_write_lock(op->mm);
+	survey_addition(op);
+	KUNIT_EXPECT_EQ(test, op->added.total, 5);
+	KUNIT_EXPECT_EQ(test, op->added.data, 5);
+	KUNIT_EXPECT_EQ(test, op->added.locked, 5);
+	KUNIT_EXPECT_EQ(test, op->added.charged, 5);
+
+	op->moves->vm_flags = VM_READ;
+	survey_addition(op);
+	KUNIT_EXPECT_EQ(test, op->added.total, 5);
+	KUNIT_EXPECT_EQ(test, op->added.data, 0);
+	KUNIT_EXPECT_EQ(test, op->added.locked, 0);
+	KUNIT_EXPECT_EQ(test, op->added.charged, 0);
+
+	/* What stays mapped comes twice, but the lock goes along. */
+	op->added = (struct range_survey) {};
+	req.flags = MAYMOVE | DONTUNMAP;
+	req.new_len = req.old_len;
+	plan_only_move(op->moves, vma_lookup(op->mm, req.addr), &req);
+	survey_addition(op);
+	KUNIT_EXPECT_EQ(test, op->added.total, 4);
+	KUNIT_EXPECT_EQ(test, op->added.data, 4);
+	KUNIT_EXPECT_EQ(test, op->added.locked, 0);
+	KUNIT_EXPECT_EQ(test, op->added.charged, 4);
+	mmap_write_unlock(op->mm);
+	unmap_survey_area(test);
+}
+
+/* Limits, in pages, against 12 pages mapped, 8 of data, 4 locked. */
+struct limit_case {
+	const char *name;
+	struct range_survey added;
+	struct range_survey freed;
+	unsigned long limit_as;
+	unsigned long limit_memlock;
+	bool may_lock;
+	int want;
+};
+
+static const struct limit_case limit_cases[] = {
+	{ .name = "just fits", .added = { .total = 5 }, .limit_as = 17 },
+	{ .name = "one page too much", .added = { .total = 6 }, .limit_as = 17,
+	  .want = -ENOMEM },
+	{ .name = "takes the place of others", .added = { .total = 6 },
+	  .freed = { .total = 1 }, .limit_as = 17 },
+	{ .name = "frees more than it takes", .added = { .total = 1 },
+	  .freed = { .total = 6 }, .limit_as = 7 },
+	{ .name = "nothing added, limit passed before", .limit_as = 1 },
+	{ .name = "lock just fits", .added = { .total = 2, .locked = 2 },
+	  .limit_as = 100, .limit_memlock = 6 },
+	{ .name = "one locked page too much",
+	  .added = { .total = 3, .locked = 3 },
+	  .limit_as = 100, .limit_memlock = 6, .want = -EAGAIN },
+	{ .name = "takes the place of locked pages",
+	  .added = { .total = 3, .locked = 3 },
+	  .freed = { .total = 1, .locked = 1 },
+	  .limit_as = 100, .limit_memlock = 6 },
+	{ .name = "may lock what it likes", .added = { .total = 3, .locked = 3 },
+	  .limit_as = 100, .limit_memlock = 6, .may_lock = true },
+	{ .name = "grows what is not locked, lock limit passed before",
+	  .added = { .total = 3 }, .limit_as = 100, .limit_memlock = 1 },
+	{ .name = "lock before size", .added = { .total = 3, .locked = 3 },
+	  .limit_as = 1, .limit_memlock = 6, .want = -EAGAIN },
+};
+
+KUNIT_ARRAY_PARAM_DESC(limit, limit_cases, name);
+
+static void limits_are_checked(struct kunit *test)
+{
+	const struct limit_case *c = test->param_value;
+	struct rlimit *rlim = current->signal->rlim;
+	struct mremap_request req = {};
+	struct mremap_op *op = new_op(test, &req);
+	const struct cred *old_cred;
+	struct cred *cred;
+
+	cred = prepare_creds();
+	KUNIT_ASSERT_NOT_NULL(test, cred);
+	if (!c->may_lock)
+		cap_clear(cred->cap_effective);
+	/* This thread's alone, and it ends with the test. */
+	rlim[RLIMIT_AS].rlim_cur = PAGES(c->limit_as);
+	rlim[RLIMIT_MEMLOCK].rlim_cur = PAGES(c->limit_memlock);
+	op->added = c->added;
+	op->dst_old = c->freed;
+	op->mm->total_vm = 12;
+	op->mm->data_vm = 8;
+	op->mm->locked_vm = 4;
+
+	old_cred = override_creds(cred);
+	KUNIT_EXPECT_EQ(test, check_limits(op), c->want);
+	revert_creds(old_cred);
+	put_cred(cred);
+
+	op->mm->total_vm = 0;
+	op->mm->data_vm = 0;
+	op->mm->locked_vm = 0;
+	close_space(test);
+}
+
+struct ledger_case {
+	const char *name;
+	unsigned long added;
+	unsigned long given_back;	/* by the old destination */
+	unsigned long charged;
+	unsigned long owed;
+};
+
+static const struct ledger_case ledger_cases[] = {
+	{ "nothing", 0, 0, 0, 0 },
+	{ "all of it new", 5, 0, 5, 0 },
+	{ "some taken over", 5, 3, 2, 3 },
+	{ "all taken over", 5, 5, 0, 5 },
+	{ "more given back than needed", 5, 9, 0, 5 },
+	{ "given back, nothing needed", 0, 9, 0, 0 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(ledger, ledger_cases, name);
+
+static void ledger_balances(struct kunit *test)
+{
+	const struct ledger_case *c = test->param_value;
+	struct mremap_request req = {};
+	struct mremap_op *op = new_op(test, &req);
+
+	op->added.charged = c->added;
+	op->dst_old.charged = c->given_back;
+	KUNIT_EXPECT_EQ(test, charge(op), 0);
+	KUNIT_EXPECT_EQ(test, op->charged, c->charged);
+	KUNIT_EXPECT_EQ(test, op->owed, c->owed);
+	take_over_charge(op);
+	KUNIT_EXPECT_EQ(test, op->charged, c->added);
+	KUNIT_EXPECT_EQ(test, op->owed, 0);
+	uncharge(op);
+	KUNIT_EXPECT_EQ(test, op->charged, 0);
+	close_space(test);
+}
+
+static void refused_charge_is_not_owned(struct kunit *test)
+{
+	struct mremap_request req = {};
+	struct mremap_op *op = new_op(test, &req);
+
+	if (sysctl_overcommit_memory == OVERCOMMIT_ALWAYS)
+		kunit_skip(test, "any charge is granted");
+	op->added.charged = LONG_MAX >> PAGE_SHIFT;
+	KUNIT_EXPECT_EQ(test, charge(op), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, op->charged, 0);
+	close_space(test);
+}
+
+static void seams_come_and_go(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct seam_list seams = {};
+
+	map_at(test, SRC_AT, PAGES(10), RW);
+	stamp(test, SRC_AT + PAGES(3));
+	stamp(test, SRC_AT + PAGES(6));
+
+	mmap_write_lock(mm);
+	/* What is a boundary, or unmapped, is no seam. */
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT, &seams), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(10), &seams), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, DST_AT, &seams), 0);
+	KUNIT_EXPECT_EQ(test, seams.nr, 0);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 1);
+
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(3), &seams), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &seams), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &seams), 0);
+	KUNIT_EXPECT_EQ(test, seams.nr, 2);
+	mmap_write_unlock(mm);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(3));
+	expect_vma(test, SRC_AT + PAGES(3), SRC_AT + PAGES(6));
+	expect_vma(test, SRC_AT + PAGES(6), SRC_AT + PAGES(10));
+
+	mmap_write_lock(mm);
+	mend_seams(mm, &seams);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_EQ(test, seams.nr, 0);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 1);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(10));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(3)),
+			stamp_of(SRC_AT + PAGES(3)));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(6)),
+			stamp_of(SRC_AT + PAGES(6)));
+	close_space(test);
+}
+
+/* Something may have been unmapped, or become different, behind a seam. */
+static void seams_without_match_stay(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct seam_list seams = {};
+
+	map_at(test, SRC_AT, PAGES(10), RW);
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(3), &seams), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &seams), 0);
+	mmap_write_unlock(mm);
+	set_vma_flags(test, SRC_AT, VM_DONTCOPY, 0);
+	KUNIT_EXPECT_EQ(test, vm_munmap(SRC_AT + PAGES(6), PAGES(4)), 0);
+
+	mmap_write_lock(mm);
+	mend_seams(mm, &seams);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_EQ(test, seams.nr, 0);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(3));
+	expect_vma(test, SRC_AT + PAGES(3), SRC_AT + PAGES(6));
+	KUNIT_EXPECT_NULL(test, vma_at(SRC_AT + PAGES(6)));
+	close_space(test);
+}
+
+static void ticket_can_be_returned(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct unmap_ticket *ticket;
+	LIST_HEAD(uf);
+
+	ticket = kunit_kzalloc(test, sizeof(*ticket), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, ticket);
+	map_at(test, SRC_AT, PAGES(4), RW);
+	map_at(test, SRC_AT + PAGES(4), PAGES(4), RWX);
+	stamp(test, SRC_AT);
+	stamp(test, SRC_AT + PAGES(7));
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, 0, take_ticket(ticket, mm, SRC_AT,
+					     SRC_AT + PAGES(8), &uf));
+	KUNIT_EXPECT_EQ(test, ticket->vms.nr_pages, 8);
+	return_ticket(ticket);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 2);
+	KUNIT_EXPECT_EQ(test, mm->total_vm, 8);
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(7)),
+			stamp_of(SRC_AT + PAGES(7)));
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, 0, take_ticket(ticket, mm, SRC_AT,
+					     SRC_AT + PAGES(8), &uf));
+	punch_ticket(ticket, mm);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 0);
+	KUNIT_EXPECT_NULL(test, page_at(SRC_AT));
+
+	/* For nothing */
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, 0, take_ticket(ticket, mm, SRC_AT, SRC_AT, &uf));
+	return_ticket(ticket);
+	punch_ticket(ticket, mm);
+	mmap_write_unlock(mm);
+	close_space(test);
+}
+
+/* A move of several VMAs makes two copies, four cuts, and so six more VMAs. */
+static void map_count_is_checked_for_all(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(5),
+		.old_len = PAGES(10),
+		.new_len = PAGES(10),
+		.new_addr = DST_AT + PAGES(5),
+		.flags = MAYMOVE | FIXED,
+	};
+	struct mremap_op *op = new_op(test, &req);
+	struct mm_struct *mm = op->mm;
+	const int wanted = 6;
+
+	map_at(test, SRC_AT, PAGES(10), RW);
+	map_at(test, SRC_AT + PAGES(10), PAGES(10), RWX);
+	map_at(test, DST_AT, PAGES(30), RW);
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	KUNIT_EXPECT_EQ(test, op->nr_moves, 2);
+	KUNIT_EXPECT_EQ(test, op->nr_olds, 1);
+	mm->map_count = sysctl_max_map_count - wanted - 1;
+	KUNIT_EXPECT_EQ(test, check_map_count_for_all(op), 0);
+	mm->map_count++;
+	KUNIT_EXPECT_EQ(test, check_map_count_for_all(op), -ENOMEM);
+	mm->map_count = 3;
+	mmap_write_unlock(mm);
+
+	if (op->moves != op->only)
+		kvfree(op->moves);
+	close_space(test);
+}
+
+/* Ranges to clear that meet are cleared as one. */
+static void old_ranges_are_joined(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(20),
+		.new_len = PAGES(20),
+		.new_addr = DST_AT,
+		.flags = MAYMOVE | FIXED,
+	};
+	struct mremap_op *op = new_op(test, &req);
+
+	/* Two that meet, a gap, and one that the range ends in. */
+	map_at(test, SRC_AT, PAGES(4), RW);
+	map_at(test, SRC_AT + PAGES(4), PAGES(4), RWX);
+	map_at(test, SRC_AT + PAGES(12), PAGES(10), RW);
+
+	mmap_write_lock(op->mm);
+	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	mmap_write_unlock(op->mm);
+	KUNIT_EXPECT_EQ(test, op->nr_moves, 3);
+	KUNIT_EXPECT_EQ(test, op->nr_olds, 2);
+	if (op->nr_olds == 2) {
+		KUNIT_EXPECT_EQ(test, op->olds[0].start, DST_AT);
+		KUNIT_EXPECT_EQ(test, op->olds[0].end, DST_AT + PAGES(8));
+		KUNIT_EXPECT_EQ(test, op->olds[1].start, DST_AT + PAGES(12));
+		KUNIT_EXPECT_EQ(test, op->olds[1].end, DST_AT + PAGES(20));
+	}
+	if (op->moves != op->only)
+		kvfree(op->moves);
+	if (op->olds != op->only_old)
+		kvfree(op->olds);
+	close_space(test);
+}
+
+static void stack_table_aligns_within_its_vma(struct kunit *test)
+{
+	unsigned long middle = SRC_AT + PMD_SIZE + PAGES(5);
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+
+	map_at(test, SRC_AT + PAGES(3), 2 * PMD_SIZE, RW);
+	mmap_write_lock(mm);
+	vma = vma_lookup(mm, middle);
+	/* The part below is its own: that is no hindrance for a stack. */
+	KUNIT_EXPECT_TRUE(test, can_align_down(vma, middle, true));
+	KUNIT_EXPECT_FALSE(test, can_align_down(vma, middle, false));
+	/* The part below is not mapped. */
+	KUNIT_EXPECT_TRUE(test, can_align_down(vma, SRC_AT + PAGES(5), true));
+	KUNIT_EXPECT_FALSE(test, can_align_down(vma, SRC_AT + PAGES(5), false));
+	KUNIT_EXPECT_TRUE(test, can_align_down(vma, SRC_AT + PAGES(3), false));
+	mmap_write_unlock(mm);
+
+	/* It is somebody else's. */
+	map_at(test, SRC_AT, PAGES(1), RWX);
+	mmap_write_lock(mm);
+	vma = vma_lookup(mm, middle);
+	KUNIT_EXPECT_TRUE(test, can_align_down(vma, middle, true));
+	KUNIT_EXPECT_FALSE(test, can_align_down(vma, SRC_AT + PAGES(5), true));
+	KUNIT_EXPECT_FALSE(test, can_align_down(vma, SRC_AT + PAGES(3), false));
+	mmap_write_unlock(mm);
+	close_space(test);
+}
+
+static void table_aligns_up_to_what_is_mapped(struct kunit *test)
+{
+	unsigned long end = SRC_AT + PAGES(5);
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+
+	map_at(test, SRC_AT, PAGES(5), RW);
+	mmap_write_lock(mm);
+	vma = vma_lookup(mm, SRC_AT);
+	KUNIT_EXPECT_TRUE(test, can_align_up(vma, end));
+	KUNIT_EXPECT_TRUE(test, can_align_up_new(vma, end));
+	/* What is mapped above the end hinders the old place only. */
+	KUNIT_EXPECT_FALSE(test, can_align_up(vma, end - PAGES(1)));
+	KUNIT_EXPECT_TRUE(test, can_align_up_new(vma, end - PAGES(1)));
+	mmap_write_unlock(mm);
+
+	/* Not in the same table */
+	map_at(test, SRC_AT + PMD_SIZE, PAGES(1), RW);
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_TRUE(test, can_align_up(vma, end));
+	KUNIT_EXPECT_TRUE(test, can_align_up_new(vma, end));
+	mmap_write_unlock(mm);
+
+	/* In its last slot */
+	map_at(test, SRC_AT + PMD_SIZE - PAGES(1), PAGES(1), RWX);
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_FALSE(test, can_align_up(vma, end));
+	KUNIT_EXPECT_FALSE(test, can_align_up_new(vma, end));
+	mmap_write_unlock(mm);
+	close_space(test);
+}
+
+/* Tables may move whole if the VMA can be marked as changed without a lie. */
+static void soft_dirty_decides_about_tables(struct kunit *test)
+{
+	struct vm_area_struct *vma;
+	struct vma_move mv = { .dst_len = PAGES(10) };
+
+	if (!IS_ENABLED(CONFIG_MEM_SOFT_DIRTY))
+		kunit_skip(test, "needs soft-dirty tracking");
+	map_at(test, DST_AT, PAGES(10), RW);
+	vma = vma_at(DST_AT);
+	mv.dst = vma;
+	KUNIT_EXPECT_FALSE(test, needs_soft_dirty_entries(&mv));
+	set_vma_flags(test, DST_AT, 0, VM_SOFTDIRTY);
+	KUNIT_EXPECT_FALSE(test, needs_soft_dirty_entries(&mv));
+	mv.dst_len = PAGES(9);
+	KUNIT_EXPECT_TRUE(test, needs_soft_dirty_entries(&mv));
+
+	mmap_write_lock(current->mm);
+	mark_soft_dirty(vma);
+	mmap_write_unlock(current->mm);
+	KUNIT_EXPECT_TRUE(test, vma->vm_flags & VM_SOFTDIRTY);
+	KUNIT_EXPECT_FALSE(test, needs_soft_dirty_entries(&mv));
+	close_space(test);
+}
+
+static struct kunit_case vma_tests[] = {
+	KUNIT_CASE_PARAM(range_is_surveyed, survey_gen_params),
+	KUNIT_CASE(seal_is_respected),
+	KUNIT_CASE(no_source_is_a_fault),
+	KUNIT_CASE(shrinkage_is_checked),
+	KUNIT_CASE_PARAM(resize_is_checked, resize_gen_params),
+	KUNIT_CASE(addition_is_surveyed),
+	KUNIT_CASE_PARAM(limits_are_checked, limit_gen_params),
+	KUNIT_CASE_PARAM(ledger_balances, ledger_gen_params),
+	KUNIT_CASE(refused_charge_is_not_owned),
+	KUNIT_CASE(seams_come_and_go),
+	KUNIT_CASE(seams_without_match_stay),
+	KUNIT_CASE(ticket_can_be_returned),
+	KUNIT_CASE(map_count_is_checked_for_all),
+	KUNIT_CASE(old_ranges_are_joined),
+	KUNIT_CASE(stack_table_aligns_within_its_vma),
+	KUNIT_CASE(table_aligns_up_to_what_is_mapped),
+	KUNIT_CASE(soft_dirty_decides_about_tables),
+	{}
+};
+
+static struct kunit_suite vma_suite = {
+	.name = "mremap_vmas",
+	.init = space_init,
+	.exit = space_exit,
+	.test_cases = vma_tests,
+};
+
+/* Page tables */
+
+#define TABLE_PAGES	((unsigned long)PTRS_PER_PTE)
+#define LAST_PAGE(size)	((size) / PAGE_SIZE - 1)
+
+enum layout_flags {
+	KEEP_TABLES	= BIT(0),	/* entries have to move one by one */
+	MORE_BELOW	= BIT(1),	/* the source's VMA begins a page below */
+	MORE_ABOVE	= BIT(2),	/* and ends a page above */
+	GROWS		= BIT(3),	/* the new VMA ends a page above */
+	OTHER_BELOW_SRC	= BIT(4),	/* another VMA is right below */
+	OTHER_ABOVE_SRC	= BIT(5),
+	OTHER_BELOW_DST	= BIT(6),
+	OTHER_ABOVE_DST	= BIT(7),
+	TABLE_AT_DST	= BIT(8),	/* an empty table for the first page */
+	WIDE_HEAD	= BIT(9),	/* the first table is to move whole */
+	WIDE_TAIL	= BIT(10),	/* the last one, too */
+	NEEDS_PUD	= BIT(11),
+};
+
+#define MAX_PAGES 6
+
+struct move_case {
+	const char *name;
+	unsigned long src;		/* from SRC_AT, in bytes */
+	unsigned long dst;		/* from DST_AT */
+	unsigned long len;
+	unsigned int flags;		/* enum layout_flags */
+	unsigned int nr_pages;
+	unsigned long pages[MAX_PAGES];	/* that are there, from the start */
+	unsigned long puds;		/* what is to move whole */
+	unsigned long pmds;
+	unsigned long ptes;		/* and what one by one */
+};
+
+static const struct move_case move_cases[] = {
+	{ .name = "one page", .len = PAGES(1), .nr_pages = 1, .ptes = 1 },
+	{ .name = "nothing", .len = 2 * PMD_SIZE },
+	{ .name = "to one page above", .dst = PAGES(1), .len = 2 * PMD_SIZE,
+	  .nr_pages = 5, .pages = { 0, 1, TABLE_PAGES - 1, TABLE_PAGES,
+				    2 * TABLE_PAGES - 1 }, .ptes = 5 },
+	{ .name = "to one page below", .src = PAGES(1), .len = 2 * PMD_SIZE,
+	  .nr_pages = 5, .pages = { 0, TABLE_PAGES - 2, TABLE_PAGES - 1,
+				    TABLE_PAGES, 2 * TABLE_PAGES - 1 },
+	  .ptes = 5 },
+	{ .name = "to one page above, from the middle of its mapping",
+	  .src = PAGES(3), .dst = PAGES(4), .len = 2 * PMD_SIZE,
+	  .flags = MORE_BELOW | MORE_ABOVE, .nr_pages = 4,
+	  .pages = { 0, TABLE_PAGES - 4, TABLE_PAGES - 3, 2 * TABLE_PAGES - 1 },
+	  .ptes = 4 },
+	{ .name = "to another offset, between other mappings",
+	  .src = PAGES(3), .dst = PAGES(4), .len = 2 * PMD_SIZE,
+	  .flags = OTHER_BELOW_SRC | OTHER_ABOVE_SRC | OTHER_BELOW_DST |
+		   OTHER_ABOVE_DST, .nr_pages = 4,
+	  .pages = { 0, TABLE_PAGES - 4, TABLE_PAGES - 3, 2 * TABLE_PAGES - 1 },
+	  .ptes = 4 },
+	{ .name = "more tables than a window has room for", .dst = PAGES(1),
+	  .len = (WINDOW_TABLES + 8) * PMD_SIZE, .nr_pages = 6,
+	  .pages = { 0, WINDOW_TABLES * TABLE_PAGES - 1,
+		     WINDOW_TABLES * TABLE_PAGES,
+		     WINDOW_TABLES * TABLE_PAGES + 1,
+		     (WINDOW_TABLES + 2) * TABLE_PAGES,
+		     (WINDOW_TABLES + 8) * TABLE_PAGES - 1 }, .ptes = 6 },
+	{ .name = "one table", .len = PMD_SIZE, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES - 1 }, .pmds = 1 },
+	{ .name = "two tables with none between", .len = 3 * PMD_SIZE,
+	  .nr_pages = 2, .pages = { 0, 3 * TABLE_PAGES - 1 }, .pmds = 2 },
+	{ .name = "a table in the middle of its mapping", .src = PMD_SIZE,
+	  .len = PMD_SIZE, .flags = MORE_BELOW | MORE_ABOVE, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES - 1 }, .pmds = 1 },
+	{ .name = "a table, tables have to stay", .len = PMD_SIZE,
+	  .flags = KEEP_TABLES, .nr_pages = 2, .pages = { 0, TABLE_PAGES - 1 },
+	  .ptes = 2 },
+	{ .name = "more tables than a window has room for, have to stay",
+	  .len = (WINDOW_TABLES + 1) * PMD_SIZE, .flags = KEEP_TABLES,
+	  .nr_pages = 3, .pages = { 0, WINDOW_TABLES * TABLE_PAGES - 1,
+				    WINDOW_TABLES * TABLE_PAGES }, .ptes = 3 },
+
+	{ .name = "upper part of a table", .src = PAGES(3), .dst = PAGES(3),
+	  .len = PMD_SIZE - PAGES(3), .flags = WIDE_HEAD, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES - 4 }, .pmds = 1 },
+	{ .name = "upper part of a table and one more", .src = PAGES(3),
+	  .dst = PMD_SIZE + PAGES(3), .len = 2 * PMD_SIZE - PAGES(3),
+	  .flags = WIDE_HEAD, .nr_pages = 3,
+	  .pages = { 0, TABLE_PAGES - 4, TABLE_PAGES - 3 }, .pmds = 2 },
+	{ .name = "upper part of an empty table and one more", .src = PAGES(3),
+	  .dst = PAGES(3), .len = 2 * PMD_SIZE - PAGES(3), .flags = WIDE_HEAD,
+	  .nr_pages = 1, .pages = { TABLE_PAGES }, .pmds = 1 },
+	{ .name = "middle of a table", .src = PAGES(3), .dst = PAGES(3),
+	  .len = PMD_SIZE - PAGES(4), .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES - 5 }, .ptes = 2 },
+	{ .name = "upper part, tables have to stay", .src = PAGES(3),
+	  .dst = PAGES(3), .len = PMD_SIZE - PAGES(3), .flags = KEEP_TABLES,
+	  .nr_pages = 2, .pages = { 0, TABLE_PAGES - 4 }, .ptes = 2 },
+	{ .name = "upper part, to another offset", .src = PAGES(3),
+	  .dst = PAGES(4), .len = PMD_SIZE, .nr_pages = 3,
+	  .pages = { 0, TABLE_PAGES - 5, TABLE_PAGES - 4 }, .ptes = 3 },
+	{ .name = "upper part of a table and of its mapping", .src = PAGES(3),
+	  .dst = PAGES(3), .len = PMD_SIZE - PAGES(3), .flags = MORE_BELOW,
+	  .nr_pages = 2, .pages = { 0, TABLE_PAGES - 4 }, .ptes = 2 },
+	{ .name = "upper part, another mapping below", .src = PAGES(3),
+	  .dst = PAGES(3), .len = PMD_SIZE - PAGES(3),
+	  .flags = OTHER_BELOW_SRC, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES - 4 }, .ptes = 2 },
+	{ .name = "upper part, another mapping below the new place",
+	  .src = PAGES(3), .dst = PAGES(3), .len = PMD_SIZE - PAGES(3),
+	  .flags = OTHER_BELOW_DST, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES - 4 }, .ptes = 2 },
+
+	{ .name = "a table and the lower part of one",
+	  .len = PMD_SIZE + PAGES(3), .flags = WIDE_TAIL, .nr_pages = 3,
+	  .pages = { 1, TABLE_PAGES, TABLE_PAGES + 2 }, .pmds = 2 },
+	{ .name = "upper half and lower half", .src = PMD_SIZE / 2,
+	  .dst = PMD_SIZE / 2, .len = PMD_SIZE,
+	  .flags = WIDE_HEAD | WIDE_TAIL, .nr_pages = 4,
+	  .pages = { 0, TABLE_PAGES / 2 - 1, TABLE_PAGES / 2, TABLE_PAGES - 1 },
+	  .pmds = 2 },
+	{ .name = "a page of one table and a page of the next",
+	  .src = PMD_SIZE - PAGES(1), .dst = PMD_SIZE - PAGES(1),
+	  .len = PAGES(2), .nr_pages = 2, .pages = { 0, 1 }, .ptes = 2 },
+	{ .name = "lower part, mapping grows", .len = PMD_SIZE + PAGES(3),
+	  .flags = GROWS | WIDE_TAIL, .nr_pages = 2,
+	  .pages = { TABLE_PAGES, TABLE_PAGES + 2 }, .pmds = 1 },
+	{ .name = "lower part, mapping grows up to another",
+	  .len = PMD_SIZE + PAGES(3), .flags = GROWS | OTHER_ABOVE_DST,
+	  .nr_pages = 2, .pages = { 0, TABLE_PAGES + 2 }, .pmds = 1, .ptes = 1 },
+	{ .name = "lower part of a table and of its mapping",
+	  .len = PMD_SIZE + PAGES(3), .flags = MORE_ABOVE, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES + 2 }, .pmds = 1, .ptes = 1 },
+	{ .name = "lower part, another mapping above",
+	  .len = PMD_SIZE + PAGES(3), .flags = OTHER_ABOVE_SRC, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES + 2 }, .pmds = 1, .ptes = 1 },
+	{ .name = "lower part, another mapping above the new place",
+	  .len = PMD_SIZE + PAGES(3), .flags = OTHER_ABOVE_DST, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES + 2 }, .pmds = 1, .ptes = 1 },
+	{ .name = "lower part, tables have to stay",
+	  .len = PMD_SIZE + PAGES(3), .flags = KEEP_TABLES, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES + 2 }, .ptes = 2 },
+
+	{ .name = "a table, the new slot is taken", .len = 2 * PMD_SIZE,
+	  .flags = TABLE_AT_DST, .nr_pages = 3,
+	  .pages = { 0, TABLE_PAGES - 1, TABLE_PAGES }, .pmds = 1, .ptes = 2 },
+	{ .name = "upper part, the new slot is taken", .src = PAGES(3),
+	  .dst = PAGES(3), .len = PMD_SIZE - PAGES(3),
+	  .flags = TABLE_AT_DST | WIDE_HEAD, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES - 4 }, .ptes = 2 },
+	{ .name = "upper and lower half, the first new slot is taken",
+	  .src = PMD_SIZE / 2, .dst = PMD_SIZE / 2, .len = PMD_SIZE,
+	  .flags = TABLE_AT_DST | WIDE_HEAD | WIDE_TAIL, .nr_pages = 4,
+	  .pages = { 0, TABLE_PAGES / 2 - 1, TABLE_PAGES / 2, TABLE_PAGES - 1 },
+	  .pmds = 1, .ptes = 2 },
+
+	{ .name = "a PMD table", .len = PUD_SIZE, .flags = NEEDS_PUD,
+	  .nr_pages = 2, .pages = { 0, LAST_PAGE(PUD_SIZE) }, .puds = 1 },
+	{ .name = "a PMD table and a page", .len = PUD_SIZE + PAGES(1),
+	  .flags = NEEDS_PUD | WIDE_TAIL, .nr_pages = 2,
+	  .pages = { 0, LAST_PAGE(PUD_SIZE) + 1 }, .puds = 1, .pmds = 1 },
+	{ .name = "tables, then a PMD table", .src = PMD_SIZE, .dst = PMD_SIZE,
+	  .len = 2 * PUD_SIZE - PMD_SIZE, .flags = NEEDS_PUD, .nr_pages = 2,
+	  .pages = { 0, LAST_PAGE(2 * PUD_SIZE - PMD_SIZE) },
+	  .puds = 1, .pmds = 1 },
+	{ .name = "part of a PMD table", .src = PUD_SIZE - PMD_SIZE + PAGES(3),
+	  .dst = PUD_SIZE - PMD_SIZE + PAGES(3), .len = PMD_SIZE,
+	  .flags = NEEDS_PUD | WIDE_HEAD | WIDE_TAIL, .nr_pages = 2,
+	  .pages = { 0, TABLE_PAGES - 1 }, .pmds = 2 },
+	{ .name = "no PMD table, then one", .len = 2 * PUD_SIZE,
+	  .flags = NEEDS_PUD, .nr_pages = 1,
+	  .pages = { LAST_PAGE(2 * PUD_SIZE) }, .puds = 1 },
+	{ .name = "a PMD table to another offset", .dst = PMD_SIZE,
+	  .len = PUD_SIZE, .flags = NEEDS_PUD, .nr_pages = 2,
+	  .pages = { 0, LAST_PAGE(PUD_SIZE) }, .pmds = 2 },
+	{ .name = "a PMD table to one page above", .dst = PAGES(1),
+	  .len = PUD_SIZE, .flags = NEEDS_PUD, .nr_pages = 3,
+	  .pages = { 0, LAST_PAGE(PUD_SIZE) - 1, LAST_PAGE(PUD_SIZE) },
+	  .ptes = 3 },
+	{ .name = "a PMD table, tables have to stay", .len = PUD_SIZE,
+	  .flags = NEEDS_PUD | KEEP_TABLES, .nr_pages = 2,
+	  .pages = { 0, LAST_PAGE(PUD_SIZE) }, .ptes = 2 },
+	{ .name = "a PMD table, the new slot is taken", .len = PUD_SIZE,
+	  .flags = NEEDS_PUD | TABLE_AT_DST, .nr_pages = 3,
+	  .pages = { 0, TABLE_PAGES, LAST_PAGE(PUD_SIZE) },
+	  .pmds = 2, .ptes = 1 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(move, move_cases, name);
+
+/* Where no tables can move, entries do. */
+static void skip_impossible(struct kunit *test, const struct move_case *c)
+{
+	if (!(c->flags & NEEDS_PUD))
+		return;
+	if (!IS_ENABLED(CONFIG_64BIT))
+		kunit_skip(test, "needs 64-bit addresses");
+	if (arch_supports_page_table_move() && !IS_ENABLED(CONFIG_HAVE_MOVE_PUD))
+		kunit_skip(test, "needs CONFIG_HAVE_MOVE_PUD");
+}
+
+/*
+ * Make the VMA to move to, as mremap() does: with the anon_vma and the offset
+ * that let rmap find the pages there. The source stays mapped.
+ */
+static void copy_mapping(struct kunit *test, struct pagetable_move *pm,
+			 unsigned long start, unsigned long len,
+			 unsigned long dst, unsigned long dst_len)
+{
+	struct mm_struct *mm = current->mm;
+
+	*pm = (struct pagetable_move) {
+		.start = start,
+		.end = start + len,
+		.shift = dst - start,
+	};
+	mmap_write_lock(mm);
+	pm->src = vma_lookup(mm, start);
+	if (pm->src) {
+		vma_start_write(pm->src);
+		pm->dst = copy_vma(pm->src, dst, dst_len,
+				   vma_pgoff_offset(pm->src, start),
+				   start, start + len);
+	}
+	if (pm->dst)
+		vm_stat_account(mm, pm->dst->vm_flags, dst_len >> PAGE_SHIFT);
+	mmap_write_unlock(mm);
+	KUNIT_ASSERT_NOT_NULL(test, pm->dst);
+}
+
+/* Fault the page in and drop it again, so that its table is there. */
+static void leave_table(struct kunit *test, unsigned long addr)
+{
+	struct vm_area_struct *vma = vma_at(addr);
+
+	stamp(test, addr);
+	mmap_write_lock(current->mm);
+	zap_page_range_single(vma, addr, PAGE_SIZE, NULL);
+	mmap_write_unlock(current->mm);
+	KUNIT_EXPECT_NULL(test, page_at(addr));
+}
+
+static unsigned long page_if(const struct move_case *c, unsigned int flag)
+{
+	return c->flags & flag ? PAGE_SIZE : 0;
+}
+
+struct neighbour {
+	unsigned int more;	/* flag: of the same VMA */
+	unsigned int other;	/* flag: of a VMA of its own */
+	unsigned long addr;
+};
+
+#define NR_NEIGHBOURS 4
+
+/* Pages around both places, which are not to be touched. */
+static void list_neighbours(const struct move_case *c, struct neighbour *n)
+{
+	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
+	unsigned long grown = page_if(c, GROWS);
+
+	n[0] = (struct neighbour) { MORE_BELOW, OTHER_BELOW_SRC, src - PAGES(1) };
+	n[1] = (struct neighbour) { MORE_ABOVE, OTHER_ABOVE_SRC, src + c->len };
+	n[2] = (struct neighbour) { 0, OTHER_BELOW_DST, dst - PAGES(1) };
+	n[3] = (struct neighbour) { 0, OTHER_ABOVE_DST, dst + c->len + grown };
+}
+
+static void set_up_neighbours(struct kunit *test, const struct move_case *c)
+{
+	struct neighbour n[NR_NEIGHBOURS];
+	unsigned int i;
+
+	list_neighbours(c, n);
+	for (i = 0; i < NR_NEIGHBOURS; i++) {
+		if (c->flags & n[i].other)
+			map_at(test, n[i].addr, PAGES(1), RWX);
+		if (c->flags & (n[i].more | n[i].other))
+			stamp(test, n[i].addr);
+	}
+}
+
+static void expect_neighbours(struct kunit *test, const struct move_case *c)
+{
+	struct neighbour n[NR_NEIGHBOURS];
+	unsigned int i;
+
+	list_neighbours(c, n);
+	for (i = 0; i < NR_NEIGHBOURS; i++) {
+		if (c->flags & (n[i].more | n[i].other))
+			KUNIT_EXPECT_EQ(test, peek(test, n[i].addr),
+					stamp_of(n[i].addr));
+	}
+}
+
+static void set_up_move(struct kunit *test, const struct move_case *c,
+			struct pagetable_move *pm, struct page **pages)
+{
+	unsigned long below = page_if(c, MORE_BELOW);
+	unsigned long above = page_if(c, MORE_ABOVE);
+	unsigned long src = SRC_AT + c->src;
+	unsigned int i;
+
+	skip_impossible(test, c);
+	map_at(test, src - below, below + c->len + above, RW);
+	for (i = 0; i < c->nr_pages; i++) {
+		unsigned long addr = src + PAGES(c->pages[i]);
+
+		stamp(test, addr);
+		pages[i] = page_at(addr);
+		KUNIT_ASSERT_NOT_NULL(test, pages[i]);
+	}
+	copy_mapping(test, pm, src, c->len, DST_AT + c->dst,
+		     c->len + page_if(c, GROWS));
+	pm->keep_tables = c->flags & KEEP_TABLES;
+	set_up_neighbours(test, c);
+	if (c->flags & TABLE_AT_DST)
+		leave_table(test, DST_AT + c->dst);
+}
+
+static void expect_widened(struct kunit *test, const struct move_case *c,
+			   struct pagetable_move *pm)
+{
+	unsigned long start = pm->start, end = pm->end;
+
+	if (c->flags & WIDE_HEAD)
+		start &= PMD_MASK;
+	if (c->flags & WIDE_TAIL)
+		end = ALIGN(end, PMD_SIZE);
+	mmap_write_lock(current->mm);
+	widen_to_tables(pm);
+	mmap_write_unlock(current->mm);
+	KUNIT_EXPECT_EQ(test, pm->wide_start, start);
+	KUNIT_EXPECT_EQ(test, pm->wide_end, end);
+}
+
+static int lock_and_move(struct pagetable_move *pm, bool back)
+{
+	struct mm_struct *mm = current->mm;
+	int err;
+
+	mmap_write_lock(mm);
+	vma_start_write(pm->src);
+	vma_start_write(pm->dst);
+	err = back ? move_page_tables_back(pm) : move_page_tables(pm);
+	mmap_write_unlock(mm);
+	return err;
+}
+
+static void expect_moved(struct kunit *test, struct pagetable_move *pm)
+{
+	KUNIT_ASSERT_EQ(test, lock_and_move(pm, false), 0);
+	KUNIT_EXPECT_EQ(test, pm->cursor, pm->end);
+}
+
+static void expect_moved_back(struct kunit *test, struct pagetable_move *pm)
+{
+	KUNIT_ASSERT_EQ(test, lock_and_move(pm, true), 0);
+}
+
+/* All pages are at @there, and no entry is left for them at @gone. */
+static void expect_pages(struct kunit *test, const struct move_case *c,
+			 struct page **pages, unsigned long there,
+			 unsigned long gone)
+{
+	unsigned int i;
+	pte_t pte;
+
+	for (i = 0; i < c->nr_pages; i++) {
+		unsigned long off = PAGES(c->pages[i]);
+
+		KUNIT_EXPECT_PTR_EQ(test, page_at(there + off), pages[i]);
+		KUNIT_EXPECT_FALSE(test, entry_at(gone + off, &pte));
+		KUNIT_EXPECT_EQ(test, peek(test, there + off),
+				stamp_of(SRC_AT + c->src + off));
+		expect_rmap(test, pages[i], there + off);
+	}
+}
+
+static void expect_stats(struct kunit *test, const struct move_case *c,
+			 const struct move_stats *stats)
+{
+	bool whole = arch_supports_page_table_move();
+	unsigned long things = stats->puds + stats->pmds + stats->ptes;
+
+	KUNIT_EXPECT_EQ(test, stats->puds, whole ? c->puds : 0);
+	KUNIT_EXPECT_EQ(test, stats->pmds, whole ? c->pmds : 0);
+	KUNIT_EXPECT_EQ(test, stats->huge, 0);
+	KUNIT_EXPECT_EQ(test, stats->ptes, whole ? c->ptes : c->nr_pages);
+	/* How many is a question of speed, but not if something has moved. */
+	KUNIT_EXPECT_EQ(test, !!stats->flushes, !!things);
+	KUNIT_EXPECT_LE(test, stats->flushes, things);
+}
+
+/* What a CPU remembers of the old place is of no use to it any more. */
+static void expect_empty(struct kunit *test, const struct move_case *c,
+			 unsigned long start)
+{
+	unsigned int i;
+
+	for (i = 0; i < c->nr_pages; i++)
+		KUNIT_EXPECT_EQ(test, peek(test, start + PAGES(c->pages[i])), 0);
+}
+
+static void tables_move(struct kunit *test)
+{
+	const struct move_case *c = test->param_value;
+	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
+	struct page *pages[MAX_PAGES];
+	struct pagetable_move pm;
+
+	set_up_move(test, c, &pm, pages);
+	expect_widened(test, c, &pm);
+	expect_moved(test, &pm);
+	expect_stats(test, c, &pm.stats);
+	KUNIT_EXPECT_EQ(test, pm.moved_table, pm.stats.puds || pm.stats.pmds);
+	expect_pages(test, c, pages, dst, src);
+	expect_neighbours(test, c);
+	expect_empty(test, c, src);
+	close_space(test);
+}
+
+static void tables_move_back(struct kunit *test)
+{
+	const struct move_case *c = test->param_value;
+	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
+	struct page *pages[MAX_PAGES];
+	struct pagetable_move pm;
+
+	set_up_move(test, c, &pm, pages);
+	expect_moved(test, &pm);
+	expect_pages(test, c, pages, dst, src);
+	expect_moved_back(test, &pm);
+	expect_pages(test, c, pages, src, dst);
+	expect_neighbours(test, c);
+	expect_empty(test, c, dst);
+	close_space(test);
+}
+
+/* A move that got no further than to the middle of the range */
+static void part_moves_back(struct kunit *test)
+{
+	const struct move_case *c = test->param_value;
+	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
+	unsigned long end = src + c->len;
+	struct page *pages[MAX_PAGES];
+	struct pagetable_move pm;
+
+	set_up_move(test, c, &pm, pages);
+	pm.end = c->len > PMD_SIZE ? src + PMD_SIZE : src;
+	expect_moved(test, &pm);
+	pm.end = end;
+	expect_moved_back(test, &pm);
+	expect_pages(test, c, pages, src, dst);
+	expect_neighbours(test, c);
+	expect_empty(test, c, dst);
+	close_space(test);
+}
+
+/* Entries of other kinds than of a page just mapped */
+
+enum entry_kind {
+	CLEAN,
+	UFFD_WP,
+	SWAPPED,
+	SWAPPED_UFFD_WP,
+	MIGRATING,
+	POISONED,
+	UFFD_WP_MARKER,
+};
+
+/* How they move: in their table, or by themselves in two ways. */
+enum entry_way {
+	IN_TABLE,
+	OWN_TABLE,		/* out of a table with nothing else in it */
+	SHARED_TABLE,		/* out of one that stays in use */
+};
+
+struct entry_case {
+	const char *name;
+	enum entry_kind kind;
+};
+
+static const struct entry_case entry_cases[] = {
+	{ "clean", CLEAN },
+	{ "write-protected", UFFD_WP },
+	{ "swapped out", SWAPPED },
+	{ "swapped out and write-protected", SWAPPED_UFFD_WP },
+	{ "in migration", MIGRATING },
+	{ "poisoned", POISONED },
+	{ "write-protected hole", UFFD_WP_MARKER },
+};
+
+KUNIT_ARRAY_PARAM_DESC(entry, entry_cases, name);
+
+static pte_t make_entry(enum entry_kind kind, pte_t page)
+{
+	swp_entry_t swap = swp_entry(0, 0x123);
+
+	switch (kind) {
+	case CLEAN:
+		return pte_clear_soft_dirty(page);
+	case UFFD_WP:
+		return pte_mkuffd_wp(page);
+	case SWAPPED:
+		return swp_entry_to_pte(swap);
+	case SWAPPED_UFFD_WP:
+		return pte_swp_mkuffd_wp(swp_entry_to_pte(swap));
+	case MIGRATING:
+		return swp_entry_to_pte(make_readable_migration_entry(pte_pfn(page)));
+	case POISONED:
+		return make_pte_marker(PTE_MARKER_POISONED);
+	case UFFD_WP_MARKER:
+		return make_pte_marker(PTE_MARKER_UFFD_WP);
+	}
+	return page;
+}
+
+static void skip_impossible_entry(struct kunit *test, enum entry_kind kind,
+				  enum entry_way way)
+{
+	if (way == IN_TABLE && !arch_supports_page_table_move())
+		kunit_skip(test, "needs CONFIG_HAVE_MOVE_PMD");
+	if (kind == MIGRATING && !IS_ENABLED(CONFIG_MIGRATION))
+		kunit_skip(test, "needs CONFIG_MIGRATION");
+	if ((kind == UFFD_WP || kind == SWAPPED_UFFD_WP) &&
+	    !IS_ENABLED(CONFIG_HAVE_ARCH_USERFAULTFD_WP))
+		kunit_skip(test, "needs CONFIG_HAVE_ARCH_USERFAULTFD_WP");
+}
+
+/* Put @entry where there is one, and return that. */
+static pte_t replace_entry(struct kunit *test, unsigned long addr, pte_t entry)
+{
+	struct mm_struct *mm = current->mm;
+	pmd_t *pmd = mm_find_pmd(mm, addr);
+	spinlock_t *ptl = NULL;
+	pte_t *pte, old;
+
+	pte = pmd ? pte_offset_map_lock(mm, pmd, addr, &ptl) : NULL;
+	KUNIT_ASSERT_NOT_NULL(test, pte);
+	old = ptep_get_and_clear(mm, addr, pte);
+	set_pte_at(mm, addr, pte, entry);
+	pte_unmap_unlock(pte, ptl);
+	return old;
+}
+
+static void expect_entry(struct kunit *test, unsigned long addr, pte_t want)
+{
+	pte_t entry;
+
+	KUNIT_EXPECT_TRUE(test, entry_at(addr, &entry));
+	KUNIT_EXPECT_TRUE(test, pte_same(entry, want));
+}
+
+/*
+ * Every bit of the entry arrives, and if it moves by itself, it is soft-dirty
+ * then. The page is set aside and put back, so that all ends well for it.
+ */
+static void expect_kind_kept(struct kunit *test, enum entry_way way)
+{
+	const struct entry_case *c = test->param_value;
+	unsigned long src = SRC_AT + PAGES(5), dst = DST_AT + PAGES(5);
+	unsigned long len = way == SHARED_TABLE ? PMD_SIZE / 2 : PMD_SIZE;
+	struct pagetable_move pm;
+	pte_t page, made, moved;
+
+	skip_impossible_entry(test, c->kind, way);
+	map_at(test, SRC_AT, PMD_SIZE, RW);
+	stamp(test, src);
+	copy_mapping(test, &pm, SRC_AT, len, DST_AT, len);
+	pm.keep_tables = way != IN_TABLE;
+
+	KUNIT_ASSERT_TRUE(test, entry_at(src, &page));
+	lock_page(pte_page(page));
+	made = make_entry(c->kind, page);
+	moved = way == IN_TABLE ? made : move_soft_dirty_pte(made);
+	page = replace_entry(test, src, made);
+
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.pmds, way == IN_TABLE);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, way != IN_TABLE);
+	expect_entry(test, dst, moved);
+	expect_moved_back(test, &pm);
+	expect_entry(test, src, moved);
+
+	replace_entry(test, src, page);
+	unlock_page(pte_page(page));
+	KUNIT_EXPECT_EQ(test, peek(test, src), stamp_of(src));
+	close_space(test);
+}
+
+static void entries_keep_their_kind_in_a_table(struct kunit *test)
+{
+	expect_kind_kept(test, IN_TABLE);
+}
+
+static void entries_keep_their_kind_alone(struct kunit *test)
+{
+	expect_kind_kept(test, OWN_TABLE);
+}
+
+static void entries_keep_their_kind_in_part(struct kunit *test)
+{
+	expect_kind_kept(test, SHARED_TABLE);
+}
+
+/* Huge pages */
+
+struct huge_case {
+	const char *name;
+	unsigned long off;		/* from SRC_AT, where two are */
+	unsigned long dst;		/* from DST_AT */
+	unsigned long len;
+	unsigned int flags;		/* enum layout_flags */
+	unsigned long huge;
+	unsigned long ptes;
+};
+
+static const struct huge_case huge_cases[] = {
+	{ .name = "two", .len = 2 * PMD_SIZE, .huge = 2 },
+	{ .name = "two, tables have to stay", .len = 2 * PMD_SIZE,
+	  .flags = KEEP_TABLES, .huge = 2 },
+	{ .name = "the first", .len = PMD_SIZE, .huge = 1 },
+	{ .name = "the second", .off = PMD_SIZE, .len = PMD_SIZE, .huge = 1 },
+	{ .name = "lower half", .len = PMD_SIZE / 2, .ptes = TABLE_PAGES / 2 },
+	{ .name = "upper half", .off = PMD_SIZE / 2, .dst = PMD_SIZE / 2,
+	  .len = PMD_SIZE / 2, .ptes = TABLE_PAGES / 2 },
+	{ .name = "one and a half", .len = PMD_SIZE + PMD_SIZE / 2, .huge = 1,
+	  .ptes = TABLE_PAGES / 2 },
+	{ .name = "two halves", .off = PMD_SIZE / 2, .dst = PMD_SIZE / 2,
+	  .len = PMD_SIZE, .ptes = TABLE_PAGES },
+	{ .name = "one to another offset", .dst = PAGE_SIZE, .len = PMD_SIZE,
+	  .ptes = TABLE_PAGES },
+	{ .name = "two, the new slot of the first is taken",
+	  .len = 2 * PMD_SIZE, .flags = TABLE_AT_DST, .huge = 1,
+	  .ptes = TABLE_PAGES },
+};
+
+KUNIT_ARRAY_PARAM_DESC(huge, huge_cases, name);
+
+static bool is_huge_at(unsigned long addr)
+{
+	pmd_t *pmd = mm_find_pmd(current->mm, addr);
+
+	return pmd && is_huge_pmd_entry(*pmd);
+}
+
+static void map_huge(struct kunit *test, unsigned long addr, unsigned long len)
+{
+	if (!IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE))
+		kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
+	map_at(test, addr, len, RW);
+	set_vma_flags(test, addr, VM_HUGEPAGE, VM_NOHUGEPAGE);
+}
+
+/* Some pages of both, and next to where a part of them ends */
+static const unsigned long huge_stamps[] = {
+	0, 1, TABLE_PAGES / 2 - 1, TABLE_PAGES / 2, TABLE_PAGES - 1,
+	TABLE_PAGES, TABLE_PAGES * 3 / 2 - 1, TABLE_PAGES * 3 / 2,
+	2 * TABLE_PAGES - 1,
+};
+
+static void set_up_huge(struct kunit *test, const struct huge_case *c,
+			struct pagetable_move *pm)
+{
+	unsigned int i;
+
+	map_huge(test, SRC_AT, 2 * PMD_SIZE);
+	for (i = 0; i < ARRAY_SIZE(huge_stamps); i++)
+		stamp(test, SRC_AT + PAGES(huge_stamps[i]));
+	if (!is_huge_at(SRC_AT) || !is_huge_at(SRC_AT + PMD_SIZE))
+		kunit_skip(test, "no huge pages to be had");
+	copy_mapping(test, pm, SRC_AT + c->off, c->len, DST_AT + c->dst, c->len);
+	pm->keep_tables = c->flags & KEEP_TABLES;
+	if (c->flags & TABLE_AT_DST) {
+		set_vma_flags(test, DST_AT, VM_NOHUGEPAGE, VM_HUGEPAGE);
+		leave_table(test, DST_AT + c->dst);
+	}
+}
+
+/* What is in the range is at the new place, the rest where it was. */
+static void expect_huge(struct kunit *test, const struct huge_case *c,
+			bool moved)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(huge_stamps); i++) {
+		unsigned long off = PAGES(huge_stamps[i]);
+		unsigned long addr = SRC_AT + off;
+
+		if (moved && off >= c->off && off < c->off + c->len)
+			addr = DST_AT + c->dst + (off - c->off);
+		KUNIT_EXPECT_NOT_NULL(test, page_at(addr));
+		KUNIT_EXPECT_EQ(test, peek(test, addr), stamp_of(SRC_AT + off));
+	}
+}
+
+static void huge_pages_move(struct kunit *test)
+{
+	const struct huge_case *c = test->param_value;
+	struct pagetable_move pm;
+	struct page *first;
+
+	set_up_huge(test, c, &pm);
+	first = page_at(SRC_AT + c->off);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.huge, c->huge);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, c->ptes);
+	KUNIT_EXPECT_EQ(test, pm.stats.pmds + pm.stats.puds, 0);
+	KUNIT_EXPECT_FALSE(test, pm.moved_table);
+	KUNIT_EXPECT_PTR_EQ(test, page_at(DST_AT + c->dst), first);
+	KUNIT_EXPECT_NULL(test, page_at(SRC_AT + c->off));
+	expect_huge(test, c, true);
+
+	expect_moved_back(test, &pm);
+	KUNIT_EXPECT_PTR_EQ(test, page_at(SRC_AT + c->off), first);
+	KUNIT_EXPECT_NULL(test, page_at(DST_AT + c->dst));
+	expect_huge(test, c, false);
+	close_space(test);
+}
+
+static void huge_zero_page_moves(struct kunit *test)
+{
+	struct pagetable_move pm;
+
+	map_huge(test, SRC_AT, PMD_SIZE);
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), 0);
+	if (!is_huge_at(SRC_AT))
+		kunit_skip(test, "no huge zero page to be had");
+	copy_mapping(test, &pm, SRC_AT, PMD_SIZE, DST_AT, PMD_SIZE);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.huge, 1);
+	KUNIT_EXPECT_TRUE(test, is_huge_at(DST_AT));
+	KUNIT_EXPECT_FALSE(test, is_huge_at(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT + PMD_SIZE - PAGES(1)), 0);
+	close_space(test);
+}
+
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+static pmd_t replace_pmd(unsigned long addr, pmd_t entry)
+{
+	struct mm_struct *mm = current->mm;
+	pmd_t *pmd = mm_find_pmd(mm, addr);
+	spinlock_t *ptl = pmd_lock(mm, pmd);
+	pmd_t old = pmdp_huge_get_and_clear(mm, addr, pmd);
+
+	set_pmd_at(mm, addr, pmd, entry);
+	spin_unlock(ptl);
+	return old;
+}
+
+/* The entry of a huge page in migration or not dirty moves as it is, too. */
+static void expect_huge_entry_moves(struct kunit *test, pmd_t made, pmd_t moved)
+{
+	struct pagetable_move pm;
+	pmd_t page;
+
+	copy_mapping(test, &pm, SRC_AT, PMD_SIZE, DST_AT, PMD_SIZE);
+	page = replace_pmd(SRC_AT, made);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.huge, 1);
+	KUNIT_EXPECT_TRUE(test, pmd_none(*mm_find_pmd(current->mm, SRC_AT)));
+	page = replace_pmd(DST_AT, page);
+	KUNIT_EXPECT_TRUE(test, pmd_same(page, moved));
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
+}
+
+static void huge_entries_keep_their_kind(struct kunit *test)
+{
+	struct page *page;
+	pmd_t pmd;
+
+	map_huge(test, SRC_AT, PMD_SIZE);
+	stamp(test, SRC_AT);
+	if (!is_huge_at(SRC_AT))
+		kunit_skip(test, "no huge pages to be had");
+	pmd = pmd_clear_soft_dirty(*mm_find_pmd(current->mm, SRC_AT));
+	expect_huge_entry_moves(test, pmd, pmd_mksoft_dirty(pmd));
+	KUNIT_EXPECT_EQ(test, vm_munmap(DST_AT, PMD_SIZE), 0);
+
+	if (!IS_ENABLED(CONFIG_ARCH_ENABLE_THP_MIGRATION))
+		kunit_skip(test, "needs CONFIG_ARCH_ENABLE_THP_MIGRATION");
+	stamp(test, SRC_AT);
+	KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT));
+	page = page_at(SRC_AT);
+	pmd = swp_entry_to_pmd(make_readable_migration_entry(page_to_pfn(page)));
+	lock_page(page);
+	expect_huge_entry_moves(test, pmd, pmd_swp_mksoft_dirty(pmd));
+	unlock_page(page);
+	close_space(test);
+}
+#else
+static void huge_entries_keep_their_kind(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
+}
+#endif
+
+/* Files */
+
+struct file_case {
+	const char *name;
+	unsigned long dst;		/* from DST_AT */
+	unsigned long flags;		/* of the mapping */
+	bool write;			/* else the pages are the file's */
+};
+
+static const struct file_case file_cases[] = {
+	{ "shared, in its table", 0, MAP_SHARED, true },
+	{ "shared, by entries", PAGE_SIZE, MAP_SHARED, true },
+	{ "private, in its table", 0, MAP_PRIVATE, true },
+	{ "private, by entries", PAGE_SIZE, MAP_PRIVATE, true },
+	{ "private but not written to, in its table", 0, MAP_PRIVATE, false },
+	{ "private but not written to, by entries", PAGE_SIZE, MAP_PRIVATE,
+	  false },
+};
+
+KUNIT_ARRAY_PARAM_DESC(file, file_cases, name);
+
+static void file_pages_move(struct kunit *test)
+{
+	const struct file_case *c = test->param_value;
+	unsigned long src = SRC_AT + PAGES(5), dst = DST_AT + c->dst + PAGES(5);
+	struct pagetable_move pm;
+	struct page *page;
+	struct file *file;
+
+	if (!IS_ENABLED(CONFIG_SHMEM))
+		kunit_skip(test, "needs CONFIG_SHMEM");
+	file = shmem_file_setup("mremap_kunit", PMD_SIZE, VM_NORESERVE);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(file));
+	map_file_at(test, file, SRC_AT, PMD_SIZE, RW, c->flags);
+	fput(file);
+	if (c->write)
+		stamp(test, src);
+	else
+		KUNIT_EXPECT_EQ(test, peek(test, src), 0);
+	page = page_at(src);
+	KUNIT_ASSERT_NOT_NULL(test, page);
+	KUNIT_EXPECT_EQ(test, PageAnon(page),
+			c->write && c->flags == MAP_PRIVATE);
+
+	copy_mapping(test, &pm, SRC_AT, PMD_SIZE, DST_AT + c->dst, PMD_SIZE);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_PTR_EQ(test, page_at(dst), page);
+	KUNIT_EXPECT_NULL(test, page_at(src));
+	expect_rmap(test, page, dst);
+	expect_moved_back(test, &pm);
+	KUNIT_EXPECT_PTR_EQ(test, page_at(src), page);
+	KUNIT_EXPECT_NULL(test, page_at(dst));
+	expect_rmap(test, page, src);
+	KUNIT_EXPECT_EQ(test, peek(test, src), c->write ? stamp_of(src) : 0);
+	close_space(test);
+}
+
+/* What maps no ordinary memory has a flush of its own for each table. */
+static void device_tables_are_flushed_one_by_one(struct kunit *test)
+{
+	struct pagetable_move pm;
+
+	map_at(test, SRC_AT, 3 * PMD_SIZE, RW);
+	stamp(test, SRC_AT);
+	stamp(test, SRC_AT + PMD_SIZE);
+	stamp(test, SRC_AT + 2 * PMD_SIZE);
+	copy_mapping(test, &pm, SRC_AT, 3 * PMD_SIZE, DST_AT, 3 * PMD_SIZE);
+	pm.keep_tables = true;
+	set_vma_flags(test, SRC_AT, VM_DONTEXPAND, 0);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 3);
+	KUNIT_EXPECT_EQ(test, pm.stats.flushes, 3);
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), 0);
+	close_space(test);
+}
+
+/* The stack of an execve() */
+
+struct stack_case {
+	const char *name;
+	unsigned long off;		/* from DST_AT, in bytes */
+	unsigned long len;
+	unsigned long shift;
+};
+
+static const struct stack_case stack_cases[] = {
+	{ "by a page", PAGES(9), PAGES(5), PAGES(1) },
+	{ "by more than its length", PAGES(9), PAGES(3), PAGES(7) },
+	{ "over a table boundary", PAGES(3), PAGES(6), PAGES(4) },
+	{ "long, by a few pages", PAGES(9), 2 * PMD_SIZE, PAGES(5) },
+	{ "by a table, from a boundary", 0, PMD_SIZE, PMD_SIZE },
+	{ "by a table, onto itself", 0, 3 * PMD_SIZE, PMD_SIZE },
+	{ "by a table, from the middle of one", PAGES(5), 2 * PMD_SIZE,
+	  PMD_SIZE },
+	{ "by a table, a few pages", PMD_SIZE - PAGES(3), PAGES(3), PMD_SIZE },
+	{ "by a table, a few pages over a boundary", PMD_SIZE - PAGES(2),
+	  PAGES(4), PMD_SIZE },
+	{ "far, with its tables", PMD_SIZE - PAGES(4), PMD_SIZE + PAGES(4),
+	  8 * PMD_SIZE },
+	{ "far, to another offset", PMD_SIZE - PAGES(4), PMD_SIZE + PAGES(4),
+	  8 * PMD_SIZE + PAGES(1) },
+};
+
+KUNIT_ARRAY_PARAM_DESC(stack, stack_cases, name);
+
+#define NR_STACK_PAGES 4
+
+static void stack_moves_down(struct kunit *test)
+{
+	const struct stack_case *c = test->param_value;
+	unsigned long start = DST_AT + c->off, last = LAST_PAGE(c->len);
+	const unsigned long offs[NR_STACK_PAGES] = {
+		0, PAGES(1), PAGES(last / 2), PAGES(last),
+	};
+	struct page *pages[NR_STACK_PAGES];
+	unsigned int i;
+	int err;
+
+	map_at(test, start, c->len, RW);
+	for (i = 0; i < NR_STACK_PAGES; i++) {
+		stamp(test, start + offs[i]);
+		pages[i] = page_at(start + offs[i]);
+		KUNIT_ASSERT_NOT_NULL(test, pages[i]);
+	}
+	mmap_write_lock(current->mm);
+	err = relocate_vma_down(vma_lookup(current->mm, start), c->shift);
+	mmap_write_unlock(current->mm);
+	KUNIT_ASSERT_EQ(test, err, 0);
+
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 1);
+	expect_vma(test, start - c->shift, start - c->shift + c->len);
+	for (i = 0; i < NR_STACK_PAGES; i++) {
+		unsigned long addr = start - c->shift + offs[i];
+
+		KUNIT_EXPECT_PTR_EQ(test, page_at(addr), pages[i]);
+		KUNIT_EXPECT_EQ(test, peek(test, addr), stamp_of(start + offs[i]));
+		expect_rmap(test, pages[i], addr);
+	}
+	close_space(test);
+}
+
+static struct kunit_case table_tests[] = {
+	KUNIT_CASE_PARAM(tables_move, move_gen_params),
+	KUNIT_CASE_PARAM(tables_move_back, move_gen_params),
+	KUNIT_CASE_PARAM(part_moves_back, move_gen_params),
+	KUNIT_CASE_PARAM(entries_keep_their_kind_in_a_table, entry_gen_params),
+	KUNIT_CASE_PARAM(entries_keep_their_kind_alone, entry_gen_params),
+	KUNIT_CASE_PARAM(entries_keep_their_kind_in_part, entry_gen_params),
+	KUNIT_CASE_PARAM(huge_pages_move, huge_gen_params),
+	KUNIT_CASE(huge_zero_page_moves),
+	KUNIT_CASE(huge_entries_keep_their_kind),
+	KUNIT_CASE_PARAM(file_pages_move, file_gen_params),
+	KUNIT_CASE(device_tables_are_flushed_one_by_one),
+	KUNIT_CASE_PARAM(stack_moves_down, stack_gen_params),
+	{}
+};
+
+static struct kunit_suite table_suite = {
+	.name = "mremap_tables",
+	.init = space_init,
+	.exit = space_exit,
+	.test_cases = table_tests,
+};
+
+/* Whole calls, on mappings of a driver that may refuse */
+
+static struct test_driver {
+	unsigned long refused;		/* address that it does not move to */
+	unsigned long unsplittable;	/* address that it does not split at */
+	unsigned int asked;
+	int map_count;			/* when it was asked last */
+} driver;
+
+static vm_fault_t driver_fault(struct vm_fault *vmf)
+{
+	get_page(ZERO_PAGE(0));
+	vmf->page = ZERO_PAGE(0);
+	return 0;
+}
+
+static int driver_may_split(struct vm_area_struct *vma, unsigned long addr)
+{
+	return addr == driver.unsplittable ? -EINVAL : 0;
+}
+
+static int driver_mremap(struct vm_area_struct *vma)
+{
+	driver.asked++;
+	driver.map_count = vma->vm_mm->map_count;
+	return vma->vm_start == driver.refused ? -EXDEV : 0;
+}
+
+static const struct vm_operations_struct driver_vm_ops = {
+	.fault = driver_fault,
+	.may_split = driver_may_split,
+	.mremap = driver_mremap,
+};
+
+static int driver_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	vma->vm_ops = &driver_vm_ops;
+	return 0;
+}
+
+static const struct file_operations driver_fops = {
+	.mmap = driver_mmap,
+};
+
+#define DRIVER_PAGES	20
+
+/* A private mapping of the driver, with every page written to */
+static void map_driver(struct kunit *test)
+{
+	struct file *file;
+	unsigned int i;
+
+	driver = (struct test_driver) {};
+	file = anon_inode_getfile("[mremap_kunit]", &driver_fops, NULL, O_RDWR);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(file));
+	map_file_at(test, file, SRC_AT, PAGES(DRIVER_PAGES), RW, MAP_PRIVATE);
+	fput(file);
+	for (i = 0; i < DRIVER_PAGES; i++)
+		stamp(test, SRC_AT + PAGES(i));
+}
+
+static void expect_driver_pages(struct kunit *test, unsigned long addr,
+				unsigned long first, unsigned long nr)
+{
+	unsigned long i;
+
+	for (i = 0; i < nr; i++) {
+		KUNIT_EXPECT_NOT_NULL(test, page_at(addr + PAGES(i)));
+		KUNIT_EXPECT_EQ(test, peek(test, addr + PAGES(i)),
+				stamp_of(SRC_AT + PAGES(first + i)));
+	}
+}
+
+/* Moves of a part of the mapping, in pages from SRC_AT */
+struct call_case {
+	const char *name;
+	unsigned long first;
+	unsigned long old_len;
+	unsigned long new_len;
+	unsigned long flags;
+	unsigned long dst;		/* in pages from DST_AT */
+};
+
+static const struct call_case call_cases[] = {
+	{ "all of it", 0, 20, 20, MAYMOVE | FIXED, 0 },
+	{ "all of it, to another offset", 0, 20, 20, MAYMOVE | FIXED, 3 },
+	{ "the start", 0, 5, 5, MAYMOVE | FIXED, 0 },
+	{ "the middle", 5, 5, 5, MAYMOVE | FIXED, 5 },
+	{ "the end, growing", 15, 5, 9, MAYMOVE | FIXED, 15 },
+	{ "the middle, shrinking", 5, 9, 3, MAYMOVE | FIXED, 0 },
+	{ "source stays", 0, 20, 20, MAYMOVE | FIXED | DONTUNMAP, 0 },
+	{ "a part of the source stays", 5, 5, 5, MAYMOVE | FIXED | DONTUNMAP,
+	  0 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(call, call_cases, name);
+
+static unsigned long call(const struct call_case *c)
+{
+	const struct mremap_request req = {
+		.addr = SRC_AT + PAGES(c->first),
+		.old_len = PAGES(c->old_len),
+		.new_len = PAGES(c->new_len),
+		.flags = c->flags,
+		.new_addr = DST_AT + PAGES(c->dst),
+	};
+
+	return do_mremap(&req);
+}
+
+static void call_is_granted(struct kunit *test)
+{
+	const struct call_case *c = test->param_value;
+	unsigned long dst = DST_AT + PAGES(c->dst);
+	unsigned long moved = min(c->old_len, c->new_len);
+	unsigned long behind = c->first + c->old_len;
+	unsigned long kept = c->flags & DONTUNMAP ? c->old_len : 0;
+
+	map_driver(test);
+	KUNIT_ASSERT_EQ(test, call(c), dst);
+	KUNIT_EXPECT_EQ(test, driver.asked, 1);
+	expect_driver_pages(test, dst, c->first, moved);
+	expect_driver_pages(test, SRC_AT, 0, c->first);
+	expect_driver_pages(test, SRC_AT + PAGES(behind), behind,
+			    DRIVER_PAGES - behind);
+	KUNIT_EXPECT_NULL(test, page_at(SRC_AT + PAGES(c->first)));
+	expect_vma(test, dst, dst + PAGES(c->new_len));
+	KUNIT_EXPECT_EQ(test, !!vma_at(SRC_AT + PAGES(c->first)), !!kept);
+	KUNIT_EXPECT_EQ(test, current->mm->total_vm,
+			DRIVER_PAGES - c->old_len + c->new_len + kept);
+	close_space(test);
+}
+
+/* The driver is asked when all has moved: then all has to go back. */
+static void refused_call_changes_nothing(struct kunit *test)
+{
+	const struct call_case *c = test->param_value;
+	unsigned long dst = DST_AT + PAGES(c->dst);
+	unsigned long table_bytes, hiwater;
+
+	map_driver(test);
+	table_bytes = mm_pgtables_bytes(current->mm);
+	hiwater = current->mm->hiwater_vm;
+	driver.refused = dst;
+	KUNIT_EXPECT_EQ(test, call(c), -EXDEV);
+	KUNIT_EXPECT_EQ(test, driver.asked, 1);
+	KUNIT_EXPECT_NULL(test, vma_at(dst));
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 1);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(DRIVER_PAGES));
+	expect_driver_pages(test, SRC_AT, 0, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, current->mm->total_vm, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, current->mm->data_vm, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, current->mm->hiwater_vm, hiwater);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), table_bytes);
+	expect_rmap(test, page_at(SRC_AT), SRC_AT);
+
+	/* And it can be made again. */
+	driver.refused = 0;
+	KUNIT_EXPECT_EQ(test, call(c), dst);
+	expect_driver_pages(test, dst, c->first, min(c->old_len, c->new_len));
+	close_space(test);
+}
+
+/* Where a driver does not split, it is asked before anything changes. */
+static void unsplittable_is_left_alone(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(5),
+		.old_len = PAGES(10),
+		.new_len = PAGES(5),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+	unsigned long at;
+
+	map_driver(test);
+	map_at(test, DST_AT, PAGES(5), RW);
+	stamp(test, DST_AT);
+	/* All places where this call splits */
+	for (at = 5; at <= 15; at += 5) {
+		driver.unsplittable = SRC_AT + PAGES(at);
+		KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
+	}
+	driver.unsplittable = SRC_AT + PAGES(10);
+	req.flags = 0;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
+	/* Where the old destination is cut */
+	driver.unsplittable = SRC_AT + PAGES(3);
+	req.addr = DST_AT;
+	req.old_len = PAGES(5);
+	req.new_addr = SRC_AT + PAGES(3);
+	req.flags = MAYMOVE | FIXED;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
+
+	KUNIT_EXPECT_EQ(test, driver.asked, 0);
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 2);
+	expect_driver_pages(test, SRC_AT, 0, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(DST_AT));
+	close_space(test);
+}
+
+/* A driver that may refuse does not move with others. */
+static void driver_moves_alone(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(DRIVER_PAGES + 2),
+		.new_len = PAGES(DRIVER_PAGES + 2),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+
+	map_driver(test);
+	map_at(test, SRC_AT + PAGES(DRIVER_PAGES), PAGES(2), RW);
+	stamp(test, SRC_AT + PAGES(DRIVER_PAGES));
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EFAULT);
+	KUNIT_EXPECT_EQ(test, driver.asked, 0);
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 2);
+	expect_driver_pages(test, SRC_AT, 0, DRIVER_PAGES + 1);
+	close_space(test);
+}
+
+/* With too many VMAs, a call that could need more is refused. */
+static void full_map_is_left_alone(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(2),
+		.old_len = PAGES(6),
+		.new_len = PAGES(3),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT + PAGES(2),
+	};
+	struct mm_struct *mm = current->mm;
+	int others = sysctl_max_map_count - MAPS_FOR_FORCED_MOVE - 2;
+
+	map_at(test, SRC_AT, PAGES(10), RW);
+	map_at(test, DST_AT, PAGES(10), RW);
+	stamp(test, DST_AT + PAGES(2));
+
+	mm->map_count += others;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -ENOMEM);
+	mm->map_count -= others;
+	KUNIT_EXPECT_EQ(test, mm->map_count, 2);
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT + PAGES(2)),
+			stamp_of(DST_AT + PAGES(2)));
+	close_space(test);
+}
+
+/* When the driver is asked, all splits are made and the copy is there. */
+static void call_keeps_to_its_map_budget(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(2),
+		.old_len = PAGES(6),
+		.new_len = PAGES(3),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT + PAGES(2),
+	};
+
+	map_driver(test);
+	map_at(test, DST_AT, PAGES(10), RW);
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), req.new_addr);
+	KUNIT_EXPECT_EQ(test, driver.map_count, 2 + MAPS_FOR_FORCED_MOVE);
+	expect_driver_pages(test, req.new_addr, 2, 3);
+
+	req.addr = SRC_AT + PAGES(10);
+	req.old_len = PAGES(3);
+	req.new_len = PAGES(9);
+	req.flags = MAYMOVE;
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 5);
+	KUNIT_EXPECT_FALSE(test, IS_ERR_VALUE(do_mremap(&req)));
+	KUNIT_EXPECT_EQ(test, driver.map_count, 5 + MAPS_FOR_MOVE);
+	close_space(test);
+}
+
+static struct kunit_case call_tests[] = {
+	KUNIT_CASE_PARAM(call_is_granted, call_gen_params),
+	KUNIT_CASE_PARAM(refused_call_changes_nothing, call_gen_params),
+	KUNIT_CASE(unsplittable_is_left_alone),
+	KUNIT_CASE(driver_moves_alone),
+	KUNIT_CASE(full_map_is_left_alone),
+	KUNIT_CASE(call_keeps_to_its_map_budget),
+	{}
+};
+
+static struct kunit_suite call_suite = {
+	.name = "mremap_calls",
+	.init = space_init,
+	.exit = space_exit,
+	.test_cases = call_tests,
+};
+
+kunit_test_suites(&request_suite, &vma_suite, &table_suite, &call_suite);
