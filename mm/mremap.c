@@ -932,6 +932,8 @@ static void unlock_both(spinlock_t *one, spinlock_t *other)
  * struct move_window - a stretch of a move, done under one round of locks
  * @old_pud: entry for the table of PMDs that holds it at the old place
  * @new_pud: the same at the new place
+ * @old_pmds: the table of PMDs at the old place
+ * @new_pmds: the one at the new place
  * @start: old address of the first byte
  * @end: old address behind the last byte
  * @tables: page tables whose entries were moved one by one
@@ -947,6 +949,8 @@ static void unlock_both(spinlock_t *one, spinlock_t *other)
 struct move_window {
 	pud_t *old_pud;
 	pud_t *new_pud;
+	pmd_t *old_pmds;
+	pmd_t *new_pmds;
 	unsigned long start;
 	unsigned long end;
 	unsigned int tables;
@@ -970,15 +974,20 @@ static void init_window(struct move_window *win)
 	win->nr_detached = 0;
 }
 
+static pmd_t *table_of_pmds(pud_t *pud, unsigned long addr)
+{
+	return pmd_offset(pud, addr) - pmd_index(addr);
+}
+
 static pmd_t *old_pmd_at(const struct move_window *win, unsigned long addr)
 {
-	return pmd_offset(win->old_pud, addr);
+	return win->old_pmds + pmd_index(addr);
 }
 
 static pmd_t *new_pmd_at(const struct pagetable_move *pm,
 			 const struct move_window *win, unsigned long addr)
 {
-	return pmd_offset(win->new_pud, addr + pm->shift);
+	return win->new_pmds + pmd_index(addr + pm->shift);
 }
 
 static void note_flush(struct move_window *win, unsigned long start,
@@ -1127,17 +1136,29 @@ unmap_old:
 	return err;
 }
 
-/* The page table @pmd of @old_pmd becomes that of @new_pmd. Under both PMD locks. */
-static void move_normal_pmd(struct mm_struct *mm, pmd_t *old_pmd, pmd_t *new_pmd,
-			    pmd_t pmd)
-{
-	pmd_clear(old_pmd);
-	pmd_populate(mm, new_pmd, pmd_pgtable(pmd));
-}
-
 static __always_inline bool is_pte_table(pmd_t pmd)
 {
 	return pmd_present(pmd) && !pmd_leaf(pmd);
+}
+
+/*
+ * The page tables of up to @nr entries become those of the new ones. Both PMD
+ * locks are held. Returns how many moved before the first one that could not.
+ */
+static unsigned long move_normal_pmds(struct mm_struct *mm, pmd_t *old_pmd,
+				      pmd_t *new_pmd, unsigned long nr)
+{
+	unsigned long i;
+
+	for (i = 0; i < nr; i++) {
+		pmd_t pmd = pmdp_get(old_pmd + i);
+
+		if (!is_pte_table(pmd) || !pmd_none(pmdp_get(new_pmd + i)))
+			break;
+		pmd_clear(old_pmd + i);
+		pmd_populate(mm, new_pmd + i, pmd_pgtable(pmd));
+	}
+	return i;
 }
 
 /*
@@ -1147,36 +1168,35 @@ static __always_inline bool is_pte_table(pmd_t pmd)
 static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 {
 	struct mm_struct *mm = pm->src->vm_mm;
-	pmd_t *old_pmd = old_pmd_at(win, pm->cursor);
-	pmd_t *new_pmd = new_pmd_at(pm, win, pm->cursor);
-	unsigned long nr = win->nr_detached ? 1 : (win->end - pm->cursor) >> PMD_SHIFT;
-	unsigned long i, tables = 0, huge = 0;
+	unsigned long old_addr = pm->cursor;
+	unsigned long new_addr = new_addr_of(pm);
+	pmd_t *old_pmd = old_pmd_at(win, old_addr);
+	pmd_t *new_pmd = new_pmd_at(pm, win, old_addr);
+	unsigned long nr = win->nr_detached ? 1 : (win->end - old_addr) >> PMD_SHIFT;
+	unsigned long i = 0, run, tables = 0, huge = 0;
 	bool tables_move = can_move_pte_tables(pm);
 	spinlock_t *old_ptl = pmd_lockptr(mm, old_pmd);
 	spinlock_t *new_ptl = pmd_lockptr(mm, new_pmd);
 
 	lock_both(old_ptl, new_ptl);
-	for (i = 0; i < nr; i++) {
-		pmd_t pmd = pmdp_get(old_pmd + i);
-
-		if (pmd_none(pmd))
-			continue;
-		if (!pmd_none(pmdp_get(new_pmd + i)))
-			break;
-		if (is_pte_table(pmd) && tables_move) {
-			move_normal_pmd(mm, old_pmd + i, new_pmd + i, pmd);
-			tables++;
-		} else if (is_huge_pmd_entry(pmd)) {
-			move_huge_pmd(pm->src, pm->cursor + i * PMD_SIZE,
-				      new_addr_of(pm) + i * PMD_SIZE,
-				      old_pmd + i, new_pmd + i, old_ptl, new_ptl);
-			huge++;
-		} else {
-			break;
+	for (; i < nr; i += run) {
+		run = pmd_none(pmdp_get(old_pmd + i));
+		if (!run && tables_move) {
+			run = move_normal_pmds(mm, old_pmd + i, new_pmd + i, nr - i);
+			tables += run;
 		}
+		if (!run && IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE)) {
+			run = move_huge_pmds(pm->src, old_addr + i * PMD_SIZE,
+					     new_addr + i * PMD_SIZE,
+					     old_pmd + i, new_pmd + i, nr - i,
+					     old_ptl, new_ptl);
+			huge += run;
+		}
+		if (!run)
+			break;
 	}
 	if (tables || huge)
-		note_flush(win, pm->cursor, i * PMD_SIZE);
+		note_flush(win, old_addr, i * PMD_SIZE);
 	flush_if_special(pm, win);
 	unlock_both(old_ptl, new_ptl);
 
@@ -1371,23 +1391,21 @@ static void reattach_tables(struct pagetable_move *pm, struct move_window *win)
 	spin_unlock(ptl);
 }
 
-/* Returns how many were empty: none or one. Most are of pages that are there. */
-static __always_inline unsigned long move_detached_entry(pte_t *old_pte,
-							 pte_t *new_pte,
-							 pte_t none)
+/* Counts in @empty if there was nothing. Most are of pages that are there. */
+static __always_inline void move_detached_entry(pte_t *old_pte, pte_t *new_pte,
+						pte_t none, unsigned long *empty)
 {
 	pte_t pte = ptep_get(old_pte);
 
 	if (likely(arch_moved_pte_present(pte))) {
 		arch_set_moved_pte(old_pte, none);
 		arch_set_moved_pte(new_pte, pte_mksoft_dirty(pte));
-		return 0;
+	} else if (pte_none(pte)) {
+		++*empty;
+	} else {
+		arch_set_moved_pte(old_pte, none);
+		arch_set_moved_pte(new_pte, pte_swp_mksoft_dirty(pte));
 	}
-	if (pte_none(pte))
-		return 1;
-	arch_set_moved_pte(old_pte, none);
-	arch_set_moved_pte(new_pte, pte_swp_mksoft_dirty(pte));
-	return 0;
 }
 
 /*
@@ -1403,17 +1421,17 @@ static unsigned long move_detached_entries(pte_t *old_pte, pte_t *new_pte,
 	unsigned long empty = 0, left;
 
 	for (left = nr; left >= 8; left -= 8, old_pte += 8, new_pte += 8) {
-		empty += move_detached_entry(old_pte, new_pte, none);
-		empty += move_detached_entry(old_pte + 1, new_pte + 1, none);
-		empty += move_detached_entry(old_pte + 2, new_pte + 2, none);
-		empty += move_detached_entry(old_pte + 3, new_pte + 3, none);
-		empty += move_detached_entry(old_pte + 4, new_pte + 4, none);
-		empty += move_detached_entry(old_pte + 5, new_pte + 5, none);
-		empty += move_detached_entry(old_pte + 6, new_pte + 6, none);
-		empty += move_detached_entry(old_pte + 7, new_pte + 7, none);
+		move_detached_entry(old_pte, new_pte, none, &empty);
+		move_detached_entry(old_pte + 1, new_pte + 1, none, &empty);
+		move_detached_entry(old_pte + 2, new_pte + 2, none, &empty);
+		move_detached_entry(old_pte + 3, new_pte + 3, none, &empty);
+		move_detached_entry(old_pte + 4, new_pte + 4, none, &empty);
+		move_detached_entry(old_pte + 5, new_pte + 5, none, &empty);
+		move_detached_entry(old_pte + 6, new_pte + 6, none, &empty);
+		move_detached_entry(old_pte + 7, new_pte + 7, none, &empty);
 	}
 	for (; left; left--)
-		empty += move_detached_entry(old_pte++, new_pte++, none);
+		move_detached_entry(old_pte++, new_pte++, none, &empty);
 	return nr - empty;
 }
 
@@ -1712,6 +1730,7 @@ static int move_next_window(struct pagetable_move *pm, struct move_window *win,
 	unsigned long start;
 	int err;
 
+	win->old_pmds = table_of_pmds(win->old_pud, pm->cursor);
 	while (pm->cursor < room_end &&
 	       pmd_none(pmdp_get_lockless(old_pmd_at(win, pm->cursor))))
 		pm->cursor += get_extent(pm, PMD_SIZE);
@@ -1719,6 +1738,7 @@ static int move_next_window(struct pagetable_move *pm, struct move_window *win,
 		return 0;
 	if (!pmd_alloc(pm->dst->vm_mm, win->new_pud, new_addr_of(pm)))
 		return -ENOMEM;
+	win->new_pmds = table_of_pmds(win->new_pud, new_addr_of(pm));
 
 	start = pm->cursor;
 	do {
@@ -1822,7 +1842,7 @@ static int move_hugetlb(struct pagetable_move *pm)
 static int move_page_tables(struct pagetable_move *pm)
 {
 	struct mmu_notifier_range range;
-	struct move_window win;
+	struct move_window win __uninitialized;
 	int err = 0;
 
 	mmap_assert_write_locked(pm->src->vm_mm);
@@ -2435,7 +2455,7 @@ static void commit_move(struct mremap_op *op, struct unmap_ticket *source,
  */
 static int move_vmas(struct mremap_op *op)
 {
-	struct unmap_ticket source, tail;
+	struct unmap_ticket source __uninitialized, tail __uninitialized;
 	struct vma_move *mv;
 	int err;
 
@@ -3028,8 +3048,8 @@ static int run_op(struct mremap_op *op, struct mremap_request *req)
 static unsigned long do_mremap(const struct mremap_request *asked)
 {
 	struct mremap_request req = *asked;
-	struct old_range only_old;
-	struct vma_move only;
+	struct old_range only_old __uninitialized;
+	struct vma_move only __uninitialized;
 	struct mremap_op op = {
 		.req = &req,
 		.mm = current->mm,
