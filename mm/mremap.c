@@ -1393,13 +1393,14 @@ static void reattach_tables(struct pagetable_move *pm, struct move_window *win)
 
 /* Counts in @empty if there was nothing. Most are of pages that are there. */
 static __always_inline void move_detached_entry(pte_t *old_pte, pte_t *new_pte,
-						pte_t none, unsigned long *empty)
+						pte_t none, bool mark,
+						unsigned long *empty)
 {
 	pte_t pte = ptep_get(old_pte);
 
 	if (likely(arch_moved_pte_present(pte))) {
 		arch_set_moved_pte(old_pte, none);
-		arch_set_moved_pte(new_pte, pte_mksoft_dirty(pte));
+		arch_set_moved_pte(new_pte, mark ? pte_mksoft_dirty(pte) : pte);
 	} else if (pte_none(pte)) {
 		++*empty;
 	} else {
@@ -1408,31 +1409,43 @@ static __always_inline void move_detached_entry(pte_t *old_pte, pte_t *new_pte,
 	}
 }
 
+static __always_inline unsigned long move_entries_upwards(pte_t *old_pte,
+							  pte_t *new_pte,
+							  unsigned long nr,
+							  bool mark)
+{
+	const pte_t none = __pte(0);	/* a call, under a hypervisor */
+	unsigned long empty = 0, left;
+
+	for (left = nr; left >= 8; left -= 8, old_pte += 8, new_pte += 8) {
+		move_detached_entry(old_pte, new_pte, none, mark, &empty);
+		move_detached_entry(old_pte + 1, new_pte + 1, none, mark, &empty);
+		move_detached_entry(old_pte + 2, new_pte + 2, none, mark, &empty);
+		move_detached_entry(old_pte + 3, new_pte + 3, none, mark, &empty);
+		move_detached_entry(old_pte + 4, new_pte + 4, none, mark, &empty);
+		move_detached_entry(old_pte + 5, new_pte + 5, none, mark, &empty);
+		move_detached_entry(old_pte + 6, new_pte + 6, none, mark, &empty);
+		move_detached_entry(old_pte + 7, new_pte + 7, none, mark, &empty);
+	}
+	for (; left; left--)
+		move_detached_entry(old_pte++, new_pte++, none, mark, &empty);
+	return nr - empty;
+}
+
 /*
  * Move @nr entries out of a detached table, upwards from the first one: @new_pte
  * may be below @old_pte in the same table. The checks of CONFIG_PAGE_TABLE_CHECK
  * count how often a page is mapped, not where, so nothing changes for them.
  * Returns how many entries were not empty.
  */
-static unsigned long move_detached_entries(pte_t *old_pte, pte_t *new_pte,
+static unsigned long move_detached_entries(const struct pagetable_move *pm,
+					   pte_t *old_pte, pte_t *new_pte,
 					   unsigned long nr)
 {
-	const pte_t none = __pte(0);
-	unsigned long empty = 0, left;
-
-	for (left = nr; left >= 8; left -= 8, old_pte += 8, new_pte += 8) {
-		move_detached_entry(old_pte, new_pte, none, &empty);
-		move_detached_entry(old_pte + 1, new_pte + 1, none, &empty);
-		move_detached_entry(old_pte + 2, new_pte + 2, none, &empty);
-		move_detached_entry(old_pte + 3, new_pte + 3, none, &empty);
-		move_detached_entry(old_pte + 4, new_pte + 4, none, &empty);
-		move_detached_entry(old_pte + 5, new_pte + 5, none, &empty);
-		move_detached_entry(old_pte + 6, new_pte + 6, none, &empty);
-		move_detached_entry(old_pte + 7, new_pte + 7, none, &empty);
-	}
-	for (; left; left--)
-		move_detached_entry(old_pte++, new_pte++, none, &empty);
-	return nr - empty;
+	/* In a VMA that is marked as changed, all pages read so. */
+	if (vma_soft_dirty_enabled(pm->dst))
+		return move_entries_upwards(old_pte, new_pte, nr, true);
+	return move_entries_upwards(old_pte, new_pte, nr, false);
 }
 
 /* [addr, addr + len) of the detached table into the one that is at its new place. */
@@ -1450,7 +1463,7 @@ static int move_detached_ptes(struct pagetable_move *pm, struct move_window *win
 	new_pte = pte_offset_map_lock(mm, new_pmd, addr + pm->shift, &new_ptl);
 	if (!new_pte)
 		return -EAGAIN;
-	pm->stats.ptes += move_detached_entries(old_pte, new_pte,
+	pm->stats.ptes += move_detached_entries(pm, old_pte, new_pte,
 						len >> PAGE_SHIFT);
 	pte_unmap_unlock(new_pte, new_ptl);
 	return 0;
@@ -1501,7 +1514,7 @@ static bool reuse_detached_table(struct pagetable_move *pm,
 		pte_t *old_pte = pte_offset_kernel(table, addr);
 		pte_t *new_pte = pte_offset_kernel(table, addr + pm->shift);
 
-		pm->stats.ptes += move_detached_entries(old_pte, new_pte,
+		pm->stats.ptes += move_detached_entries(pm, old_pte, new_pte,
 							len >> PAGE_SHIFT);
 		attach_table(mm, win, addr, new_pmd);
 	}
@@ -2347,6 +2360,7 @@ static void commit_unmapped_sources(struct mremap_op *op,
 		disown(mv->src);
 	/* The charge for these pages goes on as the destination's. */
 	source->vms.nr_accounted = 0;
+	source->vms.emptied = true;
 	if (tail->vms.vma) {
 		punch_ticket(tail, op->mm);
 		renew_ticket(source, op->mm);
