@@ -43,10 +43,12 @@
 #define HUGE	(2 * MB)
 
 /*
- * Up to DENSE every page is touched, above it one in each 2 MB. Huge pages are
- * of memory up to HUGE_DENSE, the rest is the huge page of zeroes.
+ * Up to DENSE every page is touched, above it one in each 2 MB, and above LOOSE
+ * one in each GB. Huge pages are of memory up to HUGE_DENSE, the rest is the huge
+ * page of zeroes.
  */
 #define DENSE		(256 * MB)
+#define LOOSE		(4 * GB)
 #define HUGE_DENSE	GB
 
 /*
@@ -310,8 +312,9 @@ static struct pattern pattern_of(size_t size, int huge)
 {
 	struct pattern all = { size, size, size };
 	struct pattern some = { huge && size > HUGE_DENSE ? HUGE_DENSE : size, HUGE, PAGE };
+	struct pattern few = { size, GB, PAGE };
 
-	return size <= DENSE ? all : some;
+	return size <= DENSE ? all : size <= LOOSE ? some : few;
 }
 
 static void fill(char *at, size_t size, int huge)
@@ -580,6 +583,14 @@ static const struct bench benches[] = {
 	  .from = 4 * KB, .to = 4 * GB, .tried = { 64 * MB } },
 	{ "move-three", map_three, call_move_if_able,
 	  .from = 6 * MB, .to = 6 * MB, .tried = { 6 * MB } },
+
+	/* 64 tables in much address space: of PMDs, whole; of pages; of one page each. */
+	{ "sparse", map_alone, call_move,
+	  .from = 64 * GB, .to = 64 * GB, .tried = { 64 * GB } },
+	{ "sparse-odd", map_alone, call_move, .dst_offset = HUGE,
+	  .from = 64 * GB, .to = 64 * GB, .tried = { 64 * GB } },
+	{ "sparse-pages", map_alone, call_move, .dst_offset = PAGE,
+	  .from = 64 * GB, .to = 64 * GB, .tried = { 64 * GB } },
 
 	/* What must not become dearer. */
 	{ "grow-in-place-page", map_alone, call_grow_in_place, .growth = PAGE,

@@ -69,6 +69,9 @@ CASES = (
     Case("shrink by a page", "shrink-page", 64 * KB, NO_DEARER),
     Case("fork, exec, wait", "exec", 4 * KB, NO_DEARER),
     Case("move three mappings", "move-three", 6 * MB),
+    Case("move 64 GB with 64 pages, aligned", "sparse", 64 * GB, NO_DEARER),
+    Case("the same, off by 2 MB", "sparse-odd", 64 * GB, NO_DEARER),
+    Case("the same, off by a page", "sparse-pages", 64 * GB, NO_DEARER),
 )
 
 

@@ -475,6 +475,54 @@ TEST(huge_page_is_split_at_the_boundary)
 	EXPECT_OK(check_stamps(DST + cut, len - cut, 1 + cut / psize()));
 }
 
+/* Makes the kernel split the huge page at addr, and looks at what it maps. */
+static const char *split_and_check(unsigned long addr, unsigned long id)
+{
+	if (mprotect(at(addr + bytes(7)), psize(), PROT_READ))
+		return "mprotect() failed";
+	return check_stamps(addr, pmd_span(), id);
+}
+
+/*
+ * A huge page has a page table in reserve for its split, in a list for each table
+ * of huge pages. Some go from one list to an empty one, some to one that is not
+ * empty, and then the rest of a list.
+ */
+TEST(huge_pages_are_split_after_moving)
+{
+	static const struct { int first, nr; } moves[] = { { 1, 2 }, { 4, 1 }, { 3, 1 }, { 0, 1 } };
+	const size_t len = 6 * pmd_span(), far = 4 * pud_span();
+	const unsigned long per_span = pmd_span() / psize();
+	long tables, page_tables;
+	struct counters before, after;
+
+	ASSERT_EQ(SRC, map_anon(SRC, len));
+	ASSERT_EQ(0, madvise(at(SRC), len, MADV_HUGEPAGE));
+	stamp_range(SRC, len, 1);
+	if (smaps_kb(SRC, "AnonHugePages") != (long)(len / 1024))
+		SKIP(return, "needs transparent huge pages");
+	read_counters(&before);
+	for (size_t i = 0; i < sizeof(moves) / sizeof(*moves); i++) {
+		unsigned long src = SRC + moves[i].first * pmd_span();
+		size_t size = moves[i].nr * pmd_span();
+
+		ASSERT_EQ(src + far, move_to(src, size, size, src + far));
+	}
+	/* At most another table of huge pages, and the one above it. */
+	read_counters(&after);
+	tables = (after.page_tables - before.page_tables) / (long)(psize() / 1024);
+	EXPECT_LE(0, tables);
+	EXPECT_GE(2, tables);
+
+	for (int i = 0; i < 5; i++)
+		EXPECT_OK(split_and_check(SRC + i * pmd_span() + far, 1 + i * per_span));
+	EXPECT_OK(split_and_check(SRC + 5 * pmd_span(), 1 + 5 * per_span));
+	/* A table in reserve counts already. */
+	page_tables = after.page_tables;
+	read_counters(&after);
+	EXPECT_EQ(page_tables, after.page_tables);
+}
+
 /* ---- hugetlb ---- */
 
 FIXTURE(hugetlb)
