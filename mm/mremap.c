@@ -1734,6 +1734,17 @@ static int move_window(struct pagetable_move *pm, struct move_window *win)
  */
 #define WINDOW_TRIES 8
 
+/* Move the cursor to the first entry that is not empty, or to @end. */
+static void skip_empty_pmds(struct pagetable_move *pm,
+			    const struct move_window *win, unsigned long end)
+{
+	unsigned long addr = pm->cursor;
+
+	while (addr < end && pmd_none(pmdp_get_lockless(old_pmd_at(win, addr))))
+		addr = (addr & PMD_MASK) + PMD_SIZE;
+	pm->cursor = min(addr, end);
+}
+
 /* Move on in the two tables of PMDs, by up to @extent bytes. */
 static int move_next_window(struct pagetable_move *pm, struct move_window *win,
 			    unsigned long extent)
@@ -1744,9 +1755,7 @@ static int move_next_window(struct pagetable_move *pm, struct move_window *win,
 	int err;
 
 	win->old_pmds = table_of_pmds(win->old_pud, pm->cursor);
-	while (pm->cursor < room_end &&
-	       pmd_none(pmdp_get_lockless(old_pmd_at(win, pm->cursor))))
-		pm->cursor += get_extent(pm, PMD_SIZE);
+	skip_empty_pmds(pm, win, room_end);
 	if (pm->cursor == room_end)
 		return 0;
 	if (!pmd_alloc(pm->dst->vm_mm, win->new_pud, new_addr_of(pm)))
@@ -1784,12 +1793,34 @@ static int move_leaf_pud(struct pagetable_move *pm, struct move_window *win,
 	return pud_leaf(pudp_get(win->old_pud)) ? -EINVAL : 0;
 }
 
-static bool move_pud_table(struct pagetable_move *pm, struct move_window *win)
+/* Is the next PUD in the same table as the last one, at both places, and whole? */
+static bool step_to_next_pud(const struct pagetable_move *pm,
+			     struct move_window *win)
 {
-	bool moved;
+	if (IS_ALIGNED(pm->cursor, P4D_SIZE) ||
+	    IS_ALIGNED(new_addr_of(pm), P4D_SIZE) ||
+	    get_extent(pm, PUD_SIZE) != PUD_SIZE)
+		return false;
+	win->old_pud++;
+	win->new_pud++;
+	return true;
+}
+
+/*
+ * Move tables of PMDs as long as they can move whole, in one window, and the
+ * cursor with them. Returns whether there was one.
+ */
+static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
+{
+	bool moved = false;
 
 	take_rmap_locks(pm->src);
-	moved = move_normal_pud(pm, win, win->old_pud, win->new_pud);
+	while (move_normal_pud(pm, win, win->old_pud, win->new_pud)) {
+		moved = true;
+		pm->cursor += PUD_SIZE;
+		if (!step_to_next_pud(pm, win) || should_yield(pm->src))
+			break;
+	}
 	flush_window(pm, win);
 	drop_rmap_locks(pm->src);
 	return moved;
@@ -1818,9 +1849,10 @@ static int move_next(struct pagetable_move *pm, struct move_window *win)
 		err = move_leaf_pud(pm, win, extent);
 		goto advance;
 	}
-	if (!IS_ENABLED(CONFIG_HAVE_MOVE_PUD) || extent != PUD_SIZE ||
-	    !can_move_tables(pm) || !move_pud_table(pm, win))
-		return move_next_window(pm, win, extent);
+	if (IS_ENABLED(CONFIG_HAVE_MOVE_PUD) && extent == PUD_SIZE &&
+	    can_move_tables(pm) && move_pud_tables(pm, win))
+		return 0;
+	return move_next_window(pm, win, extent);
 advance:
 	if (!err)
 		pm->cursor += extent;
