@@ -398,6 +398,31 @@ TEST_F(trace, table_of_tables)
 	EXPECT_OK(check_sparse(DST, pages, 8000));
 }
 
+/* Neighbouring ones go in one window, as far as one table holds them all. */
+TEST_F(trace, tables_of_tables)
+{
+	const unsigned long boundary = 64 * pud_span() * (psize() / sizeof(uint64_t));
+	const size_t len = 3 * pud_span(), pages = len / psize();
+	const unsigned long src = boundary - pud_span(), dst = src + 8 * pud_span();
+
+	map_sparse(_metadata, src, pages, 8000);
+	ASSERT_EQ(dst, traced_move(_metadata, self, src, len, dst));
+	EXPECT_COUNTS(.vmas = 1, .puds = 3);
+	EXPECT_EQ(2UL, self->event.flushes);
+	EXPECT_OK(check_sparse(dst, pages, 8000));
+
+	ASSERT_EQ(0, madvise(at(dst + pud_span()), pud_span(), MADV_DONTNEED));
+	ASSERT_EQ(dst + 4 * pud_span(), traced_move(_metadata, self, dst, len,
+						    dst + 4 * pud_span()));
+	EXPECT_COUNTS(.vmas = 1, .puds = 3);
+	EXPECT_EQ(1UL, self->event.flushes);
+
+	ASSERT_EQ(src, traced_move(_metadata, self, dst + 4 * pud_span(), len, src));
+	EXPECT_COUNTS(.vmas = 1, .puds = 3);
+	EXPECT_EQ(2UL, self->event.flushes);
+	EXPECT_OK(check_sparse(src, pud_span() / psize(), 8000));
+}
+
 /* Not aligned to the table of tables, the tables go one by one. */
 TEST_F(trace, tables_of_a_table_of_tables)
 {
