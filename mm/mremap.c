@@ -1211,7 +1211,7 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
  * The same for a table of PMDs, one level up. Fails, with nothing changed, if
  * the old entry is no table or the new one is taken.
  */
-#if CONFIG_PGTABLE_LEVELS > 2
+#if CONFIG_PGTABLE_LEVELS > 2 && defined(CONFIG_HAVE_MOVE_PUD)
 static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 			    pud_t *old_pud, pud_t *new_pud)
 {
