@@ -459,7 +459,8 @@ static void windows_are_limited(struct kunit *test)
 
 static void moved_entries_are_soft_dirty(struct kunit *test)
 {
-	pte_t present = pte_clear_soft_dirty(mk_pte(ZERO_PAGE(0), PAGE_READONLY));
+	pgprot_t prot = vm_get_page_prot(VM_READ);
+	pte_t present = pte_clear_soft_dirty(mk_pte(ZERO_PAGE(0), prot));
 	pte_t swap = swp_entry_to_pte(swp_entry(0, 5));
 	bool tracked = IS_ENABLED(CONFIG_MEM_SOFT_DIRTY);
 	pte_t moved;
