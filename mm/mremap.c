@@ -49,14 +49,13 @@
 #include <linux/fs.h>
 #include <linux/hugetlb.h>
 #include <linux/ksm.h>
-#include <linux/mempolicy.h>
 #include <linux/mm.h>
-#include <linux/mm_inline.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
 #include <linux/rmap.h>
+#include <linux/sched/signal.h>
 #include <linux/security.h>
-#include <linux/swap.h>
+#include <linux/slab.h>
 #include <linux/swapops.h>
 #include <linux/syscalls.h>
 #include <linux/userfaultfd_k.h>
