@@ -2119,6 +2119,50 @@ static void huge_pages_move(struct kunit *test)
 	close_space(test);
 }
 
+/* How many entries does the hardware take as one, from this one on? */
+static unsigned int batch_at(unsigned long addr)
+{
+	struct mm_struct *mm = current->mm;
+	pmd_t *pmd = mm_find_pmd(mm, addr);
+	unsigned int batch = 0;
+	spinlock_t *ptl = NULL;
+	pte_t *pte;
+
+	pte = pmd ? pte_offset_map_lock(mm, pmd, addr, &ptl) : NULL;
+	if (pte) {
+		batch = pte_batch_hint(pte, ptep_get(pte));
+		pte_unmap_unlock(pte, ptl);
+	}
+	return batch;
+}
+
+/* Entries that are one for the hardware (arm64) are so at the new place, too. */
+static void contiguous_entries_move(struct kunit *test)
+{
+	const unsigned long half = PMD_SIZE / 2;
+	struct pagetable_move pm;
+	unsigned int batch;
+
+	map_huge(test, SRC_AT, PMD_SIZE);
+	stamp(test, SRC_AT);
+	if (!is_huge_at(SRC_AT))
+		kunit_skip(test, "no huge pages to be had");
+	copy_mapping(test, &pm, SRC_AT, half, DST_AT, half);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, TABLE_PAGES / 2);
+	/* What stays is as the split of the huge page has left it. */
+	batch = batch_at(SRC_AT + half);
+	if (IS_ENABLED(CONFIG_ARM64_CONTPTE))
+		KUNIT_EXPECT_GT(test, batch, 1);
+	KUNIT_EXPECT_EQ(test, batch_at(DST_AT), batch);
+	KUNIT_EXPECT_EQ(test, batch_at(DST_AT + half - PAGES(batch)), batch);
+
+	expect_moved_back(test, &pm);
+	KUNIT_EXPECT_EQ(test, batch_at(SRC_AT), batch);
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	close_space(test);
+}
+
 static void huge_zero_page_moves(struct kunit *test)
 {
 	struct pagetable_move pm;
@@ -2346,6 +2390,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(entries_keep_their_kind_alone, entry_gen_params),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_in_part, entry_gen_params),
 	KUNIT_CASE_PARAM(huge_pages_move, huge_gen_params),
+	KUNIT_CASE(contiguous_entries_move),
 	KUNIT_CASE(huge_zero_page_moves),
 	KUNIT_CASE(huge_entries_keep_their_kind),
 	KUNIT_CASE_PARAM(file_pages_move, file_gen_params),
