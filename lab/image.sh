@@ -41,7 +41,8 @@ esac
 
 fragments=("lab/config/$flavor.config")
 # Options that only the patched source has.
-[[ $tree != patched || ! -e lab/config/patched.config ]] || fragments+=(lab/config/patched.config)
+extra=lab/config/patched-$flavor.config
+[[ $tree != patched || ! -e $extra ]] || fragments+=("$extra")
 
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
 # command lines are the same and ccache serves one tree from the other.

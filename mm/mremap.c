@@ -46,6 +46,8 @@
 
 #include <linux/capability.h>
 #include <linux/compat.h>
+#include <linux/debugfs.h>
+#include <linux/delay.h>
 #include <linux/fs.h>
 #include <linux/hugetlb.h>
 #include <linux/ksm.h>
@@ -674,6 +676,50 @@ static void uncharge(struct mremap_op *op)
 	vm_unacct_memory(op->charged);
 	op->charged = 0;
 }
+
+/* Testing */
+
+/*
+ * Where a move can be made to wait, without page table locks. The gaps in which
+ * others could do harm, if a lock or a flush was missing, are else too short for
+ * a test to hit.
+ */
+enum delay_point {
+	DELAY_PLANNED,		/* a window is planned, the rmap locks not taken */
+	DELAY_DETACHED,		/* tables are detached, the TLBs not flushed */
+	DELAY_DETACH_FLUSHED,	/* that is flushed, the entries are where they were */
+	DELAY_MOVED,		/* entries have moved, the TLBs are not flushed */
+	NR_DELAY_POINTS,
+};
+
+#ifdef CONFIG_DEBUG_MREMAP_DELAY
+static u32 delay_usecs[NR_DELAY_POINTS];
+
+static void delay_at(enum delay_point point)
+{
+	u32 usecs = READ_ONCE(delay_usecs[point]);
+
+	if (usecs)
+		fsleep(usecs);
+}
+
+static int __init create_delay_files(void)
+{
+	struct dentry *dir = debugfs_create_dir("mremap_delay_us", NULL);
+
+	debugfs_create_u32("planned", 0600, dir, &delay_usecs[DELAY_PLANNED]);
+	debugfs_create_u32("detached", 0600, dir, &delay_usecs[DELAY_DETACHED]);
+	debugfs_create_u32("detach_flushed", 0600, dir,
+			   &delay_usecs[DELAY_DETACH_FLUSHED]);
+	debugfs_create_u32("moved", 0600, dir, &delay_usecs[DELAY_MOVED]);
+	return 0;
+}
+late_initcall(create_delay_files);
+#else
+static inline void delay_at(enum delay_point point)
+{
+}
+#endif
 
 /* Page tables: geometry */
 
@@ -1356,7 +1402,11 @@ static void detach_tables(struct pagetable_move *pm, struct move_window *win)
 			detach_table(pm, win, addr, ptl);
 	}
 	spin_unlock(ptl);
+	if (win->nr_detached)
+		delay_at(DELAY_DETACHED);
 	flush_window(pm, win);
+	if (win->nr_detached)
+		delay_at(DELAY_DETACH_FLUSHED);
 }
 
 /* Put the detached table of @addr to @pmd, whose lock is held. */
@@ -1712,6 +1762,7 @@ static int move_window(struct pagetable_move *pm, struct move_window *win)
 {
 	int err;
 
+	delay_at(DELAY_PLANNED);
 	take_rmap_locks(pm->src);
 	/* Reclaim may owe a flush for entries that are swap entries by now. */
 	flush_tlb_batched_pending(pm->src->vm_mm);
@@ -1720,6 +1771,7 @@ static int move_window(struct pagetable_move *pm, struct move_window *win)
 		err = move_at_cursor(pm, win);
 	} while (!err && !is_window_done(pm, win));
 	reattach_tables(pm, win);
+	delay_at(DELAY_MOVED);
 	flush_window(pm, win);
 	drop_rmap_locks(pm->src);
 	return err;
@@ -1820,6 +1872,7 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 		if (!step_to_next_pud(pm, win) || should_yield(pm->src))
 			break;
 	}
+	delay_at(DELAY_MOVED);
 	flush_window(pm, win);
 	drop_rmap_locks(pm->src);
 	return moved;
