@@ -8,7 +8,7 @@
 . "$(dirname "$0")/common.sh"
 
 suites=(mremap_test mremap_errno mremap_features mremap_multi mremap_merge mremap_uffd mremap_trace
-	mremap_accounting mremap_dontunmap)
+	mremap_accounting mremap_dontunmap mremap_race)
 # Not in a guest of ours: the kernel's own kunit.py builds and boots a kernel.
 kunit=1
 
@@ -25,6 +25,7 @@ arguments=()
 flavor_given=0
 
 declare -A seconds=([prod]=600 [debug]=1500)	# limit for one suite
+declare -A append=([mremap_race]="numa=fake=2")	# for the kernel's command line
 
 is_one_of() {
 	local word=$1
@@ -98,6 +99,7 @@ run_suite() {
 	local tap=build/test/$name.tap log=build/test/$name.log report=build/test/$name.report
 
 	lab/guest.py --image "$image" --mem 2048 --timeout "${seconds[$flavor]}" --log "$log" \
+		--append "${append[$suite]-}" \
 		--add "$out/$suite" --add lab/test_setup.sh -- \
 		/bin/sh /bin/test_setup.sh env MREMAP_EXPECT="$expect" "/bin/$suite" \
 		${arguments[@]+"${arguments[@]}"} >"$tap" 2>"$report.guest" || status=$?

@@ -1,0 +1,1071 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * mremap(2) against others who deal with the same pages at the same time:
+ * truncation, writeback, collapse, migration, reclaim, GUP, fork, page faults.
+ *
+ * There are three sides. The mover is the test itself. The disturber, a process
+ * or a thread, does one thing for each call of the mover. The writer, on another
+ * processor, never stops writing through the old address, so that its processor
+ * keeps the old translation for as long as nobody takes it away.
+ *
+ * With CONFIG_DEBUG_MREMAP_DELAY the kernel stops for a while where it holds what
+ * keeps the others out, or has yet to look at what they did. The mover then shares
+ * its processor with the disturber, which waits until the mover sleeps. Without
+ * that option the calls just race, more often. Either way nothing depends on who
+ * comes first: what is checked has to be true always.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../kselftest_harness.h"
+#include "mremap_util.h"
+
+#define SRC	(WINDOW + GB)
+#define DST	(WINDOW + 4 * GB)
+#define VIEW	(WINDOW + 8 * GB)
+
+/* For the slowest of kernels, with everything else that it has to do. */
+#define TIMEOUT	200
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE	25
+#endif
+#ifndef MPOL_MF_MOVE_ALL
+#define MPOL_MF_MOVE_ALL 4
+#endif
+
+/* ---- delays ---- */
+
+enum point { PLANNED, DETACHED, DETACH_FLUSHED, MOVED, NR_POINTS };
+
+static const char * const point_names[NR_POINTS] = {
+	"planned", "detached", "detach_flushed", "moved",
+};
+
+#define DELAY_DIR	"/sys/kernel/debug/mremap_delay_us/"
+#define DELAY		"100000"
+
+static bool set_delay(enum point point, const char *usecs)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), DELAY_DIR "%s", point_names[point]);
+	return write_setting(path, usecs);
+}
+
+static void set_no_delays(void)
+{
+	for (int point = 0; point < NR_POINTS; point++)
+		set_delay(point, "0");
+}
+
+/* ---- the three sides ---- */
+
+static size_t table_pages(void)
+{
+	return pmd_span() / psize();
+}
+
+#define CPU_OF_MOVER	0
+#define CPU_OF_WRITER	1
+
+/* In memory that the processes share, and that never moves. */
+struct race {
+	bool delayed;		/* the kernel has the delays */
+	size_t len;
+	unsigned long dst;
+	volatile bool over;
+
+	/* The mover: calls that it has begun, and that have come back. */
+	pid_t mover;
+	volatile unsigned int called;
+	volatile unsigned int returned;
+
+	/* The disturber: calls that it has dealt with, how often it got its way. */
+	const char *(*disturb)(struct race *race);
+	volatile unsigned int disturbed;
+	unsigned int successes;
+	char complaint[256];
+	pthread_t thread;
+	pid_t child;
+	int fd;			/* of the file that is mapped, if there is one */
+	int pipe[2];
+	long got;		/* bytes */
+
+	/* The writer. A counter shall not be found changed by anyone else. */
+	volatile uint64_t *where;
+	bool is_counter;
+	volatile bool stop;	/* after one more write */
+	volatile uint64_t written;
+	volatile bool was_changed;
+	uint64_t found;
+	pthread_t writer;
+};
+
+static void pin_to(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
+static void unpin(void)
+{
+	cpu_set_t set;
+
+	memset(&set, 0xff, sizeof(set));
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
+static void nap(void)
+{
+	usleep(200);
+}
+
+/* Let the writer's processor have its time, if one thread emulates them all. */
+static void let_others_write(void)
+{
+	usleep(10 * 1000);
+}
+
+static bool is_asleep(pid_t pid)
+{
+	char path[64], line[512];
+	const char *state;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	if (!read_setting(path, line, sizeof(line)))
+		return true;
+	state = strrchr(line, ')');
+	return state && state[2] == 'D';
+}
+
+static void wait_until_asleep(struct race *race, unsigned int call)
+{
+	while (race->returned < call && !is_asleep(race->mover))
+		nap();
+}
+
+static void disturb_all_calls(struct race *race)
+{
+	const char *why;
+
+	if (!race->delayed)
+		unpin();
+	while (!race->over) {
+		const unsigned int call = race->disturbed + 1;
+
+		if (race->called < call) {
+			nap();
+			continue;
+		}
+		if (race->delayed)
+			wait_until_asleep(race, call);
+		why = race->disturb(race);
+		if (why)
+			snprintf(race->complaint, sizeof(race->complaint),
+				 "disturber: %s", why);
+		race->disturbed = call;
+	}
+}
+
+static void *disturbing_thread(void *arg)
+{
+	disturb_all_calls(arg);
+	return NULL;
+}
+
+static void start_thread(META, struct race *race,
+			 const char *(*disturb)(struct race *race))
+{
+	race->disturb = disturb;
+	ASSERT_EQ(0, pthread_create(&race->thread, NULL, disturbing_thread,
+				    race));
+}
+
+/* Before anything is mapped that the process is not to have a copy of. */
+static void start_process(META, struct race *race,
+			  const char *(*disturb)(struct race *race))
+{
+	race->disturb = disturb;
+	race->child = fork();
+	ASSERT_LE(0, race->child);
+	if (race->child)
+		return;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+	disturb_all_calls(race);
+	_exit(0);
+}
+
+/* A call of the mover. It is over when the disturber is done, too. */
+static unsigned long raced(struct race *race, unsigned long addr, size_t len,
+			   unsigned long flags, unsigned long to)
+{
+	unsigned long ret;
+
+	race->called++;
+	ret = do_mremap(addr, len, len, flags, to);
+	race->returned++;
+	while (race->disturbed < race->called)
+		nap();
+	return ret;
+}
+
+static unsigned long raced_move(struct race *race, unsigned long flags)
+{
+	return raced(race, SRC, race->len, flags, race->dst);
+}
+
+static const char *complaint_of(struct race *race)
+{
+	return *race->complaint ? race->complaint : NULL;
+}
+
+static __thread sigjmp_buf writer_env;
+
+static void writer_fault(int signal)
+{
+	(void)signal;
+	siglongjmp(writer_env, 1);
+}
+
+static bool count_on(struct race *race)
+{
+	race->found = race->written;
+	return __atomic_compare_exchange_n(race->where, &race->found,
+					   race->written + 1, false,
+					   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+static void *run_writer(void *arg)
+{
+	struct race *race = arg;
+	bool stop = false;
+
+	pin_to(CPU_OF_WRITER);
+	if (sigsetjmp(writer_env, 1))
+		return NULL;
+	while (!stop) {
+		stop = race->stop;
+		if (!race->is_counter) {
+			*race->where = race->written + 1;
+		} else if (!count_on(race)) {
+			race->was_changed = true;
+			break;
+		}
+		race->written++;
+	}
+	return NULL;
+}
+
+/* A word of a page that is no part of its stamp. */
+#define COUNTER	2
+
+static volatile uint64_t *counter_at(unsigned long page)
+{
+	return (volatile uint64_t *)at(page) + COUNTER;
+}
+
+static void start_writer(META, struct race *race, unsigned long page,
+			 bool is_counter)
+{
+	race->where = counter_at(page);
+	race->is_counter = is_counter;
+	race->stop = false;
+	race->was_changed = false;
+	race->written = 1;
+	*race->where = 1;
+	ASSERT_EQ(0, pthread_create(&race->writer, NULL, run_writer, race));
+	while (race->written < 100)
+		nap();
+}
+
+static void end_writer(struct race *race)
+{
+	race->stop = true;
+	pthread_join(race->writer, NULL);
+}
+
+/*
+ * How the entries go, and where the kernel stops: single entries of a table that
+ * has others as well, a table whole, or the entries of a table taken out.
+ */
+FIXTURE(race)
+{
+	struct race *race;
+	unsigned int rounds;
+};
+
+FIXTURE_VARIANT(race)
+{
+	size_t pages;
+	size_t offset;	/* of the destination, in pages */
+	enum point point;
+};
+
+FIXTURE_VARIANT_ADD(race, entries_planned) { 16, 5, PLANNED };
+FIXTURE_VARIANT_ADD(race, entries_moved) { 16, 5, MOVED };
+FIXTURE_VARIANT_ADD(race, table_planned) { 512, 0, PLANNED };
+FIXTURE_VARIANT_ADD(race, table_moved) { 512, 0, MOVED };
+FIXTURE_VARIANT_ADD(race, table_to_detach) { 512, 5, PLANNED };
+FIXTURE_VARIANT_ADD(race, table_detached) { 512, 5, DETACHED };
+FIXTURE_VARIANT_ADD(race, table_detach_flushed) { 512, 5, DETACH_FLUSHED };
+FIXTURE_VARIANT_ADD(race, detached_moved) { 512, 5, MOVED };
+
+static struct race *new_race(META, enum point point)
+{
+	struct race *race = mmap(NULL, sizeof(*race), PROT_READ | PROT_WRITE,
+				 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	ASSERT_NE(MAP_FAILED, race);
+	race->mover = getpid();
+	race->fd = -1;
+	set_no_delays();
+	race->delayed = set_delay(point, DELAY);
+	signal(SIGSEGV, writer_fault);
+	signal(SIGBUS, writer_fault);
+	pin_to(CPU_OF_MOVER);
+	return race;
+}
+
+static void end_race(struct race *race)
+{
+	race->over = true;
+	if (race->thread)
+		pthread_join(race->thread, NULL);
+	if (race->child)
+		waitpid(race->child, NULL, 0);
+	set_no_delays();
+}
+
+FIXTURE_SETUP(race)
+{
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "needs two processors");
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	self->race = new_race(_metadata, variant->point);
+	self->race->len = bytes(variant->pages);
+	self->race->dst = DST + bytes(variant->offset);
+	self->rounds = self->race->delayed ? 2 : 8;
+}
+
+FIXTURE_TEARDOWN(race)
+{
+	end_race(self->race);
+}
+
+static void map_shared(META, struct race *race)
+{
+	ASSERT_EQ(SRC, map_at(SRC, race->len, PROT_READ | PROT_WRITE,
+			      MAP_SHARED, race->fd, 0));
+	stamp_range(SRC, race->len, 1);
+}
+
+static void map_private(META, struct race *race)
+{
+	ASSERT_EQ(SRC, map_anon(SRC, race->len));
+	stamp_range(SRC, race->len, 1);
+}
+
+static void unmap_both(struct race *race)
+{
+	munmap(at(SRC), race->len);
+	munmap(at(race->dst), race->len);
+}
+
+/* What the writer has counted is at the new place: all of it, and no more. */
+static void expect_counted(META, struct race *race, unsigned long page)
+{
+	EXPECT_EQ(race->written, *counter_at(page))
+		TH_LOG("the writer's last writes are lost");
+}
+
+/* Anonymous memory that has moved leaves nothing behind. */
+static void expect_counted_until_moved(META, struct race *race)
+{
+	expect_counted(_metadata, race, race->dst);
+	if (race->was_changed)
+		EXPECT_EQ(0UL, race->found);
+}
+
+/* ---- pages that are freed ---- */
+
+#define REUSED	64
+
+/* Pages freed last are the first that one gets. Does anybody write to them? */
+static const char *reuse_pages(struct race *race)
+{
+	unsigned char *pages = mmap(NULL, bytes(REUSED), PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const char *why = NULL;
+
+	memset(pages, 0x5a, bytes(REUSED));
+	let_others_write();
+	race->stop = true;
+	let_others_write();
+	for (size_t i = 0; i < bytes(REUSED); i++)
+		if (pages[i] != 0x5a)
+			why = "somebody writes to a page that was freed";
+	munmap(pages, bytes(REUSED));
+	return why;
+}
+
+/* The first page only: zapping many of them would flush everything. */
+static const char *punch_hole(struct race *race)
+{
+	if (fallocate(race->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+		      psize()))
+		return "cannot punch a hole";
+	return reuse_pages(race);
+}
+
+TEST_F_TIMEOUT(race, hole_is_punched, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	race->fd = memfd_create("hole", 0);
+	ASSERT_LE(0, race->fd);
+	ASSERT_EQ(0, ftruncate(race->fd, race->len));
+	start_process(_metadata, race, punch_hole);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_shared(_metadata, race);
+		start_writer(_metadata, race, SRC, false);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		end_writer(race);
+		EXPECT_OK(complaint_of(race));
+		EXPECT_OK(check_stamps(race->dst + psize(),
+				       race->len - psize(), 2));
+		unmap_both(race);
+	}
+}
+
+static const char *cut_last_page(struct race *race)
+{
+	if (ftruncate(race->fd, race->len - psize()))
+		return "cannot truncate";
+	return reuse_pages(race);
+}
+
+/* The writer ends with a SIGBUS, sooner or later. */
+TEST_F_TIMEOUT(race, file_is_truncated, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	race->fd = memfd_create("truncated", 0);
+	ASSERT_LE(0, race->fd);
+	start_process(_metadata, race, cut_last_page);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		ASSERT_EQ(0, ftruncate(race->fd, race->len));
+		map_shared(_metadata, race);
+		start_writer(_metadata, race, SRC + race->len - psize(), false);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		end_writer(race);
+		EXPECT_OK(complaint_of(race));
+		EXPECT_OK(check_stamps(race->dst, race->len - psize(), 1));
+		unmap_both(race);
+	}
+}
+
+/* ---- pages that are cleaned ---- */
+
+#define RAMFS_MAGIC	0x858458f6
+#define TMPFS_MAGIC	0x01021994
+
+/* A file that is written to a disk: in the working directory, or $MREMAP_DISK. */
+static int open_on_disk(struct race *race)
+{
+	const char *dir = getenv("MREMAP_DISK") ?: ".";
+	struct statfs fs;
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/mremap_race.%d", dir, getpid());
+	race->fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+	if (race->fd < 0 || fstatfs(race->fd, &fs))
+		return -1;
+	/* For reading what is on the disk, past the page cache. */
+	race->pipe[0] = open(path, O_RDONLY | O_DIRECT);
+	unlink(path);
+	if ((unsigned int)fs.f_type == RAMFS_MAGIC || fs.f_type == TMPFS_MAGIC ||
+	    race->pipe[0] < 0 || ftruncate(race->fd, race->len))
+		return -1;
+	return 0;
+}
+
+#define NEEDS_DISK	"needs a file system with O_DIRECT in $MREMAP_DISK"
+
+/* From now on, the last write has to make the page dirty again. */
+static const char *clean_file(struct race *race)
+{
+	if (fsync(race->fd))
+		return "cannot sync";
+	race->stop = true;
+	let_others_write();
+	return NULL;
+}
+
+static uint64_t read_from_disk(struct race *race)
+{
+	void *page = aligned_alloc(psize(), psize());
+	uint64_t count = 0;
+
+	if (!fsync(race->fd) &&
+	    pread(race->pipe[0], page, psize(), 0) == (ssize_t)psize())
+		count = *counter_at((unsigned long)page);
+	free(page);
+	return count;
+}
+
+TEST_F_TIMEOUT(race, file_is_cleaned, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	if (open_on_disk(race))
+		SKIP(return, NEEDS_DISK);
+	start_process(_metadata, race, clean_file);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_shared(_metadata, race);
+		start_writer(_metadata, race, SRC, false);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		end_writer(race);
+		EXPECT_OK(complaint_of(race));
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		expect_counted(_metadata, race, race->dst);
+		unmap_both(race);
+		EXPECT_EQ(race->written, read_from_disk(race))
+			TH_LOG("what was written last is not on the disk");
+	}
+}
+
+/* ---- page tables that are retracted ---- */
+
+static const char *collapse_file(struct race *race)
+{
+	const size_t len = pmd_span();
+
+	if (mmap(at(VIEW), len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		 race->fd, 0) == MAP_FAILED)
+		return "cannot map the file";
+	for (int i = 0; i < 3; i++) {
+		if (!madvise(at(VIEW), len, MADV_COLLAPSE)) {
+			race->successes++;
+			break;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * The file becomes a huge page. Others who map it lose their page tables, and
+ * nobody asks for their mmap_lock.
+ */
+TEST_F_TIMEOUT(race, file_is_collapsed, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	race->fd = memfd_create("collapsed", 0);
+	ASSERT_LE(0, race->fd);
+	start_process(_metadata, race, collapse_file);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		/* Small pages again. */
+		ASSERT_EQ(0, ftruncate(race->fd, 0));
+		ASSERT_EQ(0, ftruncate(race->fd, pmd_span()));
+		map_shared(_metadata, race);
+		start_writer(_metadata, race, SRC, true);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		end_writer(race);
+		EXPECT_FALSE(race->was_changed);
+		EXPECT_OK(complaint_of(race));
+		expect_counted(_metadata, race, race->dst);
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		EXPECT_OK(check_stamps(SRC, race->len, 1));
+		unmap_both(race);
+	}
+	if (!race->successes)
+		SKIP(return, "needs shared memory that collapses to huge pages");
+}
+
+/* ---- pages that are migrated ---- */
+
+#define COMPACT	"/proc/sys/vm/compact_memory"
+
+static const char *compact_memory(struct race *race)
+{
+	for (int i = 0; i < 3; i++)
+		race->successes += write_setting(COMPACT, "1");
+	return NULL;
+}
+
+TEST_F_TIMEOUT(race, memory_is_compacted, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	if (access(COMPACT, W_OK))
+		SKIP(return, "needs " COMPACT " (CONFIG_COMPACTION, root)");
+	start_process(_metadata, race, compact_memory);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_private(_metadata, race);
+		start_writer(_metadata, race, SRC, true);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		end_writer(race);
+		EXPECT_OK(complaint_of(race));
+		expect_counted_until_moved(_metadata, race);
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		unmap_both(race);
+	}
+}
+
+#define MAX_PAGES	512
+
+/* All pages of the file, to the node where they are not. */
+static const char *migrate_file(struct race *race)
+{
+	static void *pages[MAX_PAGES];
+	static int nodes[MAX_PAGES], status[MAX_PAGES];
+	const size_t nr = race->len / psize();
+	int node;
+
+	if (mmap(at(VIEW), race->len, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_FIXED | MAP_POPULATE, race->fd, 0) ==
+	    MAP_FAILED)
+		return "cannot map the file";
+	for (size_t i = 0; i < nr; i++)
+		pages[i] = at(VIEW + bytes(i));
+	if (syscall(__NR_move_pages, 0, nr, pages, NULL, status, 0))
+		return "cannot see where the pages are";
+	node = !status[0];
+	for (size_t i = 0; i < nr; i++)
+		nodes[i] = node;
+	if (syscall(__NR_move_pages, 0, nr, pages, nodes, status,
+		    MPOL_MF_MOVE_ALL) < 0)
+		return "cannot move the pages";
+	race->successes += status[0] == node;
+	return NULL;
+}
+
+TEST_F_TIMEOUT(race, file_is_migrated, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		SKIP(return, "needs two NUMA nodes (or numa=fake=2)");
+	race->fd = memfd_create("migrated", 0);
+	ASSERT_LE(0, race->fd);
+	ASSERT_EQ(0, ftruncate(race->fd, race->len));
+	start_process(_metadata, race, migrate_file);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_shared(_metadata, race);
+		start_writer(_metadata, race, SRC, true);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		end_writer(race);
+		EXPECT_FALSE(race->was_changed);
+		EXPECT_OK(complaint_of(race));
+		expect_counted(_metadata, race, race->dst);
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		unmap_both(race);
+	}
+}
+
+/* ---- pages that are swapped out ---- */
+
+#define CGROUPS	"/sys/fs/cgroup/"
+#define CGROUP	CGROUPS "mremap_race"
+
+static bool join_cgroup(const char *procs)
+{
+	char pid[16];
+
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	return write_setting(procs, pid);
+}
+
+/* In a group of one's own, whose memory can be reclaimed from outside. */
+static bool enter_cgroup(void)
+{
+	write_setting(CGROUPS "cgroup.subtree_control", "+memory");
+	mkdir(CGROUP, 0700);
+	return !access(CGROUP "/memory.reclaim", W_OK) &&
+	       join_cgroup(CGROUP "/cgroup.procs");
+}
+
+/* It may get less than it asks for. */
+static const char *reclaim_memory(struct race *race)
+{
+	for (int i = 0; i < 3; i++)
+		race->successes += write_setting(CGROUP "/memory.reclaim", "1M");
+	return NULL;
+}
+
+TEST_F_TIMEOUT(race, memory_is_reclaimed, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	if (meminfo_kb("SwapFree") <= 0)
+		SKIP(return, "needs swap space");
+	start_process(_metadata, race, reclaim_memory);
+	if (!enter_cgroup())
+		SKIP(return, "needs memory.reclaim of control groups");
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_private(_metadata, race);
+		start_writer(_metadata, race, SRC, true);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		end_writer(race);
+		expect_counted_until_moved(_metadata, race);
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		unmap_both(race);
+	}
+	join_cgroup(CGROUPS "cgroup.procs");
+	rmdir(CGROUP);
+}
+
+/* ---- pages that others hold ---- */
+
+/* What is on the disk, and what was in memory before. */
+#define ON_DISK	5000
+
+static const char *read_into_source(struct race *race)
+{
+	race->got = pread(race->pipe[0], at(SRC), race->len, 0);
+	return NULL;
+}
+
+/* Read to the pages that have moved, or to those that came after them. */
+static const char *check_read_pages(struct race *race)
+{
+	const char *why = NULL;
+
+	for (long done = 0; !why && done < race->got; done += psize()) {
+		const unsigned long nr = done / psize();
+
+		if (check_stamp(SRC + done, ON_DISK + nr))
+			why = check_stamp(race->dst + done, ON_DISK + nr);
+		else
+			why = check_stamp(race->dst + done, 1 + nr);
+	}
+	return why;
+}
+
+TEST_F_TIMEOUT(race, direct_read, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	if (open_on_disk(race))
+		SKIP(return, NEEDS_DISK);
+	map_shared(_metadata, race);
+	stamp_range(SRC, race->len, ON_DISK);
+	munmap(at(SRC), race->len);
+	ASSERT_EQ(0, fsync(race->fd));
+	start_thread(_metadata, race, read_into_source);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_private(_metadata, race);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		EXPECT_OK(check_read_pages(race));
+		unmap_both(race);
+	}
+}
+
+#define SPLICED	16
+
+static const char *splice_source(struct race *race)
+{
+	struct iovec source = { at(SRC), bytes(SPLICED) };
+
+	race->got = vmsplice(race->pipe[1], &source, 1, SPLICE_F_NONBLOCK);
+	return NULL;
+}
+
+/* The pages in the pipe are the very ones that are at the new place now. */
+static const char *check_spliced_pages(struct race *race)
+{
+	static char page[64 * KB];
+	const char *why = NULL;
+
+	for (long done = 0; done < race->got; done += psize()) {
+		if (read(race->pipe[0], page, psize()) != (ssize_t)psize())
+			return "cannot read the pipe";
+		why = why ?: check_stamp((unsigned long)page,
+					 ON_DISK + done / psize());
+	}
+	return why;
+}
+
+TEST_F_TIMEOUT(race, pages_in_a_pipe, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	ASSERT_EQ(0, pipe(race->pipe));
+	start_thread(_metadata, race, splice_source);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_private(_metadata, race);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED));
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		stamp_range(race->dst, race->len, ON_DISK);
+		EXPECT_OK(check_spliced_pages(race));
+		munmap(at(race->dst), race->len);
+	}
+}
+
+/* ---- page tables that others make ---- */
+
+/* In the second half of the last table that the new place reaches into. */
+static unsigned long neighbour_of(struct race *race)
+{
+	const unsigned long last = race->dst + race->len - 1;
+
+	return (last & -pmd_span()) + pmd_span() / 2 + pmd_span() *
+	       (race->len == pmd_span() && race->dst == DST);
+}
+
+#define TOUCHED	8
+
+static const char *touch_neighbour(struct race *race)
+{
+	stamp_range(neighbour_of(race), bytes(TOUCHED), 7000);
+	return NULL;
+}
+
+/*
+ * It has no table there yet, but pages elsewhere, and so it can be faulted in
+ * without mmap_lock.
+ */
+TEST_F_TIMEOUT(race, neighbour_is_touched, TIMEOUT)
+{
+	struct race *race = self->race;
+	const unsigned long neighbour = neighbour_of(race);
+
+	start_thread(_metadata, race, touch_neighbour);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_private(_metadata, race);
+		ASSERT_EQ(neighbour, map_anon(neighbour, pmd_span()));
+		stamp(neighbour + pmd_span() - psize(), 1);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		EXPECT_OK(check_stamps(neighbour, bytes(TOUCHED), 7000));
+		EXPECT_OK(check_stamp(neighbour + pmd_span() - psize(), 1));
+		EXPECT_OK(check_zero(SRC, race->len));
+		unmap_both(race);
+		munmap(at(neighbour), pmd_span());
+	}
+}
+
+/* The memory is at one of the two places, whole. */
+static bool sees_one_of_both(struct race *race)
+{
+	struct vma vma;
+	const bool at_src = find_vma(SRC, &vma);
+	const bool at_dst = find_vma(race->dst, &vma);
+
+	return at_src != at_dst &&
+	       !check_stamps(at_src ? SRC : race->dst, race->len, 1);
+}
+
+static const char *fork_and_look(struct race *race)
+{
+	const pid_t child = fork();
+	int status;
+
+	if (!child)
+		_exit(!sees_one_of_both(race));
+	if (waitpid(child, &status, 0) != child || status)
+		return "the child does not see what the parent has";
+	return NULL;
+}
+
+TEST_F_TIMEOUT(race, child_is_forked, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	start_thread(_metadata, race, fork_and_look);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_private(_metadata, race);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED));
+		EXPECT_OK(complaint_of(race));
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		munmap(at(race->dst), race->len);
+	}
+}
+
+/* ---- page tables that are shared with UFFDIO_MOVE ---- */
+
+/* Two places beside the old and the new one, in the same tables. */
+#define BESIDE_SRC	(SRC + bytes(64))
+#define BESIDE_DST	(DST + bytes(64))
+#define EXCHANGED	16
+
+static const char *move_by_uffd(int fd, unsigned long from, unsigned long to)
+{
+	struct uffdio_move move = {
+		.dst = to, .src = from, .len = bytes(EXCHANGED),
+	};
+
+	return ioctl(fd, UFFDIO_MOVE, &move) ? "UFFDIO_MOVE failed" : NULL;
+}
+
+/* There and back, in either order of the page table locks. */
+static const char *exchange_pages(struct race *race)
+{
+	const char *why = NULL;
+
+	for (int i = 0; !why && i < 10; i++) {
+		why = move_by_uffd(race->fd, BESIDE_SRC, BESIDE_DST);
+		why = why ?: move_by_uffd(race->fd, BESIDE_DST, BESIDE_SRC);
+	}
+	return why;
+}
+
+static int open_uffd(void)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API, .features = UFFD_FEATURE_MOVE,
+	};
+	int fd = syscall(__NR_userfaultfd, O_CLOEXEC);
+
+	return fd < 0 || ioctl(fd, UFFDIO_API, &api) ? -1 : fd;
+}
+
+static void map_registered(META, int fd, unsigned long addr)
+{
+	struct uffdio_register reg = {
+		.range = { addr, bytes(EXCHANGED) },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	ASSERT_EQ(addr, map_anon(addr, bytes(EXCHANGED)));
+	if (addr == BESIDE_SRC)
+		stamp_range(addr, bytes(EXCHANGED), 3000);
+	ASSERT_EQ(0, ioctl(fd, UFFDIO_REGISTER, &reg));
+}
+
+TEST_F_TIMEOUT(race, pages_are_exchanged, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	race->fd = open_uffd();
+	if (race->fd < 0)
+		SKIP(return, "needs userfaultfd with UFFDIO_MOVE");
+	race->len = bytes(variant->pages < 64 ? variant->pages : 32);
+	map_registered(_metadata, race->fd, BESIDE_SRC);
+	map_registered(_metadata, race->fd, BESIDE_DST);
+	start_thread(_metadata, race, exchange_pages);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_private(_metadata, race);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED));
+		EXPECT_OK(complaint_of(race));
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		EXPECT_OK(check_stamps(BESIDE_SRC, bytes(EXCHANGED), 3000));
+		munmap(at(race->dst), race->len);
+	}
+}
+
+/* ---- huge pages that are split ---- */
+
+#define SPLIT_ALL	"/sys/kernel/debug/split_huge_pages"
+
+FIXTURE(huge)
+{
+	struct race *race;
+};
+
+/* With soft-dirty tracking, tables of a mapping that was merged stay in place. */
+FIXTURE_VARIANT(huge)
+{
+	bool tracked;
+	size_t offset;	/* of the destination, in pages */
+	enum point point;
+};
+
+FIXTURE_VARIANT_ADD(huge, planned) { false, 0, PLANNED };
+FIXTURE_VARIANT_ADD(huge, moved) { false, 0, MOVED };
+FIXTURE_VARIANT_ADD(huge, split_planned) { false, 5, PLANNED };
+FIXTURE_VARIANT_ADD(huge, tracked_planned) { true, 0, PLANNED };
+FIXTURE_VARIANT_ADD(huge, tracked_detached) { true, 0, DETACHED };
+
+static const char *split_all(struct race *race)
+{
+	race->successes += write_setting(SPLIT_ALL, "1");
+	return NULL;
+}
+
+FIXTURE_SETUP(huge)
+{
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "needs two processors");
+	if (access(SPLIT_ALL, W_OK))
+		SKIP(return, "needs " SPLIT_ALL);
+	if (variant->tracked && !softdirty_supported())
+		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
+	self->race = new_race(_metadata, variant->point);
+	self->race->len = 2 * pmd_span();
+	self->race->dst = variant->tracked ? SRC + self->race->len :
+					     DST + bytes(variant->offset);
+	start_process(_metadata, self->race, split_all);
+}
+
+FIXTURE_TEARDOWN(huge)
+{
+	end_race(self->race);
+}
+
+/* One table of small pages, then a huge page. */
+static void map_small_and_huge(META, struct race *race, unsigned long addr)
+{
+	ASSERT_EQ(addr, map_anon(addr, race->len));
+	ASSERT_EQ(0, madvise(at(addr), race->len, MADV_NOHUGEPAGE));
+	stamp_range(addr, race->len / 2, 1);
+	ASSERT_EQ(0, madvise(at(addr), race->len, MADV_HUGEPAGE));
+	stamp_range(addr + race->len / 2, race->len / 2, 1 + table_pages());
+}
+
+/* So that the new place is merged with a neighbour below, which is clean. */
+static void map_clean_neighbour(META, struct race *race)
+{
+	ASSERT_EQ(SRC, map_anon(SRC, 2 * race->len));
+	ASSERT_EQ(0, madvise(at(SRC), 2 * race->len, MADV_NOHUGEPAGE));
+	stamp_range(SRC, psize(), 1);
+	stamp_range(race->dst, race->len / 2, 1);
+	ASSERT_EQ(0, madvise(at(SRC), 2 * race->len, MADV_HUGEPAGE));
+	stamp_range(race->dst + race->len / 2, race->len / 2, 1 + table_pages());
+	ASSERT_EQ(DST, move_to(race->dst, race->len, race->len, DST));
+	clear_softdirty();
+}
+
+TEST_F_TIMEOUT(huge, pages_are_split, TIMEOUT)
+{
+	struct race *race = self->race;
+	const unsigned long src = variant->tracked ? DST : SRC;
+
+	if (variant->tracked)
+		map_clean_neighbour(_metadata, race);
+	else
+		map_small_and_huge(_metadata, race, src);
+	if (smaps_kb(src, "AnonHugePages") <= 0)
+		SKIP(return, "needs transparent huge pages");
+	start_writer(_metadata, race, src + race->len / 2, true);
+	ASSERT_EQ(race->dst, raced(race, src, race->len, FIXED | DONTUNMAP,
+				   race->dst));
+	end_writer(race);
+	expect_counted(_metadata, race, race->dst + race->len / 2);
+	EXPECT_OK(check_stamps(race->dst, race->len, 1));
+	EXPECT_OK(check_zero(src, race->len));
+}
+
+TEST_HARNESS_MAIN
