@@ -2317,6 +2317,83 @@ static void device_tables_are_flushed_one_by_one(struct kunit *test)
 	close_space(test);
 }
 
+/* Secondary MMUs */
+
+#ifdef CONFIG_MMU_NOTIFIER
+/* Tells where the first page was when a range was announced and when it ended. */
+struct watcher {
+	struct mmu_notifier notifier;
+	struct mmu_notifier_range range;
+	unsigned int starts;
+	unsigned int ends;
+	struct page *src_at_start;
+	struct page *src_at_end;
+	struct page *dst_at_end;
+};
+
+#define WATCHED_FROM	(SRC_AT + PAGES(5))
+#define WATCHED_TO	(DST_AT + PAGES(5))
+
+static int watch_start(struct mmu_notifier *notifier,
+		       const struct mmu_notifier_range *range)
+{
+	struct watcher *w = container_of(notifier, struct watcher, notifier);
+
+	w->range = *range;
+	w->starts++;
+	w->src_at_start = page_at(WATCHED_FROM);
+	return 0;
+}
+
+static void watch_end(struct mmu_notifier *notifier,
+		      const struct mmu_notifier_range *range)
+{
+	struct watcher *w = container_of(notifier, struct watcher, notifier);
+
+	w->ends++;
+	w->src_at_end = page_at(WATCHED_FROM);
+	w->dst_at_end = page_at(WATCHED_TO);
+}
+
+static const struct mmu_notifier_ops watcher_ops = {
+	.invalidate_range_start = watch_start,
+	.invalidate_range_end = watch_end,
+};
+
+/* From before the first entry moves until the last one has, tables that move. */
+static void secondary_mmus_are_told(struct kunit *test)
+{
+	struct watcher w = { .notifier.ops = &watcher_ops };
+	unsigned long len = 2 * PMD_SIZE - PAGES(10);
+	struct pagetable_move pm;
+	struct page *page;
+
+	map_at(test, WATCHED_FROM, len, RW);
+	stamp(test, WATCHED_FROM);
+	stamp(test, WATCHED_FROM + len - PAGE_SIZE);
+	page = page_at(WATCHED_FROM);
+	copy_mapping(test, &pm, WATCHED_FROM, len, WATCHED_TO, len);
+	KUNIT_ASSERT_EQ(test, mmu_notifier_register(&w.notifier, current->mm), 0);
+	KUNIT_EXPECT_EQ(test, lock_and_move(&pm, false), 0);
+	mmu_notifier_unregister(&w.notifier, current->mm);
+
+	KUNIT_EXPECT_EQ(test, w.starts, 1);
+	KUNIT_EXPECT_EQ(test, w.ends, 1);
+	KUNIT_EXPECT_EQ(test, w.range.start, SRC_AT);
+	KUNIT_EXPECT_EQ(test, w.range.end, SRC_AT + 2 * PMD_SIZE);
+	KUNIT_EXPECT_EQ(test, pm.stats.pmds, 2);
+	KUNIT_EXPECT_PTR_EQ(test, w.src_at_start, page);
+	KUNIT_EXPECT_NULL(test, w.src_at_end);
+	KUNIT_EXPECT_PTR_EQ(test, w.dst_at_end, page);
+	close_space(test);
+}
+#else
+static void secondary_mmus_are_told(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_MMU_NOTIFIER");
+}
+#endif
+
 /* The stack of an execve() */
 
 struct stack_case {
@@ -2395,6 +2472,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(huge_entries_keep_their_kind),
 	KUNIT_CASE_PARAM(file_pages_move, file_gen_params),
 	KUNIT_CASE(device_tables_are_flushed_one_by_one),
+	KUNIT_CASE(secondary_mmus_are_told),
 	KUNIT_CASE_PARAM(stack_moves_down, stack_gen_params),
 	{}
 };
