@@ -834,6 +834,11 @@ static bool can_detach_tables(const struct pagetable_move *pm)
  */
 #define SMALL_MOVE	(64 * PAGE_SIZE)
 
+static bool has_own_table(const struct pagetable_move *pm)
+{
+	return ALIGN(pm->own_start, PMD_SIZE) + PMD_SIZE <= pm->own_end;
+}
+
 /*
  * Find the tables at both ends that hold entries of the range and no others,
  * although the range does not fill them. Where that is so at the new place as
@@ -842,15 +847,10 @@ static bool can_detach_tables(const struct pagetable_move *pm)
  */
 static void widen_to_tables(struct pagetable_move *pm)
 {
-	bool is_small = pm->end - pm->start < SMALL_MOVE;
-	unsigned long head = is_small ? 0 : pm->start & ~PMD_MASK;
-	unsigned long tail = is_small ? 0 : -pm->end & ~PMD_MASK;
-	bool may_widen = can_move_pte_tables(pm) && !pm->insist &&
-			 pm->end - pm->start >= PMD_SIZE - head;
-
-	/* The last table of the address space: its end would be 0. */
-	if (pm->end + tail < pm->end || pm->end + pm->shift + tail < tail)
-		tail = 0;
+	unsigned long head = pm->start & ~PMD_MASK;
+	unsigned long tail = -pm->end & ~PMD_MASK;
+	bool is_one_table = pm->end - pm->start < PMD_SIZE - head;
+	bool may_widen = can_move_pte_tables(pm) && !pm->insist && !is_one_table;
 
 	if (!pm->insist) {
 		pm->wide_start = pm->start;
@@ -859,21 +859,28 @@ static void widen_to_tables(struct pagetable_move *pm)
 	pm->own_start = pm->start;
 	pm->own_end = pm->end;
 	pm->new_own_start = pm->start + pm->shift;
+	if (pm->end - pm->start < SMALL_MOVE)
+		return;
 
-	if (can_detach_tables(pm) && !is_small &&
-	    can_align_down(pm->dst, pm->new_own_start, false))
-		pm->new_own_start &= PMD_MASK;
+	/* The last table of the address space: its end would be 0. */
+	if (pm->end + tail < pm->end || pm->end + pm->shift + tail < tail)
+		tail = 0;
+	if (tail && !pm->in_stack && can_align_up(pm->src, pm->end)) {
+		pm->own_end += tail;
+		if (may_widen && can_align_up_new(pm->dst, pm->end + pm->shift))
+			pm->wide_end += tail;
+	} else if (is_one_table) {
+		return;
+	}
 	if (head && can_align_down(pm->src, pm->start, pm->in_stack)) {
 		pm->own_start -= head;
 		if (may_widen && can_align_down(pm->dst, pm->start + pm->shift,
 						pm->in_stack))
 			pm->wide_start -= head;
 	}
-	if (tail && !pm->in_stack && can_align_up(pm->src, pm->end)) {
-		pm->own_end += tail;
-		if (may_widen && can_align_up_new(pm->dst, pm->end + pm->shift))
-			pm->wide_end += tail;
-	}
+	if (can_detach_tables(pm) && has_own_table(pm) &&
+	    can_align_down(pm->dst, pm->new_own_start, false))
+		pm->new_own_start &= PMD_MASK;
 }
 
 /* Page tables: making entries */
