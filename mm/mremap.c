@@ -246,6 +246,7 @@ struct old_range {
  * @only: the one, if there is only one
  * @olds: ranges to clear for MREMAP_FIXED, in the order of the addresses
  * @nr_olds: number of these; 0 without MREMAP_FIXED
+ * @max_olds: room for so many
  * @only_old: the one, if there is only one
  * @dst_old: what was mapped where something is to go
  * @added: what the call adds to the address space
@@ -271,6 +272,7 @@ struct mremap_op {
 	struct old_range *olds;
 	struct old_range *only_old;
 	unsigned long nr_olds;
+	unsigned long max_olds;
 
 	struct range_survey dst_old;
 	struct range_survey added;
@@ -371,9 +373,14 @@ static int check_destination(const struct mremap_request *req)
 static int check_hugetlb(struct vm_area_struct *vma, struct mremap_request *req)
 {
 	unsigned long size = huge_page_size(hstate_vma(vma));
+	unsigned long old_len = ALIGN(req->old_len, size);
+	unsigned long new_len = ALIGN(req->new_len, size);
 
-	req->old_len = ALIGN(req->old_len, size);
-	req->new_len = ALIGN(req->new_len, size);
+	/* A length near the end of the address space is not to become none. */
+	if (old_len < req->old_len || new_len < req->new_len)
+		return -EINVAL;
+	req->old_len = old_len;
+	req->new_len = new_len;
 
 	if (!IS_ALIGNED(req->addr, size))
 		return -EINVAL;
@@ -1682,12 +1689,14 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 static unsigned long window_limit(const struct pagetable_move *pm,
 				  unsigned long room_end)
 {
-	unsigned long tables_end = (pm->cursor & PMD_MASK) +
-				   WINDOW_TABLES * PMD_SIZE;
+	unsigned long tables = WINDOW_TABLES * PMD_SIZE - (pm->cursor & ~PMD_MASK);
 
 	if (pm->per_table)
 		return pm->cursor + get_extent(pm, PMD_SIZE);
-	return can_move_pte_tables(pm) ? room_end : min(room_end, tables_end);
+	if (can_move_pte_tables(pm))
+		return room_end;
+	/* Not by the end of the last table: that may be the address space's. */
+	return pm->cursor + min(room_end - pm->cursor, tables);
 }
 
 /*
@@ -1798,9 +1807,10 @@ static void skip_empty_pmds(struct pagetable_move *pm,
 {
 	unsigned long addr = pm->cursor;
 
+	/* The end of the last table may be that of the address space. */
 	while (addr < end && pmd_none(pmdp_get_lockless(old_pmd_at(win, addr))))
-		addr = (addr & PMD_MASK) + PMD_SIZE;
-	pm->cursor = min(addr, end);
+		addr += min(PMD_SIZE - (addr & ~PMD_MASK), end - addr);
+	pm->cursor = addr;
 }
 
 /* Move on in the two tables of PMDs, by up to @extent bytes. */
@@ -2727,6 +2737,8 @@ static void add_old_range(struct mremap_op *op, unsigned long start,
 		last->end = end;
 		return;
 	}
+	if (WARN_ON_ONCE(op->nr_olds == op->max_olds))
+		return;
 	last++;
 	last->start = start;
 	last->end = end;
@@ -2828,13 +2840,18 @@ static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
 		      const struct mremap_request *req)
 {
 	unsigned long end = min(vma->vm_end, req->addr + req->old_len);
+	unsigned long size;
 
 	mv->src = vma;
 	mv->vm_flags = vma->vm_flags;
 	mv->addr = max(vma->vm_start, req->addr);
 	mv->len = end - mv->addr;
-	if (is_vm_hugetlb_page(vma))
-		mv->len = ALIGN(mv->len, huge_page_size(hstate_vma(vma)));
+	if (is_vm_hugetlb_page(vma)) {
+		size = huge_page_size(hstate_vma(vma));
+		/* What starts within a huge page will be refused as it is. */
+		if (IS_ALIGNED(mv->addr, size))
+			mv->len = ALIGN(mv->len, size);
+	}
 	mv->dst_addr = req->new_addr + (mv->addr - req->addr);
 	mv->dst_len = mv->len;
 }
@@ -2848,11 +2865,12 @@ static int make_room_for_moves(struct mremap_op *op)
 	struct vm_area_struct *vma;
 
 	for_each_vma_range(vmi, vma, end) {
-		nr_ranges += vma->vm_start != last_end;
+		nr_ranges += !nr || vma->vm_start != last_end;
 		last_end = vma->vm_end;
 		nr++;
 	}
 	op->nr_moves = nr;
+	op->max_olds = nr_ranges;
 	if (nr > 1)
 		op->moves = kvmalloc_array(nr, sizeof(*op->moves),
 					   GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
@@ -3163,6 +3181,7 @@ static unsigned long do_mremap(const struct mremap_request *asked)
 		.nr_moves = 1,
 		.olds = &only_old,
 		.only_old = &only_old,
+		.max_olds = 1,
 		.uffd_remap = NULL_VM_UFFD_CTX,
 		.uffd_unmap_dst = LIST_HEAD_INIT(op.uffd_unmap_dst),
 		.uffd_unmap_src = LIST_HEAD_INIT(op.uffd_unmap_src),

@@ -455,6 +455,43 @@ static void windows_are_limited(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, window_limit(&pm, far), start + size);
 	pm.per_table = true;
 	KUNIT_EXPECT_EQ(test, window_limit(&pm, far), start + PMD_SIZE);
+
+	/* In the last tables of the address space, whose end would be 0. */
+	pm = (struct pagetable_move) {
+		.cursor = -2 * PMD_SIZE,
+		.end = -PAGE_SIZE,
+		.shift = PAGES(1) - size,
+	};
+	KUNIT_EXPECT_EQ(test, window_limit(&pm, pm.end), pm.end);
+}
+
+/* Empty entries are skipped up to the one that is not, or to the end. */
+static void empty_entries_are_skipped(struct kunit *test)
+{
+	struct pagetable_move pm = { .cursor = PMD_SIZE + PAGES(3) };
+	struct move_window win = {
+		.old_pmds = kunit_kcalloc(test, PTRS_PER_PMD, sizeof(pmd_t),
+					  GFP_KERNEL),
+	};
+
+	if (PTRS_PER_PMD < 8)
+		kunit_skip(test, "needs tables of PMDs");
+	KUNIT_ASSERT_NOT_NULL(test, win.old_pmds);
+	skip_empty_pmds(&pm, &win, 3 * PMD_SIZE + PAGES(7));
+	KUNIT_EXPECT_EQ(test, pm.cursor, 3 * PMD_SIZE + PAGES(7));
+	skip_empty_pmds(&pm, &win, 4 * PMD_SIZE);
+	KUNIT_EXPECT_EQ(test, pm.cursor, 4 * PMD_SIZE);
+
+	memset(&win.old_pmds[6], 0xff, sizeof(pmd_t));
+	skip_empty_pmds(&pm, &win, 8 * PMD_SIZE);
+	KUNIT_EXPECT_EQ(test, pm.cursor, 6 * PMD_SIZE);
+	skip_empty_pmds(&pm, &win, 8 * PMD_SIZE);
+	KUNIT_EXPECT_EQ(test, pm.cursor, 6 * PMD_SIZE);
+
+	/* The last table of the address space: not on from its first entry. */
+	pm.cursor = -2 * PMD_SIZE;
+	skip_empty_pmds(&pm, &win, -PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, pm.cursor, -PAGE_SIZE);
 }
 
 static void moved_entries_are_soft_dirty(struct kunit *test)
@@ -504,6 +541,7 @@ static struct kunit_case request_tests[] = {
 	KUNIT_CASE_PARAM(whole_tables_are_found, whole_gen_params),
 	KUNIT_CASE(flush_covers_all_that_moved),
 	KUNIT_CASE(windows_are_limited),
+	KUNIT_CASE(empty_entries_are_skipped),
 	KUNIT_CASE(moved_entries_are_soft_dirty),
 	KUNIT_CASE(map_count_leaves_room),
 	{}
@@ -735,6 +773,7 @@ static struct mremap_op *new_op(struct kunit *test, struct mremap_request *req)
 	op->moves = op->only;
 	op->nr_moves = 1;
 	op->olds = op->only_old;
+	op->max_olds = 1;
 	INIT_LIST_HEAD(&op->uffd_unmap_dst);
 	INIT_LIST_HEAD(&op->uffd_unmap_src);
 	return op;

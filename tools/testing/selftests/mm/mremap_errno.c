@@ -91,7 +91,7 @@ FIXTURE_VARIANT(call)
 	unsigned long flags;
 	unsigned long new_addr;
 	int err;
-	int base;		/* stock's errno, if it is another one */
+	int base;		/* stock's errno, if it is another one; -1: keep off */
 	bool base_changes;
 };
 
@@ -258,6 +258,15 @@ ROW(hugetlb_duplicate_shared, HUGETLB_SHARED, SRC, 0, H, MREMAP_MAYMOVE, 0,
     EINVAL);
 ROW(hugetlb_beyond_fixed, HUGETLB, SRC, 4 * H, 3 * H, FIXED, DST, EFAULT,
     DESTROYS);
+/* Stock rounds these up to 0, and takes the mapping away, or worse. */
+ROW(hugetlb_new_len_wraps, HUGETLB, SRC, 2 * H, -P, MREMAP_MAYMOVE, 0, EINVAL,
+    .base = -1);
+ROW(hugetlb_new_len_wraps_fixed, HUGETLB, SRC, 2 * H, -P, FIXED, DST, EINVAL,
+    .base = -1);
+ROW(hugetlb_new_len_wraps_shared, HUGETLB_SHARED, SRC, 2 * H, -P, FIXED, DST,
+    EINVAL, .base = -1);
+ROW(hugetlb_both_wrap, HUGETLB_SHARED, SRC, -P, -2 * P, FIXED, DST, EINVAL,
+    .base = -1);
 ROW(hugetlb_new_addr_not_given, HUGETLB, SRC, 2 * H, 2 * H, 0, P, 0,
     .base = EINVAL);
 ROW(hugetlb_new_addr_not_given_maymove, HUGETLB, SRC, 2 * H, 2 * H,
@@ -549,8 +558,11 @@ TEST_F(call, is_refused)
 {
 	const bool base = expect_base();
 	const int err = base && variant->base ? variant->base : variant->err;
-	const unsigned long ret = make_call(self, variant);
+	unsigned long ret;
 
+	if (err < 0)
+		SKIP(return, "stock 6.12 breaks down");
+	ret = make_call(self, variant);
 	EXPECT_EQ(err, error_of(ret));
 	if (!err)
 		EXPECT_EQ(variant->addr, ret);

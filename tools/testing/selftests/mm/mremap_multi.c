@@ -2386,6 +2386,54 @@ TEST_F(hugetlb, cut_at_destination_mended)
 	EXPECT_OK(check_stamp(src + bytes(2), 2));
 }
 
+/*
+ * What is behind follows at the end that the source has, which is not that of a
+ * huge page counted from its odd start. No huge page is taken.
+ */
+TEST(hugetlb_not_aligned_before_neighbour_mended)
+{
+	const size_t huge = default_huge_page_size();
+	const unsigned long dst = FILL + GB;
+
+	SKIP_STOCK();
+	if (huge != pmd_span())
+		SKIP(return, "needs huge pages of the size of a table");
+	ASSERT_EQ(SRC, map_at(SRC, huge, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
+			      MAP_NORESERVE, -1, 0));
+	ASSERT_EQ(SRC + huge, map_anon(SRC + huge, bytes(3)));
+	stamp_range(SRC + huge, bytes(3), 1);
+	save_state();
+	for (size_t page = 1; page < 3; page++) {
+		EXPECT_EQ(EINVAL, error_of(move_to(SRC + bytes(page), huge, huge, dst)));
+		EXPECT_EQ(EINVAL, error_of(do_mremap(SRC + bytes(page), huge, huge, KEEP,
+						     dst)));
+	}
+	EXPECT_OK(check_state());
+	EXPECT_OK(check_stamps(SRC + huge, bytes(3), 1));
+}
+
+/* The first page of the address space is a source like any other. */
+TEST(from_the_first_page_on)
+{
+	SKIP_STOCK();
+	if (map_anon(0, bytes(1)))
+		SKIP(return, "needs a mapping at address 0 (vm.mmap_min_addr)");
+	ASSERT_EQ(bytes(2), map_anon(bytes(2), bytes(1)));
+	ASSERT_EQ(bytes(4), map_anon(bytes(4), bytes(2)));
+	for (size_t page = 0; page < 6; page++)
+		if (page % 2 == 0 || page == 5)
+			stamp(bytes(page), 10 + page);
+	ASSERT_EQ(SRC, move_to(0, bytes(6), bytes(6), SRC));
+	for (size_t page = 0; page < 6; page++) {
+		if (page % 2 == 0 || page == 5)
+			EXPECT_OK(check_stamp(SRC + bytes(page), 10 + page));
+		else
+			EXPECT_OK(check_unmapped(SRC + bytes(page), psize()));
+	}
+	EXPECT_OK(check_unmapped(0, bytes(6)));
+}
+
 /* ---- files that choose their addresses themselves ---- */
 
 static bool is_ramfs(int fd)
