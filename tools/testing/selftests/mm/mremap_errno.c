@@ -74,6 +74,7 @@ enum stage {
 	HUGETLB,	/* the source is two private huge pages */
 	HUGETLB_SHARED,
 	VDSO,		/* the source is the vDSO: it can neither grow nor split */
+	VDSO_OF_PAGES,	/* and it is longer than a page */
 	UNSPLITTABLE,	/* two huge pages are mapped at WHOLE, LEN below them */
 };
 
@@ -282,8 +283,8 @@ ROW(dontexpand_grow_fixed, VDSO, SRC, P, 2 * P, FIXED, DST, EFAULT, DESTROYS);
 ROW(dontexpand_dontunmap, VDSO, SRC, P, P, DONTUNMAP, 0, EINVAL);
 ROW(dontexpand_dontunmap_fixed, VDSO, SRC, P, P, FIXED | DONTUNMAP, DST, EINVAL,
     DESTROYS);
-ROW(unsplittable_part, VDSO, SRC, P, P, FIXED, DST, EINVAL, DESTROYS);
-ROW(unsplittable_shrink, VDSO, SRC, 2 * P, P, 0, 0, EINVAL);
+ROW(unsplittable_part, VDSO_OF_PAGES, SRC, P, P, FIXED, DST, EINVAL, DESTROYS);
+ROW(unsplittable_shrink, VDSO_OF_PAGES, SRC, 2 * P, P, 0, 0, EINVAL);
 
 /* A huge page in the way, or in what is dropped, would have to be cut. */
 ROW(unsplittable_destination, UNSPLITTABLE, SRC, LEN, LEN, FIXED, WHOLE + P,
@@ -411,6 +412,7 @@ static const char *map_unsplittable(void)
 static const char *build_stage(FIXTURE_DATA(call) *self, enum stage stage)
 {
 	const char *why = map_source(self, stage);
+	struct vma vdso;
 
 	if (why)
 		return why;
@@ -445,9 +447,12 @@ static const char *build_stage(FIXTURE_DATA(call) *self, enum stage stage)
 		fill_map_count();
 		break;
 	case VDSO:
+	case VDSO_OF_PAGES:
 		self->src = getauxval(AT_SYSINFO_EHDR);
-		if (!self->src)
+		if (!self->src || !find_vma(self->src, &vdso))
 			return "needs a vDSO";
+		if (stage == VDSO_OF_PAGES && vdso.end - vdso.start == P)
+			return "needs a vDSO of several pages";
 		break;
 	case UNSPLITTABLE:
 		return map_unsplittable();
