@@ -1761,10 +1761,11 @@ static void expect_widened(struct kunit *test, const struct move_case *c,
 			   struct pagetable_move *pm)
 {
 	unsigned long start = pm->start, end = pm->end;
+	bool whole = can_move_pte_tables(pm);
 
-	if (c->flags & WIDE_HEAD)
+	if (whole && (c->flags & WIDE_HEAD))
 		start &= PMD_MASK;
-	if (c->flags & WIDE_TAIL)
+	if (whole && (c->flags & WIDE_TAIL))
 		end = ALIGN(end, PMD_SIZE);
 	mmap_write_lock(current->mm);
 	widen_to_tables(pm);
