@@ -25,7 +25,7 @@ x86_64)
 	# Threads: see lab/guest.py. Two processors, so that there are TLBs to flush.
 	options=(--arch=x86_64 "--qemu_args=-accel tcg,thread=single -smp 2")
 	;;
-um) options=() ;;
+um) configs+=(../../lab/config/kunit-um.config) options=() ;;
 *) die "$usage" ;;
 esac
 
