@@ -5,7 +5,7 @@
 TREE ?= patched
 FLAVOR ?= prod
 
-scripts := base tree image run test bench series shell check
+scripts := base tree image run test bench series shell check matrix docs arm64
 .PHONY: help clean $(scripts)
 
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
@@ -20,6 +20,9 @@ help:
 	@echo "make base     install and unpack the unpatched source to build/base/"
 	@echo "make tree     the same with our files and patches on it, build/tree/"
 	@echo "make bench    compare the patched kernel's costs with the unpatched one's"
+	@echo "make matrix   compile in many configurations and for other architectures"
+	@echo "make arm64    run tests on an arm64 kernel"
+	@echo "make docs     build the documentation and check it"
 	@echo "make series   write our changes as a patch series"
 	@echo "make check    check the sources themselves"
 	@echo "make clean    remove build/, all that was made"
@@ -39,7 +42,10 @@ shell:
 	@image=$$(lab/image.sh '$(TREE)' '$(FLAVOR)' | tail -n 1) && test -n "$$image" && \
 		lab/guest.py --image "$$image" --root host --interactive -- bash
 
-run test bench series check:
+matrix:
+	@lab/matrix.py
+
+run test bench series check docs arm64:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
 

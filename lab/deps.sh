@@ -8,6 +8,9 @@
 declare -A groups=(
 	[base]="git linux-config-6.12 linux-source-6.12 patch python3 tar xz-utils"
 	[build]="bc bison ccache flex gcc libc6-dev libelf-dev libssl-dev lz4 make perl"
+	[cross]="clang gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-powerpc64le-linux-gnu gcc-riscv64-linux-gnu gcc-s390x-linux-gnu"
+	[arm64]="libc6-dev-arm64-cross qemu-system-arm"
+	[docs]="make man-db mandoc python3-sphinx python3-sphinx-rtd-theme"
 	[guest]="busybox-static cpio python3 qemu-system-x86"
 	[test]="gcc libc6-dev libcap-dev make rsync"
 	[bench]="gcc gnuplot-nox libc6-dev python3"
