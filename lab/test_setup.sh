@@ -32,11 +32,12 @@ mount -t ramfs tmp /tmp
 cd /tmp
 
 # A file system that pages are written back to.
-if grep -qw ext2 /proc/filesystems && [ -b /dev/loop0 ]; then
+if grep -qw 'ext[24]' /proc/filesystems; then
 	mkdir disk
 	dd if=/dev/zero of=disk.image bs=1M count=16 2>/dev/null
 	mke2fs -F disk.image >/dev/null
-	mount -t ext2 -o loop disk.image disk
+	losetup /dev/loop0 disk.image
+	mount /dev/loop0 disk
 	export MREMAP_DISK=/tmp/disk
 fi
 exec "$@"
