@@ -62,7 +62,7 @@ static const char * const point_names[NR_POINTS] = {
 };
 
 #define DELAY_DIR	"/sys/kernel/debug/mremap_delay_us/"
-#define DELAY		"150000"
+#define DELAY		"300000"
 
 static bool set_delay(enum point point, const char *usecs)
 {
