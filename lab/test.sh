@@ -25,7 +25,7 @@ arguments=()
 flavor_given=0
 
 declare -A seconds=([prod]=600 [debug]=1500)	# limit for one suite
-declare -A append=([mremap_race]="numa=fake=2")	# for the kernel's command line
+declare -A append=([mremap_race]="numa=fake=2")	# on the command line
 
 is_one_of() {
 	local word=$1
@@ -99,7 +99,7 @@ run_suite() {
 	local tap=build/test/$name.tap log=build/test/$name.log report=build/test/$name.report
 
 	lab/guest.py --image "$image" --mem 2048 --timeout "${seconds[$flavor]}" --log "$log" \
-		--append "${append[$suite]-}" \
+		--append "oops=panic ${append[$suite]-}" \
 		--add "$out/$suite" --add lab/test_setup.sh -- \
 		/bin/sh /bin/test_setup.sh env MREMAP_EXPECT="$expect" "/bin/$suite" \
 		${arguments[@]+"${arguments[@]}"} >"$tap" 2>"$report.guest" || status=$?
