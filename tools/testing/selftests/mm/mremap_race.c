@@ -108,6 +108,7 @@ struct race {
 	pthread_t thread;
 	pid_t child;
 	int fd;			/* of the file that is mapped, if there is one */
+	int direct;		/* the same file, past the page cache */
 	int pipe[2];
 	long got;		/* bytes */
 
@@ -529,11 +530,10 @@ static int open_on_disk(struct race *race)
 	race->fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
 	if (race->fd < 0 || fstatfs(race->fd, &fs))
 		return -1;
-	/* For reading what is on the disk, past the page cache. */
-	race->pipe[0] = open(path, O_RDONLY | O_DIRECT);
+	race->direct = open(path, O_RDONLY | O_DIRECT);
 	unlink(path);
 	if ((unsigned int)fs.f_type == RAMFS_MAGIC || fs.f_type == TMPFS_MAGIC ||
-	    race->pipe[0] < 0 || ftruncate(race->fd, race->len))
+	    race->direct < 0 || ftruncate(race->fd, race->len))
 		return -1;
 	return 0;
 }
@@ -556,7 +556,7 @@ static uint64_t read_from_disk(struct race *race)
 	uint64_t count = 0;
 
 	if (!fsync(race->fd) &&
-	    pread(race->pipe[0], page, psize(), 0) == (ssize_t)psize())
+	    pread(race->direct, page, psize(), 0) == (ssize_t)psize())
 		count = *counter_at((unsigned long)page);
 	free(page);
 	return count;
@@ -769,7 +769,7 @@ TEST_F_TIMEOUT(race, memory_is_reclaimed, TIMEOUT)
 
 static const char *read_into_source(struct race *race)
 {
-	race->got = pread(race->pipe[0], at(SRC), race->len, 0);
+	race->got = pread(race->direct, at(SRC), race->len, 0);
 	return NULL;
 }
 
