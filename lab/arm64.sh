@@ -81,12 +81,14 @@ rm -f "$out"/*.tap
 good=1
 boot || { echo "QEMU ended with $?" >&2; good=0; }
 
+verdicts=()
 report() {
 	local name=$1 file=$2 verdict
 	lab/ktap.py "$file" >"$out/$name.report" || good=0
 	verdict=$(tail -n 1 "$out/$name.report")
 	sed '$d' "$out/$name.report"
 	echo "arm64 $name: $verdict"
+	verdicts+=("$verdict")
 }
 
 # The kernel's log has its own tests' output, and the suites' programs print elsewhere.
@@ -94,6 +96,9 @@ report kunit "$out/kernel.log"
 for run in "${runs[@]}"; do
 	report "$run" "$out/$run.tap"
 done
+printf '%s\n' "${verdicts[@]}" | awk '
+	{ passed += $1; failed += $3; skipped += $5 }
+	END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }'
 if grep -E "$splat" "$out/kernel.log" >&2; then
 	echo "the kernel complained, see $out/kernel.log" >&2
 	good=0
