@@ -219,10 +219,11 @@ def follow(output_end: socket.socket, status_end: socket.socket, output: Output,
         if not ready:
             raise TimeoutError
         for key, _ in ready:
-            data = key.fileobj.recv(1 << 16)
+            end = output_end if key.fileobj is output_end else status_end
+            data = end.recv(1 << 16)
             if not data:
-                selector.unregister(key.fileobj)
-            elif key.fileobj is output_end:
+                selector.unregister(end)
+            elif end is output_end:
                 output.feed(data)
             else:
                 report += data

@@ -127,12 +127,13 @@ def print_profile(label: str, stretch: Stretch, symbols: Symbols, least: float) 
 def build() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     here = LAB / "bench"
-    for command in (
-            ["gcc", "-O2", "-static", "-o", OUT / "bench", here / "bench.c"],
-            ["gcc", "-O2", "-static", "-nostdlib", "-fno-stack-protector",
-             "-o", OUT / "nop", here / "nop.c"],
-            ["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC",
-             "-o", OUT / "profile.so", here / "profile.c"]):
+    commands: tuple[list[str | Path], ...] = (
+        ["gcc", "-O2", "-static", "-o", OUT / "bench", here / "bench.c"],
+        ["gcc", "-O2", "-static", "-nostdlib", "-fno-stack-protector",
+         "-o", OUT / "nop", here / "nop.c"],
+        ["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC",
+         "-o", OUT / "profile.so", here / "profile.c"])
+    for command in commands:
         subprocess.run(command, check=True)
 
 
@@ -140,18 +141,21 @@ def run_guest(image: str, case: str) -> str:
     """What the guest prints: its symbols and the cases, as they were called."""
     plain = guest.qemu_command
 
-    def with_plugin(*arguments: object) -> list[str]:
-        return plain(*arguments) + ["-plugin", f"{OUT}/profile.so,out={OUT}/counts"]
+    def with_plugin(options: argparse.Namespace, accel: str, initrd: int, output: int,
+                    status: int) -> list[str]:
+        return plain(options, accel, initrd, output, status) + [
+            "-plugin", f"{OUT}/profile.so,out={OUT}/counts"]
 
     guest.qemu_command = with_plugin
     sys.argv = ["guest.py", "--image", image, "--icount", "--mem", "2048", "--timeout", "3000",
                 "--append", "nokaslr norandmaps", "--log", str(OUT / "kernel.log"),
                 "--add", str(OUT / "bench"), "--add", str(OUT / "nop"),
                 "--", "sh", "-c", f"cat /proc/kallsyms; exec /bin/bench --mark --only '{case}'"]
-    printed = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    raw = io.BytesIO()
+    printed = io.TextIOWrapper(raw, write_through=True)
     with redirect_stdout(printed):
         status = guest.main()
-    text = printed.buffer.getvalue().decode()
+    text = raw.getvalue().decode()
     if status:
         sys.exit(f"profile.py: the guest ended with {status}: {text[-300:]}")
     return text

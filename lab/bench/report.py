@@ -127,11 +127,11 @@ def cost_table(results: dict[str, Results]) -> str:
         readings = [results[kernel].cost.get((case.name, case.size)) for kernel in kernels]
         if not any(readings):
             continue
-        row = [case.title, *(number(r and r.instructions) for r in readings)]
+        row = [case.title, *(number(r.instructions if r else None) for r in readings)]
         if compared:
             row += judged(case, *(results[k].cost.get((case.name, case.size))
                                   for k in ("base", "patched")))
-        row += [number(reading and reading.local) for reading in readings]
+        row += [number(reading.local if reading else None) for reading in readings]
         rows.append(row)
     return table(rows)
 
@@ -144,7 +144,7 @@ def judged(case: Case, base: Reading | None, patched: Reading | None) -> list[st
         return [ratio(value), "", ""]
     target = f"{case.least:g}" + (f" / {case.beyond:g}" if case.beyond else "")
     return [ratio(value), target,
-            verdict(value >= case.least, case.beyond and value >= case.beyond)]
+            verdict(value >= case.least, case.beyond is not None and value >= case.beyond)]
 
 
 def flush_table(results: dict[str, Results]) -> str:
@@ -164,7 +164,7 @@ def flush_table(results: dict[str, Results]) -> str:
         found = [results[kernel].flushes.get((case.name, case.size)) for kernel in kernels]
         if not any(found):
             continue
-        row = [case.title, *(number(reading and count(reading))
+        row = [case.title, *(number(count(reading) if reading else None)
                              for count in counts.values() for reading in found)]
         target = ["", ""]
         if case.flushes_most and "patched" in kernels:
@@ -176,7 +176,7 @@ def flush_table(results: dict[str, Results]) -> str:
 def judged_flushes(case: Case, patched: Results) -> list[str]:
     target = f"{case.flushes_most} / {case.flushes_best}"
     reading = patched.flushes.get((case.name, case.size))
-    if not reading:
+    if not reading or case.flushes_most is None or case.flushes_best is None:
         return [target, ""]
     most = max(reading.own, reading.remote, reading.received)
     return [target, verdict(most <= case.flushes_most, most <= case.flushes_best)]
@@ -191,7 +191,8 @@ def huge_table(results: dict[str, Results]) -> str:
             continue
         row = [f"{case.name} {case.size // MB} MB"]
         for reading in found:
-            row += [number(reading and reading.huge_before), number(reading and reading.huge_after)]
+            row += [number(reading.huge_before if reading else None),
+                    number(reading.huge_after if reading else None)]
         rows.append(row)
     return table(rows) if len(rows) > 1 else ""
 

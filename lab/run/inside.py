@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 HERE = Path(__file__).resolve().parent
 TRACING = Path("/sys/kernel/tracing")
@@ -110,7 +110,7 @@ def read_trace() -> Counts:
     return counts
 
 
-def run_to_end(command: list[str], output: BinaryIO) -> str:
+def run_to_end(command: list[str], output: IO[bytes]) -> str:
     """Run a command and say what came of it; nothing of it is left running."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output,
                                stderr=output, start_new_session=True)
