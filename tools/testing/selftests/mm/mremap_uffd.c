@@ -1646,8 +1646,8 @@ static const char *check_protection(SELF, unsigned long addr, size_t start,
 	return NULL;
 }
 
-static const char *check_contents(SELF, VARIANT, unsigned long addr,
-				  size_t start, size_t end)
+static const char *check_contents(VARIANT, unsigned long addr, size_t start,
+				  size_t end)
 {
 	if (variant->untouched)
 		return check_zero(addr, end - start);
@@ -1722,7 +1722,7 @@ static void check_kept(META, SELF, VARIANT, unsigned long addr, size_t start,
 {
 	EXPECT_STREQ("uw", registration(addr));
 	EXPECT_OK(check_protection(self, addr, start, end, true));
-	EXPECT_OK(check_contents(self, variant, addr, start, end));
+	EXPECT_OK(check_contents(variant, addr, start, end));
 	/* Pages that come in for being read stay protected. */
 	EXPECT_OK(check_protection(self, addr, start, end, true));
 	EXPECT_OK(check_events(&self->monitor));
@@ -1734,13 +1734,13 @@ static void check_cleared(META, SELF, VARIANT, unsigned long addr,
 {
 	EXPECT_STREQ(NOT_REGISTERED, registration(addr));
 	EXPECT_OK(check_protection(self, addr, start, end, false));
-	EXPECT_OK(check_contents(self, variant, addr, start, end));
+	EXPECT_OK(check_contents(variant, addr, start, end));
 	EXPECT_OK(check_events(&self->monitor));
 	write_cleared(_metadata, self, addr, end - start);
 }
 
 /* Huge pages that moved as such are still huge. */
-static void check_huge(META, SELF, VARIANT, unsigned long addr, size_t len)
+static void check_huge(META, VARIANT, unsigned long addr, size_t len)
 {
 	if (variant->memory == ANON_HUGE && !variant->pageout &&
 	    !variant->shift && !variant->cut)
@@ -1754,7 +1754,7 @@ TEST_F(wp, kept)
 	ASSERT_EQ(self->dst, move_to(self->src, self->len, self->len,
 				     self->dst));
 	want_remap(&self->monitor, self->src, self->dst, self->len);
-	check_huge(_metadata, self, variant, self->dst, self->len);
+	check_huge(_metadata, variant, self->dst, self->len);
 	check_kept(_metadata, self, variant, self->dst, 0, self->len);
 }
 
@@ -1764,7 +1764,7 @@ TEST_F(wp, cleared)
 	protect(_metadata, self, variant);
 	ASSERT_EQ(self->dst, move_to(self->src, self->len, self->len,
 				     self->dst));
-	check_huge(_metadata, self, variant, self->dst, self->len);
+	check_huge(_metadata, variant, self->dst, self->len);
 	check_cleared(_metadata, self, variant, self->dst, 0, self->len);
 }
 
@@ -1782,7 +1782,7 @@ TEST_F(wp, cleared_for_good)
 	ASSERT_EQ(0, register_range(self->monitor.fd, self->dst, self->len,
 				    WP));
 	EXPECT_OK(check_protection(self, self->dst, 0, self->len, false));
-	EXPECT_OK(check_contents(self, variant, self->dst, 0, self->len));
+	EXPECT_OK(check_contents(variant, self->dst, 0, self->len));
 	write_cleared(_metadata, self, self->dst, self->len);
 	ASSERT_EQ(0, set_protection(self->monitor.fd, self->dst, self->unit,
 				    true));

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../kselftest.h"
 #include "mremap_util.h"
 
 #ifndef __NR_mseal
@@ -530,7 +531,7 @@ const char *prepare_fail_nth(void)
 		return "needs fault injection (" FAIL_NTH ")";
 	if (access(DEBUGFS "failslab", F_OK))
 		mount("debugfs", DEBUGFS, "debugfs", 0, NULL);
-	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
+	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
 		if (!write_setting(settings[i][0], settings[i][1]))
 			return "needs failslab and fail_page_alloc in debugfs";
 	return NULL;
