@@ -44,6 +44,7 @@
  * it is being reverted.
  */
 
+#include <linux/cacheflush.h>
 #include <linux/capability.h>
 #include <linux/compat.h>
 #include <linux/debugfs.h>
@@ -54,6 +55,7 @@
 #include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
+#include <linux/pgalloc.h>
 #include <linux/rmap.h>
 #include <linux/sched/signal.h>
 #include <linux/security.h>
@@ -62,8 +64,6 @@
 #include <linux/syscalls.h>
 #include <linux/userfaultfd_k.h>
 
-#include <asm/cacheflush.h>
-#include <asm/pgalloc.h>
 #include <asm/tlb.h>
 
 #include "internal.h"
