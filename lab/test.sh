@@ -70,28 +70,10 @@ lab/deps.sh build guest test
 out=build/selftests
 mkdir -p "$out" build/test
 
-# run_logged LOG WHAT COMMAND...: the output is of interest only on failure.
-run_logged() {
-	local log=$1 what=$2
-	shift 2
-	"$@" >"$log" 2>&1 || {
-		grep -E -m 10 'error|Error|\*\*\*' "$log" >&2
-		die "$what failed, see $log"
-	}
-}
-
 build_suites() {
 	lab/base.sh >&2
 	lab/tree.py >&2
-	if [[ ! build/headers/usr/include -nt build/tree.version ]]; then
-		run_logged build/headers.log "installing the kernel's headers" \
-			make -C build/tree O="$PWD/build/headers" headers_install
-		touch build/headers/usr/include
-	fi
-	run_logged "$out.log" "building the tests" \
-		make -C build/tree/tools/testing/selftests/mm OUTPUT="$PWD/$out" \
-		KHDR_INCLUDES="-isystem $PWD/build/headers/usr/include" \
-		EXTRA_CFLAGS=-static "${suites[@]/#/$PWD/$out/}"
+	lab/selftests.sh build/tree "$out" -static "${suites[@]}"
 }
 
 run_suite() {
