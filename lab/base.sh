@@ -16,6 +16,7 @@ unpack() {
 	local version=$1
 	need_space 4000 "$base/ and build/tree/"
 	echo "unpacking $package $version to $base/" >&2
+	lab/upstream.sh keep
 	rm -rf $base.tmp $base.version $base
 	mkdir $base.tmp
 	# Files of a new base must be newer than the objects made from the old one.
@@ -48,6 +49,7 @@ compare() {
 	if [[ $changed || ${now%%$'\n'*} != "$recorded" ]]; then
 		echo "the base is Linux $(upstream_version), the series was made against ${recorded#\# }" >&2
 		echo "changed there: ${changed:-none of the files that it replaces or patches}" >&2
+		echo "see 'make upstream'" >&2
 		lab/tree.py check
 	fi
 }
