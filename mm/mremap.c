@@ -964,16 +964,22 @@ static bool should_yield(const struct vm_area_struct *vma)
  * share tables with the ones that move.
  */
 static void lock_both(spinlock_t *one, spinlock_t *other)
+	__acquires(one) __acquires(other)
 {
 	spin_lock(min(one, other));
 	if (one != other)
 		spin_lock_nested(max(one, other), SINGLE_DEPTH_NESTING);
+	else
+		__acquire(other);
 }
 
 static void unlock_both(spinlock_t *one, spinlock_t *other)
+	__releases(one) __releases(other)
 {
 	if (one != other)
 		spin_unlock(max(one, other));
+	else
+		__release(other);
 	spin_unlock(min(one, other));
 }
 
@@ -1391,10 +1397,14 @@ static void detach_table(struct pagetable_move *pm, struct move_window *win,
 
 	if (ptl != pmd_ptl)
 		spin_lock_nested(ptl, SINGLE_DEPTH_NESTING);
+	else
+		__acquire(ptl);
 	*detached_at(win, addr) = pmdp_get(old_pmd);
 	pmd_clear(old_pmd);
 	if (ptl != pmd_ptl)
 		spin_unlock(ptl);
+	else
+		__release(ptl);
 	win->nr_detached++;
 	note_flush(win, addr, PMD_SIZE);
 }
