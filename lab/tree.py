@@ -46,20 +46,19 @@ def our_files() -> list[str]:
                    and (ROOT / path).is_file()})
 
 
-def patched(target: str) -> bytes:
-    """Upstream's file with our patch applied."""
-    patch, upstream = ROOT / f"{target}.patch", BASE / target
+def patched(target: str, patch: str) -> bytes:
+    """Upstream's file with a patch applied."""
+    upstream = BASE / target
     if not upstream.is_file():
         raise TreeError(f"{target}.patch: the base has no {target}")
-    heads = [line.split()[1] for line in patch.read_text().splitlines()
-             if line.startswith("+++ ")]
+    heads = [line.split()[1] for line in patch.splitlines() if line.startswith("+++ ")]
     if heads != [f"b/{target}"]:
         raise TreeError(f"{target}.patch: not a -p1 diff of {target} alone")
     with tempfile.TemporaryDirectory() as scratch:
         out = pathlib.Path(scratch, "out")
         run = subprocess.run(
-            ["patch", "--reject-file=-", f"--output={out}", upstream, patch],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            ["patch", "--reject-file=-", f"--output={out}", upstream],
+            input=patch, capture_output=True, text=True, check=False)
         if run.returncode:
             failed = [line for line in run.stdout.splitlines() if "FAILED" in line]
             raise TreeError(f"{target}.patch does not apply: "
@@ -75,7 +74,7 @@ def overlays() -> dict[str, pathlib.Path | bytes]:
             target = path.removesuffix(".patch")
             if (ROOT / target).exists():
                 raise TreeError(f"{path}: {target} is replaced as a whole, too")
-            result[target] = patched(target)
+            result[target] = patched(target, (ROOT / path).read_text())
         else:
             result[path] = ROOT / path
     return result

@@ -1,0 +1,311 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Writes our changes as a patch series to build/series/, and checks each step.
+
+usage: lab/series.py [--only-write]
+       FROM='Name <address>' in the environment is whom the mails come from
+
+lab/series/ has a file for each patch, in the order of their names, and one for
+the cover letter, "cover". A file is the commit message, a line "---", and what
+of our files the patch brings, one to a line:
+
+    PATH                what no other patch takes of it
+    PATH hunks REGEX    the hunks of PATH.patch of which a changed line matches
+    PATH lines REGEX    the lines of which a part matches; until this patch they
+                        are left out. What matches may span several lines
+
+In the cover letter {version} is upstream's, {costs} and {tests} come from the
+README.
+
+The mails are applied by git am to a copy of the base, build/series.tree/. After
+each, what it touches is compiled and tested (warnings are errors), and
+checkpatch.pl looks at it. The end must equal build/tree/.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+
+import checkpatch
+import tree
+
+ROOT = tree.ROOT
+RECIPES = ROOT / "lab/series"
+OUT = ROOT / "build/series"
+APPLIED = ROOT / "build/series.tree"
+LOGS = ROOT / "build/series.logs"
+
+# All patches are made with a tool; which one is said here alone. Those who
+# submit them add their Signed-off-by.
+TRAILER = "Assisted-by: Claude:unspecified coccinelle sparse"
+SENDER = os.environ.get("FROM") or "mremap series <mremap@localhost>"
+TESTS = "tools/testing/selftests/mm"
+
+
+class SeriesError(Exception):
+    """What stops the run."""
+
+
+@dataclass
+class Pick:
+    """What a patch takes of a file."""
+    path: str
+    kind: str  # "rest", "hunks" or "lines"
+    regex: str = ""
+
+
+@dataclass
+class Recipe:
+    """A patch as lab/series/ describes it."""
+    name: str
+    message: str
+    picks: list[Pick] = field(default_factory=list)
+
+
+def read_recipe(file: pathlib.Path) -> Recipe:
+    message, _, rest = file.read_text().partition("\n---\n")
+    recipe = Recipe(file.name, message.strip())
+    for line in rest.splitlines():
+        path, kind, regex = (line.split(None, 2) + ["", ""])[:3]
+        if not path:
+            continue
+        if kind not in ("", "hunks", "lines") or bool(kind) != bool(regex):
+            raise SeriesError(f"{file.name}: what is '{line}'?")
+        recipe.picks.append(Pick(path, kind or "rest", regex))
+    return recipe
+
+
+def without_lines(text: str, regex: str, path: str) -> str:
+    """The text without whole lines that match, nor a second blank line there."""
+    whole_lines = re.compile(rf"^.*(?:{regex}).*\n", re.MULTILINE)
+    text, times = whole_lines.subn("\0", text)
+    if not times:
+        raise SeriesError(f"{path}: nothing matches '{regex}'")
+    text = re.sub(r"(?<=\n\n)(?:\0+\n)+", "", text)
+    text = re.sub(r"\n\n\0+\Z", "\n", text)
+    return text.replace("\0", "")
+
+
+class History:
+    """How one of our files comes about, patch by patch."""
+
+    def __init__(self, path: str, final: pathlib.Path | bytes) -> None:
+        self.path = path
+        self.final = final if isinstance(final, bytes) else final.read_bytes()
+        self.picks: list[tuple[str, Pick]] = []  # with the patch's name, in its order
+
+    def after(self, name: str) -> bytes:
+        """What the file is when that patch is applied."""
+        kinds = [pick.kind for _, pick in self.picks]
+        if kinds.count("rest") > 1 or {"hunks", "lines"} <= set(kinds):
+            raise SeriesError(f"{self.path}: the rest can go to one patch only, and hunks "
+                              "and lines exclude each other")
+        if "hunks" in kinds:
+            return self.with_hunks(name)
+        later = [pick for patch, pick in self.picks if patch > name]
+        if any(pick.kind == "rest" for pick in later):
+            raise SeriesError(f"{self.path}: {name} comes before the patch that takes the rest")
+        text = self.final.decode()
+        for pick in later:
+            text = without_lines(text, pick.regex, self.path)
+        return text.encode()
+
+    def with_hunks(self, name: str) -> bytes:
+        """The same for hunks: upstream's file and those that are taken by then."""
+        head, *hunks = re.split(r"^(?=@@ )", (ROOT / f"{self.path}.patch").read_text(),
+                                flags=re.MULTILINE)
+        free = set(range(len(hunks)))
+        taken = set()
+        for patch, pick in self.picks:
+            if pick.kind == "rest":
+                continue
+            changed = re.compile(rf"^[-+].*(?:{pick.regex})", re.MULTILINE)
+            found = {number for number in free if changed.search(hunks[number])}
+            if not found:
+                raise SeriesError(f"{patch}: no hunk of {self.path}.patch for '{pick.regex}'")
+            free -= found
+            if patch <= name:
+                taken |= found
+        rest_goes_to = [patch for patch, pick in self.picks if pick.kind == "rest"]
+        if bool(free) != bool(rest_goes_to):
+            raise SeriesError(f"{self.path}: {len(free)} hunks for {len(rest_goes_to)} patches")
+        if rest_goes_to and rest_goes_to[0] <= name:
+            taken |= free
+        return tree.patched(self.path, head + "".join(hunks[i] for i in sorted(taken)))
+
+
+def read_series() -> tuple[Recipe, list[Recipe], dict[str, History]]:
+    files = sorted(file for file in RECIPES.iterdir() if file.name != "cover")
+    recipes = [read_recipe(file) for file in files]
+    histories = {path: History(path, final) for path, final in tree.overlays().items()}
+    for recipe in recipes:
+        for pick in recipe.picks:
+            if pick.path not in histories:
+                raise SeriesError(f"{recipe.name}: {pick.path} is not one of our files")
+            histories[pick.path].picks.append((recipe.name, pick))
+    lost = [path for path, history in histories.items() if not history.picks]
+    if lost:
+        raise SeriesError("no patch in lab/series/ takes " + ", ".join(lost))
+    return read_recipe(RECIPES / "cover"), recipes, histories
+
+
+def git(folder: pathlib.Path, *arguments: str, given: str | None = None) -> str:
+    name, _, address = SENDER.partition(" <")
+    # Nobody's settings are to show in the mails, and the same tree gives the same mails.
+    date = subprocess.run(["git", "log", "-1", "--format=%cI"], cwd=ROOT, check=True,
+                          stdout=subprocess.PIPE, text=True).stdout.strip()
+    environment = os.environ | {
+        "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": address.rstrip(">"),
+        "GIT_COMMITTER_NAME": name, "GIT_COMMITTER_EMAIL": address.rstrip(">"),
+        "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+    run = subprocess.run(["git", *arguments], cwd=folder, env=environment, input=given,
+                         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         check=False)
+    if run.returncode:
+        raise SeriesError(f"git {' '.join(arguments)}: {run.stdout.strip()}")
+    return run.stdout
+
+
+def start_history(folder: pathlib.Path, paths: list[str]) -> None:
+    """A repository in the folder, with upstream's files among the paths."""
+    shutil.rmtree(folder / ".git", ignore_errors=True)
+    git(folder, "init", "--quiet", "--initial-branch=mremap")
+    there = [path for path in paths if (tree.BASE / path).is_file()]
+    for path in there:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).unlink(missing_ok=True)  # may be the base's own, linked
+        shutil.copyfile(tree.BASE / path, folder / path)
+        shutil.copymode(tree.BASE / path, folder / path)
+    git(folder, "add", "--force", "--", *there)
+    git(folder, "commit", "--quiet", "--message=" + upstream_version())
+    git(folder, "tag", "base")
+
+
+def upstream_version() -> str:
+    return (ROOT / "lab/base.sums").read_text().splitlines()[0].removeprefix("# ")
+
+
+def readme_block(first_words: str) -> list[str]:
+    """The lines of the README's block that starts so."""
+    blocks = re.finditer(r"^```\n(.*?)^```$", (ROOT / "README.md").read_text(),
+                         re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        if block[1].startswith(first_words):
+            return str(block[1]).splitlines()
+    raise SeriesError(f"README.md: no block begins with '{first_words}'")
+
+
+def cover_letter(cover: Recipe) -> str:
+    costs = readme_block("instructions ")
+    width = costs[0].find("ratio") + len("ratio")
+    text = cover.message.replace("{version}", upstream_version())
+    text = text.replace("{costs}", "\n".join(line[:width].rstrip() for line in costs))
+    return text.replace("{tests}", readme_block("kunit ")[-1])
+
+
+def write(cover: Recipe, recipes: list[Recipe], histories: dict[str, History]) -> list[pathlib.Path]:
+    """The mails in build/series/; the list is without the cover letter."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as scratch:
+        folder = pathlib.Path(scratch)
+        start_history(folder, list(histories))
+        for recipe in recipes:
+            for pick in recipe.picks:
+                file = folder / pick.path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(histories[pick.path].after(recipe.name))
+                if (ROOT / pick.path).exists():
+                    shutil.copymode(ROOT / pick.path, file)
+                git(folder, "add", "--force", "--", pick.path)
+            git(folder, "commit", "--quiet", "--file=-", given=f"{recipe.message}\n\n{TRAILER}\n")
+        git(folder, "config", "branch.mremap.description", cover_letter(cover))
+        shutil.rmtree(OUT, ignore_errors=True)
+        git(folder, "format-patch", "--quiet", "--cover-letter", "--cover-from-description=subject",
+            "--subject-prefix=PATCH 6.12", "--break-rewrites", "--zero-commit", "--signature=",
+            f"--output-directory={OUT}", "base")
+    return sorted(OUT.glob("*.patch"))[1:]
+
+
+def check_step(number: int, changed: list[str]) -> list[str]:
+    """Compiles and tests what the changed files belong to. Returns what was done."""
+    done = []
+
+    def run(what: str, *command: str | pathlib.Path) -> None:
+        log = LOGS / f"{number:02}-{what.replace(' ', '-')}.log"
+        with open(log, "wb") as out:
+            status = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out,
+                                    check=False).returncode
+        if status:
+            raise SeriesError(f"patch {number}, not {what}, see {log}:\n"
+                              + "\n".join(log.read_text().splitlines()[-20:]))
+        done.append(what)
+
+    if any(path.split("/")[0] not in ("Documentation", "tools", "MAINTAINERS")
+           for path in changed):
+        run("compiled", "lab/objects.sh", APPLIED, "series")
+    if any(path.startswith(f"{TESTS}/") for path in changed):
+        run("tests compiled", "lab/selftests.sh", APPLIED, "build/series.tests", "-static")
+    if any(path.startswith(("mm/vma", "tools/testing/vma/")) for path in changed):
+        folder = APPLIED / "tools/testing/vma"
+        run("vma tests compiled", "make", "-C", folder, "CC=ccache gcc")
+        run("vma tests passed", folder / "vma")
+    return done
+
+
+def subject_of(mail: pathlib.Path) -> str:
+    return git(ROOT, "mailinfo", os.devnull, os.devnull,
+               given=mail.read_text()).partition("Subject: ")[2].splitlines()[0]
+
+
+def apply_and_check(mails: list[pathlib.Path], paths: list[str]) -> None:
+    shutil.rmtree(APPLIED, ignore_errors=True)
+    subprocess.run(["cp", "-al", tree.BASE, APPLIED], check=True)
+    LOGS.mkdir(exist_ok=True)
+    start_history(APPLIED, paths)
+    complaints = []
+    for number, mail in enumerate(mails, 1):
+        start = time.monotonic()
+        git(APPLIED, "am", "--quiet", str(mail))
+        changed = git(APPLIED, "diff", "--name-only", "HEAD~").splitlines()
+        done = check_step(number, changed)
+        found = checkpatch.look_at([str(mail)])
+        complaints += [f"patch {number}: {line}" for line in found]
+        done.append(f"checkpatch {'complains' if found else 'clean'}")
+        print(f"{number}/{len(mails)} {subject_of(mail)}: {', '.join(done)} "
+              f"({time.monotonic() - start:.0f} s)", flush=True)
+    if complaints:
+        raise SeriesError("not in lab/checkpatch.allow:\n" + "\n".join(complaints))
+
+
+def differences(paths: list[str]) -> list[str]:
+    """Files that are not in the end as they are in build/tree/."""
+    return [path for path in paths
+            if (APPLIED / path).read_bytes() != (tree.TREE / path).read_bytes()
+            or (APPLIED / path).stat().st_mode != (tree.TREE / path).stat().st_mode]
+
+
+def main(arguments: list[str]) -> None:
+    if arguments not in ([], ["--only-write"]):
+        raise SeriesError("usage: lab/series.py [--only-write]")
+    cover, recipes, histories = read_series()
+    mails = write(cover, recipes, histories)
+    if not arguments:
+        apply_and_check(mails, list(histories))
+        wrong = differences(list(histories))
+        if wrong:
+            raise SeriesError("not as in build/tree/: " + ", ".join(wrong))
+    print(f"{OUT.relative_to(ROOT)}/: a cover letter and {len(mails)} patches"
+          + ("" if arguments else ", which make build/tree/ of build/base/"))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (SeriesError, tree.TreeError, checkpatch.CheckpatchError, OSError) as error:
+        sys.exit(f"series.py: {error}")
