@@ -5,7 +5,7 @@
 TREE ?= patched
 FLAVOR ?= prod
 
-scripts := base tree image run test bench series shell check matrix docs arm64
+scripts := base tree image run test bench series shell check upstream matrix docs arm64
 .PHONY: help clean $(scripts)
 
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
@@ -24,7 +24,9 @@ help:
 	@echo "make arm64    run tests on an arm64 kernel"
 	@echo "make docs     build the documentation and check it"
 	@echo "make series   write our changes as a patch series"
+	@echo "              (FROM='Name <address>': whom the mails come from)"
 	@echo "make check    check the sources themselves"
+	@echo "make upstream what changed upstream in the files that we replace or patch"
 	@echo "make clean    remove build/, all that was made"
 	@echo "CCACHE_DIR    where compiled objects are kept (as ccache has it unless set)"
 
@@ -45,7 +47,7 @@ shell:
 matrix:
 	@lab/matrix.py
 
-run test bench series check docs arm64:
+run test bench series check upstream docs arm64:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
 
