@@ -204,7 +204,9 @@ def readme_block(first_words: str) -> list[str]:
 
 def cover_letter(cover: Recipe) -> str:
     costs = readme_block("instructions ")
-    width = costs[0].find("ratio") + len("ratio")
+    if "ratio" not in costs[0]:
+        raise SeriesError("README.md: no ratios among the costs")
+    width = costs[0].index("ratio") + len("ratio")
     text = cover.message.replace("{version}", upstream_version())
     text = text.replace("{costs}", "\n".join(line[:width].rstrip() for line in costs))
     return text.replace("{tests}", readme_block("kunit ")[-1])
