@@ -697,38 +697,73 @@ TEST_F_TIMEOUT(race, memory_is_compacted, TIMEOUT)
 	}
 }
 
-/* All pages of the file, to the node where they are not. */
-static const char *migrate_file(struct race *race)
+/* All pages of a process that are mapped there, to the node where they are not. */
+static const char *migrate_pages_of(struct race *race, pid_t pid,
+				    unsigned long addr)
 {
 	static void *pages[MAX_PAGES];
 	static int nodes[MAX_PAGES], status[MAX_PAGES];
 	const size_t nr = race->len / psize();
 	int node;
 
-	if (mmap(at(VIEW), race->len, PROT_READ | PROT_WRITE,
-		 MAP_SHARED | MAP_FIXED | MAP_POPULATE, race->fd, 0) ==
-	    MAP_FAILED)
-		return "cannot map the file";
 	for (size_t i = 0; i < nr; i++)
-		pages[i] = at(VIEW + bytes(i));
-	if (syscall(__NR_move_pages, 0, nr, pages, NULL, status, 0))
+		pages[i] = at(addr + bytes(i));
+	if (syscall(__NR_move_pages, pid, nr, pages, NULL, status, 0))
 		return "cannot see where the pages are";
 	node = !status[0];
 	for (size_t i = 0; i < nr; i++)
 		nodes[i] = node;
-	if (syscall(__NR_move_pages, 0, nr, pages, nodes, status,
+	if (syscall(__NR_move_pages, pid, nr, pages, nodes, status,
 		    MPOL_MF_MOVE_ALL) < 0)
 		return "cannot move the pages";
 	race->successes += status[0] == node;
 	return NULL;
 }
 
+static const char *migrate_memory(struct race *race)
+{
+	return migrate_pages_of(race, race->mover, SRC);
+}
+
+#define TWO_NODES	"/sys/devices/system/node/node1"
+#define NEEDS_TWO_NODES	"needs two NUMA nodes (or numa=fake=2)"
+
+/* The pages are looked up under mmap_lock, but migrate without it. */
+TEST_F_TIMEOUT(race, memory_is_migrated, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	if (access(TWO_NODES, F_OK))
+		SKIP(return, NEEDS_TWO_NODES);
+	race->at_once = true;
+	start_process(_metadata, race, migrate_memory);
+	for (unsigned int round = 0; round < self->rounds; round++) {
+		map_private(_metadata, race);
+		start_writer(_metadata, race, SRC, true);
+		ASSERT_EQ(race->dst, move_while_migrating(race));
+		end_writer(race);
+		EXPECT_OK(complaint_of(race));
+		expect_counted_until_moved(_metadata, race);
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		unmap_both(race);
+	}
+}
+
+static const char *migrate_file(struct race *race)
+{
+	if (mmap(at(VIEW), race->len, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_FIXED | MAP_POPULATE, race->fd, 0) ==
+	    MAP_FAILED)
+		return "cannot map the file";
+	return migrate_pages_of(race, 0, VIEW);
+}
+
 TEST_F_TIMEOUT(race, file_is_migrated, TIMEOUT)
 {
 	struct race *race = self->race;
 
-	if (access("/sys/devices/system/node/node1", F_OK))
-		SKIP(return, "needs two NUMA nodes (or numa=fake=2)");
+	if (access(TWO_NODES, F_OK))
+		SKIP(return, NEEDS_TWO_NODES);
 	race->fd = memfd_create("migrated", 0);
 	ASSERT_LE(0, race->fd);
 	ASSERT_EQ(0, ftruncate(race->fd, race->len));
