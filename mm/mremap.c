@@ -60,6 +60,7 @@
 #include <linux/sched/signal.h>
 #include <linux/security.h>
 #include <linux/slab.h>
+#include <linux/swap.h>
 #include <linux/swapops.h>
 #include <linux/syscalls.h>
 #include <linux/userfaultfd_k.h>
