@@ -69,6 +69,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--append", default="", help="more kernel arguments")
     parser.add_argument("--icount", action="store_true",
                         help="deterministic TCG: one instruction is one nanosecond")
+    parser.add_argument("--gdb", action="store_true",
+                        help="wait for gdb on port 1234 before the first instruction")
     parser.add_argument("--timeout", type=float, metavar="SEC",
                         help="for boot and command (default 600, with --interactive a week)")
     parser.add_argument("--log", type=Path, help="kernel log (default build/guest/<time>-<pid>.log)")
@@ -170,6 +172,8 @@ def qemu_command(options: argparse.Namespace, accel: str, initrd: int,
         "-device", "virtserialport,nr=2,chardev=status"]
     if options.icount:
         command += ["-icount", "shift=0,sleep=off"]
+    if options.gdb:
+        command += ["-gdb", "tcp:127.0.0.1:1234", "-S"]
     if options.root == "host":
         command += ["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
                     "-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]
