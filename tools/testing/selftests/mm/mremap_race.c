@@ -677,14 +677,14 @@ static unsigned long move_while_migrating(struct race *race)
 	return ret;
 }
 
-TEST_F_TIMEOUT(race, memory_is_compacted, TIMEOUT)
+/* Private pages, as they are being migrated and written to. */
+static void move_private_pages(META, FIXTURE_DATA(race) *self,
+			       const char *(*migrate)(struct race *race))
 {
 	struct race *race = self->race;
 
-	if (access(COMPACT, W_OK))
-		SKIP(return, "needs " COMPACT " (CONFIG_COMPACTION, root)");
 	race->at_once = true;
-	start_process(_metadata, race, compact_memory);
+	start_process(_metadata, race, migrate);
 	for (unsigned int round = 0; round < self->rounds; round++) {
 		map_private(_metadata, race);
 		start_writer(_metadata, race, SRC, true);
@@ -695,6 +695,13 @@ TEST_F_TIMEOUT(race, memory_is_compacted, TIMEOUT)
 		EXPECT_OK(check_stamps(race->dst, race->len, 1));
 		unmap_both(race);
 	}
+}
+
+TEST_F_TIMEOUT(race, memory_is_compacted, TIMEOUT)
+{
+	if (access(COMPACT, W_OK))
+		SKIP(return, "needs " COMPACT " (CONFIG_COMPACTION, root)");
+	move_private_pages(_metadata, self, compact_memory);
 }
 
 /* All pages of a process that are mapped there, to the node where they are not. */
@@ -731,22 +738,9 @@ static const char *migrate_memory(struct race *race)
 /* The pages are looked up under mmap_lock, but migrate without it. */
 TEST_F_TIMEOUT(race, memory_is_migrated, TIMEOUT)
 {
-	struct race *race = self->race;
-
 	if (access(TWO_NODES, F_OK))
 		SKIP(return, NEEDS_TWO_NODES);
-	race->at_once = true;
-	start_process(_metadata, race, migrate_memory);
-	for (unsigned int round = 0; round < self->rounds; round++) {
-		map_private(_metadata, race);
-		start_writer(_metadata, race, SRC, true);
-		ASSERT_EQ(race->dst, move_while_migrating(race));
-		end_writer(race);
-		EXPECT_OK(complaint_of(race));
-		expect_counted_until_moved(_metadata, race);
-		EXPECT_OK(check_stamps(race->dst, race->len, 1));
-		unmap_both(race);
-	}
+	move_private_pages(_metadata, self, migrate_memory);
 }
 
 static const char *migrate_file(struct race *race)
