@@ -58,7 +58,9 @@
 #include <linux/pgalloc.h>
 #include <linux/rmap.h>
 #include <linux/sched/signal.h>
+#include <linux/secretmem.h>
 #include <linux/security.h>
+#include <linux/shmem_fs.h>
 #include <linux/slab.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
@@ -155,8 +157,10 @@ struct move_stats {
  * @keep_tables: entries must move one by one, tables stay where they are
  * @in_stack: @src and @dst are one VMA that covers both ranges
  * @per_table: flush for each table, before its lock is dropped
- * @insist: a move back, which must not fail for want of memory
+ * @back: undoes an earlier move; needs no memory, and does not give up
  * @moved_table: a whole table moved, without its entries being looked at
+ * @moved_end: end of the last table or huge entry that moved whole; above @end
+ *	       if and only if the widened last table did
  * @stats: what has moved
  */
 struct pagetable_move {
@@ -174,8 +178,9 @@ struct pagetable_move {
 	bool keep_tables;
 	bool in_stack;
 	bool per_table;
-	bool insist;
+	bool back;
 	bool moved_table;
+	unsigned long moved_end;
 	struct move_stats stats;
 };
 
@@ -253,7 +258,7 @@ struct old_range {
  * @added: what the call adds to the address space
  * @seams: where the source's VMAs were split
  * @charged: pages charged for this call and not yet owned by a VMA
- * @owed: pages whose charge is taken over from the unmapped destination
+ * @owed: pages whose charge is still to be taken over from old destinations
  * @populate_addr: start of what to fault in after the call
  * @populate_len: length of that
  * @result: what the system call returns if it succeeds
@@ -404,6 +409,15 @@ static int check_source(struct vm_area_struct *vma, struct mremap_request *req)
 	return 0;
 }
 
+/*
+ * Secret memory is locked for as long as it is mapped: not even munlock() takes
+ * the lock off.
+ */
+static bool is_always_locked(struct vm_area_struct *vma)
+{
+	return vma_is_secretmem(vma);
+}
+
 /* Add what @vma has in [start, end). */
 static void survey_vma(struct range_survey *survey, struct vm_area_struct *vma,
 		       unsigned long start, unsigned long end)
@@ -418,6 +432,16 @@ static void survey_vma(struct range_survey *survey, struct vm_area_struct *vma,
 		survey->locked += pages;
 	if (vma->vm_flags & VM_ACCOUNT)
 		survey->charged += pages;
+}
+
+/*
+ * Between two mappings of a long call: let others run, and give up if the process
+ * was killed, as long as all can be undone.
+ */
+static int resched_or_killed(void)
+{
+	cond_resched();
+	return fatal_signal_pending(current) ? -EINTR : 0;
 }
 
 /* May the VMA be split at @addr, if that is inside of it? */
@@ -437,6 +461,22 @@ static int check_cut_out(struct vm_area_struct *vma, unsigned long start,
 	int err = check_may_split(vma, start);
 
 	return err ? err : check_may_split(vma, end);
+}
+
+/*
+ * May [start, end) leave the VMA for another place? A driver that is told of
+ * moves takes the new address for that of all it has mapped: the context of an
+ * AIO ring, for one, unmaps its whole length from there on when it is destroyed.
+ * So such a mapping moves whole or not at all.
+ */
+static int check_move_out(struct vm_area_struct *vma, unsigned long start,
+			  unsigned long end)
+{
+	bool is_part = start < end && (start > vma->vm_start || end < vma->vm_end);
+
+	if (is_part && vma->vm_ops && vma->vm_ops->mremap)
+		return -EINVAL;
+	return check_cut_out(vma, start, end);
 }
 
 /* May all that is mapped in [start, end) be unmapped, and what does that free? */
@@ -487,10 +527,14 @@ static void survey_addition(struct mremap_op *op)
 	struct vma_move *mv;
 
 	if (keeps_source(req)) {
-		for (mv = op->moves; mv < end_of_moves(op); mv++)
+		for (mv = op->moves; mv < end_of_moves(op); mv++) {
+			unsigned long locked = added->locked;
+
 			survey_vma(added, mv->src, mv->addr, mv->addr + mv->len);
-		/* The lock goes along with the pages. */
-		added->locked = 0;
+			/* The lock goes along with the pages, or stays as well. */
+			if (!is_always_locked(mv->src))
+				added->locked = locked;
+		}
 		return;
 	}
 	added->total = pages;
@@ -560,22 +604,38 @@ static int check_map_count(struct mm_struct *mm, int wanted)
 
 /* Page tables: finding entries */
 
-static pud_t *get_old_pud(struct mm_struct *mm, unsigned long addr)
+/* The entry for the table of PMDs at @addr; NULL if there is no table for it. */
+static pud_t *find_pud(struct mm_struct *mm, unsigned long addr)
 {
 	pgd_t *pgd = pgd_offset(mm, addr);
 	p4d_t *p4d;
-	pud_t *pud;
 
 	if (pgd_none_or_clear_bad(pgd))
 		return NULL;
 	p4d = p4d_offset(pgd, addr);
 	if (p4d_none_or_clear_bad(p4d))
 		return NULL;
-	pud = pud_offset(p4d, addr);
+	return pud_offset(p4d, addr);
+}
+
+static pud_t *get_old_pud(struct mm_struct *mm, unsigned long addr)
+{
+	pud_t *pud = find_pud(mm, addr);
+
 	/* A leaf looks bad to pud_bad(), but it maps memory: never clear it. */
-	if (pud_leaf(pudp_get(pud)))
+	if (!pud || pud_leaf(pudp_get(pud)))
 		return pud;
 	return pud_none_or_clear_bad(pud) ? NULL : pud;
+}
+
+/* The size of the empty entry at @addr, where get_old_pud() found nothing. */
+static unsigned long get_hole_size(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgd = pgd_offset(mm, addr);
+
+	if (pgd_none(*pgd))
+		return PGDIR_SIZE;
+	return p4d_none(*p4d_offset(pgd, addr)) ? P4D_SIZE : PUD_SIZE;
 }
 
 /*
@@ -656,9 +716,8 @@ static void mend_seams(struct mm_struct *mm, struct seam_list *seams)
 /* Ledger of committed memory, in pages */
 
 /*
- * Charge what the call adds. The charge of the destination, which is given
- * back when that is unmapped, is not asked for a second time: take_over_charge()
- * takes it then.
+ * Charge what the call adds. What the old destination is charged with is not
+ * asked for a second time: take_over_charge() keeps it when that is unmapped.
  */
 static int charge(struct mremap_op *op)
 {
@@ -672,11 +731,18 @@ static int charge(struct mremap_op *op)
 	return 0;
 }
 
-static void take_over_charge(struct mremap_op *op)
+/*
+ * Keep the charge of an old destination that is about to be unmapped, as far as
+ * the call owes it. It is never given back, so that nobody else can have taken
+ * it meanwhile.
+ */
+static void take_over_charge(struct mremap_op *op, struct vma_munmap_struct *vms)
 {
-	vm_acct_memory(op->owed);
-	op->charged += op->owed;
-	op->owed = 0;
+	unsigned long pages = min(op->owed, vms->nr_accounted);
+
+	vms->nr_accounted -= pages;
+	op->owed -= pages;
+	op->charged += pages;
 }
 
 static void uncharge(struct mremap_op *op)
@@ -792,7 +858,8 @@ static bool can_align_up(struct vm_area_struct *vma, unsigned long end)
  * The new mapping may go on above @end, with what it grew by. That is as good as
  * unmapped: nothing is there, and nobody can fault it in. If it was merged with
  * a neighbour there may be entries, but then there is a table for them already,
- * and a table moves only to where there is none.
+ * and a table moves only to where there is none. A move back does not ask this:
+ * it is widened only if the table at the end did move.
  */
 static bool can_align_up_new(struct vm_area_struct *vma, unsigned long end)
 {
@@ -858,9 +925,9 @@ static void widen_to_tables(struct pagetable_move *pm)
 	unsigned long head = pm->start & ~PMD_MASK;
 	unsigned long tail = -pm->end & ~PMD_MASK;
 	bool is_one_table = pm->end - pm->start < PMD_SIZE - head;
-	bool may_widen = can_move_pte_tables(pm) && !pm->insist && !is_one_table;
+	bool may_widen = can_move_pte_tables(pm) && !pm->back && !is_one_table;
 
-	if (!pm->insist) {
+	if (!pm->back) {
 		pm->wide_start = pm->start;
 		pm->wide_end = pm->end;
 	}
@@ -949,14 +1016,24 @@ static void assert_rmap_locked(const struct vm_area_struct *vma)
 		lockdep_assert_held_write(&vma->anon_vma->root->rwsem);
 }
 
+/*
+ * Does somebody wait for a lock that we hold for write? On PREEMPT_RT
+ * rwsem_is_contended() tells only whether there are readers or a writer, and the
+ * writer is us. The bound on a window's work has to do there.
+ */
+static bool is_waited_for(struct rw_semaphore *sem)
+{
+	return !IS_ENABLED(CONFIG_PREEMPT_RT) && rwsem_is_contended(sem);
+}
+
 /* Is somebody waiting, for a processor or for the rmap locks? */
 static bool should_yield(const struct vm_area_struct *vma)
 {
 	struct address_space *mapping = mapping_of(vma);
 
 	return need_resched() ||
-	       (mapping && rwsem_is_contended(&mapping->i_mmap_rwsem)) ||
-	       (vma->anon_vma && rwsem_is_contended(&vma->anon_vma->root->rwsem));
+	       (mapping && is_waited_for(&mapping->i_mmap_rwsem)) ||
+	       (vma->anon_vma && is_waited_for(&vma->anon_vma->root->rwsem));
 }
 
 /*
@@ -1005,6 +1082,7 @@ static void unlock_both(spinlock_t *one, spinlock_t *other)
  * @tables: page tables whose entries were moved one by one
  * @flush_start: where the TLB may hold what has moved
  * @flush_end: where that ends; not above @flush_start if there is nothing
+ * @flush_small: it may hold more than translations of huge pages
  * @spares: page tables for the new place, allocated before the locks are taken;
  *	    those that are left go on to the next window
  * @nr_spares: number of these
@@ -1023,6 +1101,7 @@ struct move_window {
 
 	unsigned long flush_start;
 	unsigned long flush_end;
+	bool flush_small;
 
 	pgtable_t spares[WINDOW_TABLES + 1];
 	unsigned int nr_spares;
@@ -1036,6 +1115,7 @@ static void init_window(struct move_window *win)
 {
 	win->flush_start = 0;
 	win->flush_end = 0;
+	win->flush_small = false;
 	win->nr_spares = 0;
 	win->nr_detached = 0;
 }
@@ -1057,25 +1137,31 @@ static pmd_t *new_pmd_at(const struct pagetable_move *pm,
 }
 
 static void note_flush(struct move_window *win, unsigned long start,
-		       unsigned long size)
+		       unsigned long size, bool small)
 {
 	if (win->flush_start >= win->flush_end)
 		win->flush_start = start;
 	win->flush_start = min(win->flush_start, start);
 	win->flush_end = max(win->flush_end, start + size);
+	win->flush_small |= small;
 }
 
 /*
- * Only flush_tlb_range() will do: it also drops what a CPU remembers of tables
- * that were taken away.
+ * Where a table moved, or left the tree, only flush_tlb_range() will do: it also
+ * drops what a CPU remembers of tables that were taken away. Where nothing but
+ * huge pages moved, an architecture can have something cheaper.
  */
 static void flush_window(struct pagetable_move *pm, struct move_window *win)
 {
 	if (win->flush_start >= win->flush_end)
 		return;
-	flush_tlb_range(pm->src, win->flush_start, win->flush_end);
+	if (IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && !win->flush_small)
+		flush_pmd_tlb_range(pm->src, win->flush_start, win->flush_end);
+	else
+		flush_tlb_range(pm->src, win->flush_start, win->flush_end);
 	win->flush_start = 0;
 	win->flush_end = 0;
+	win->flush_small = false;
 	pm->stats.flushes++;
 }
 
@@ -1088,6 +1174,25 @@ static void flush_if_special(struct pagetable_move *pm, struct move_window *win)
 {
 	if (pm->per_table)
 		flush_window(pm, win);
+}
+
+/* Has the extent at @addr no entries of the range in its page table? */
+static bool is_empty_table(const struct pagetable_move *pm, pmd_t *table,
+			   unsigned long addr, unsigned long extent)
+{
+	unsigned long end = min(addr + extent, pm->end);
+	bool is_empty = true;
+	pte_t *start_pte, *pte;
+
+	addr = max(addr, pm->start);
+	start_pte = pte_offset_map(table, addr);
+	/* Retracted meanwhile, and then it was empty; or a huge page. */
+	if (!start_pte)
+		return pmd_none(pmdp_get_lockless(table));
+	for (pte = start_pte; is_empty && addr < end; addr += PAGE_SIZE)
+		is_empty = pte_none(ptep_get_lockless(pte++));
+	pte_unmap(start_pte);
+	return is_empty;
 }
 
 /* Make sure of a page table at @new_pmd. It takes a spare one, if any is left. */
@@ -1190,7 +1295,7 @@ static int move_ptes(struct pagetable_move *pm, struct move_window *win,
 	if (is_same_table(old_pmd, old_table) && is_same_table(new_pmd, new_table)) {
 		arch_enter_lazy_mmu_mode();
 		if (move_pte_entries(pm, old_pte, new_pte, extent >> PAGE_SHIFT))
-			note_flush(win, pm->cursor, extent);
+			note_flush(win, pm->cursor, extent, true);
 		arch_leave_lazy_mmu_mode();
 		flush_if_special(pm, win);
 		err = 0;
@@ -1247,7 +1352,9 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 	lock_both(old_ptl, new_ptl);
 	for (; i < nr; i += run) {
 		run = pmd_none(pmdp_get(old_pmd + i));
-		if (!run && tables_move) {
+		if (run)
+			continue;
+		if (tables_move) {
 			run = move_normal_pmds(mm, old_pmd + i, new_pmd + i, nr - i);
 			tables += run;
 		}
@@ -1260,9 +1367,10 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 		}
 		if (!run)
 			break;
+		pm->moved_end = old_addr + (i + run) * PMD_SIZE;
 	}
 	if (tables || huge)
-		note_flush(win, old_addr, i * PMD_SIZE);
+		note_flush(win, old_addr, i * PMD_SIZE, tables);
 	flush_if_special(pm, win);
 	unlock_both(old_ptl, new_ptl);
 
@@ -1293,9 +1401,10 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 	if (pud_present(pud) && !pud_leaf(pud) && pud_none(*new_pud)) {
 		pud_clear(old_pud);
 		pud_populate(mm, new_pud, pud_pgtable(pud));
-		note_flush(win, pm->cursor, PUD_SIZE);
+		note_flush(win, pm->cursor, PUD_SIZE, true);
 		flush_if_special(pm, win);
 		pm->moved_table = true;
+		pm->moved_end = pm->cursor + PUD_SIZE;
 		pm->stats.puds++;
 		moved = true;
 	}
@@ -1360,10 +1469,19 @@ static bool move_huge_pud(struct pagetable_move *pm, struct move_window *win,
  * its lower part to one at the new place, those of its upper part to the next
  * one. For the latter the table itself is used, if there is none yet: the upper
  * part moves down to where it belongs, and the table to the new place. So few
- * tables are allocated, and few are left behind to be freed. A move back does the
- * same with the tables of the new place. What it could not do that with stays at
- * the old place, empty; so a move back needs no memory.
+ * tables are allocated, and few are left behind to be freed.
+ *
+ *	old place	| T  low | high |
+ *	new place	    | N   low | high |  N + 1      |
+ *
+ * The low part of T has gone to the table at N, the high part goes to N + 1, and
+ * T with it. A move back gives the table at N to T in the same way, as the high
+ * part of N belongs there. So T may leave only if there is a table at N that a
+ * move back can take, and that nobody takes away meanwhile. Otherwise T stays at
+ * the old place, empty. Either way a move back finds a table wherever it brings
+ * an entry to, and needs no memory.
  */
+
 /*
  * Write an entry that nobody else writes; look at one. Architectures that do not
  * opt in only have to compile this.
@@ -1407,7 +1525,7 @@ static void detach_table(struct pagetable_move *pm, struct move_window *win,
 	else
 		__release(ptl);
 	win->nr_detached++;
-	note_flush(win, addr, PMD_SIZE);
+	note_flush(win, addr, PMD_SIZE, true);
 }
 
 static void detach_tables(struct pagetable_move *pm, struct move_window *win)
@@ -1543,34 +1661,51 @@ static int move_detached_ptes(struct pagetable_move *pm, struct move_window *win
 	return 0;
 }
 
+/* Can the page tables of @vma be taken away by who makes its file's pages huge? */
+static bool is_retractable(const struct vm_area_struct *vma)
+{
+	return vma->vm_file && !vma->anon_vma;
+}
+
 /*
  * Would a move back find a table for the old place of the one at @addr? The table
- * that its lower part goes to takes that place then. That one must hold entries
- * of the range and no others.
+ * that its lower part went to takes that place then. That one must be there, or
+ * be planned, and hold entries of the range and no others. It is looked for only
+ * in the same table of PMDs.
  */
 static bool can_do_without_table(const struct pagetable_move *pm,
-				 unsigned long addr)
+				 unsigned long addr, pmd_t *new_pmd,
+				 const pmd_t *planned)
 {
 	unsigned long old_start = addr & PMD_MASK;
 	unsigned long new_start = (old_start + pm->shift) & PMD_MASK;
 
-	return old_start >= pm->start && new_start >= pm->new_own_start &&
-	       new_start + PMD_SIZE <= pm->end + pm->shift;
+	if (old_start < pm->start || new_start < pm->new_own_start ||
+	    new_start + PMD_SIZE > pm->end + pm->shift)
+		return false;
+	if (is_congruent(pm))
+		return true;
+	return pmd_index(addr + pm->shift) &&
+	       (new_pmd - 1 == planned ||
+		!pmd_none(pmdp_get_lockless(new_pmd - 1)));
 }
 
 /*
- * May the table at @addr become the one at the new place of [addr, addr + len)?
- * Then these must be its last entries, and must not move up in it.
+ * May the table at @addr become the one at the new place of [addr, addr + len),
+ * which is @new_pmd? Then these must be its last entries, and must not move up
+ * in it. @planned is the last entry of which is known that it will be a table.
  */
 static bool may_reuse_table(const struct pagetable_move *pm, unsigned long addr,
-			    unsigned long len)
+			    unsigned long len, pmd_t *new_pmd,
+			    const pmd_t *planned)
 {
 	unsigned long end = addr + len;
 
 	return can_detach_tables(pm) && is_own_table(pm, addr) &&
 	       pte_index(addr + pm->shift) <= pte_index(addr) &&
 	       (IS_ALIGNED(end, PMD_SIZE) || end == pm->end) &&
-	       (pm->insist || can_do_without_table(pm, addr));
+	       !is_retractable(pm->src) &&
+	       (pm->back || can_do_without_table(pm, addr, new_pmd, planned));
 }
 
 /* Fails, with nothing changed, if there is a table at the new place. */
@@ -1599,7 +1734,7 @@ static bool reuse_detached_table(struct pagetable_move *pm,
 static int move_detached(struct pagetable_move *pm, struct move_window *win,
 			 unsigned long addr, unsigned long len)
 {
-	if (may_reuse_table(pm, addr, len) &&
+	if (may_reuse_table(pm, addr, len, new_pmd_at(pm, win, addr), NULL) &&
 	    reuse_detached_table(pm, win, addr, len))
 		return 0;
 	return move_detached_ptes(pm, win, addr, len);
@@ -1607,21 +1742,13 @@ static int move_detached(struct pagetable_move *pm, struct move_window *win,
 
 /* Page tables: the walk */
 
-/*
- * A move back needs a table only in place of an empty one that was retracted
- * meanwhile, but then it must have it.
- */
-#define INSIST_TRIES 1000
-
 static int preload_table(struct pagetable_move *pm, struct move_window *win)
 {
-	unsigned int tries = pm->insist ? INSIST_TRIES : 1;
-	pgtable_t table = NULL;
+	pgtable_t table;
 
-	while (!table && tries--) {
-		table = pte_alloc_one(pm->dst->vm_mm);
-		cond_resched();
-	}
+	/* See "taking tables out of the tree" above. */
+	WARN_ON_ONCE(pm->back);
+	table = pte_alloc_one(pm->dst->vm_mm);
 	if (!table)
 		return -ENOMEM;
 	win->spares[win->nr_spares++] = table;
@@ -1639,7 +1766,7 @@ static void drop_spare_tables(struct pagetable_move *pm, struct move_window *win
  * @tables: page tables of it whose entries move one by one
  * @last_old: the last of these
  * @needed: page tables that have to be made at the new place
- * @last_new: the last entry that one was needed for
+ * @last_new: the last entry that a table will be put to
  */
 struct window_plan {
 	unsigned int tables;
@@ -1663,6 +1790,29 @@ static bool moves_whole(const struct pagetable_move *pm,
 }
 
 /*
+ * Is there nothing in the extent at @addr that takes a table at the new place,
+ * and no table either? mmap_lock and the VMA locks keep empty entries empty. A
+ * move back hands tables over also if they are empty: see can_do_without_table().
+ */
+static bool has_nothing_to_move(const struct pagetable_move *pm,
+				struct move_window *win, unsigned long addr,
+				unsigned long extent)
+{
+	pmd_t *old_pmd = is_detached(win, addr) ? detached_at(win, addr) :
+						  old_pmd_at(win, addr);
+	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
+
+	if (pmd_none(pmdp_get_lockless(old_pmd)))
+		return true;
+	if (!pmd_none(pmdp_get_lockless(new_pmd)) ||
+	    moves_whole(pm, win, addr, extent))
+		return false;
+	if (pm->back && may_reuse_table(pm, addr, extent, new_pmd, NULL))
+		return false;
+	return is_empty_table(pm, old_pmd, addr, extent);
+}
+
+/*
  * What a PMD entry's move needs and cannot do under the rmap locks, because
  * reclaim takes them: split a huge page of which only a part moves, and
  * allocate the table that single entries go to. None may be installed yet: it
@@ -1676,21 +1826,22 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 	pmd_t *old_pmd = old_pmd_at(win, addr);
 	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
 
-	if (pmd_none(pmdp_get_lockless(old_pmd)) ||
-	    moves_whole(pm, win, addr, extent))
+	if (moves_whole(pm, win, addr, extent))
 		return 0;
 	if (is_huge_pmd_entry(pmdp_get_lockless(old_pmd)))
 		split_huge_pmd(pm->src, old_pmd, addr);
+	if (has_nothing_to_move(pm, win, addr, extent))
+		return 0;
 
 	plan->tables += old_pmd != plan->last_old;
 	plan->last_old = old_pmd;
 	if (new_pmd == plan->last_new || !pmd_none(pmdp_get_lockless(new_pmd)))
 		return 0;
+	if (!may_reuse_table(pm, addr, extent, new_pmd, plan->last_new) &&
+	    ++plan->needed > win->nr_spares && preload_table(pm, win))
+		return -ENOMEM;
 	plan->last_new = new_pmd;
-	if (may_reuse_table(pm, addr, extent))
-		return 0;
-	plan->needed++;
-	return plan->needed > win->nr_spares ? preload_table(pm, win) : 0;
+	return 0;
 }
 
 /*
@@ -1700,14 +1851,14 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 static unsigned long window_limit(const struct pagetable_move *pm,
 				  unsigned long room_end)
 {
-	unsigned long tables = WINDOW_TABLES * PMD_SIZE - (pm->cursor & ~PMD_MASK);
+	unsigned long first = pm->cursor >> PMD_SHIFT;
+	unsigned long last = (room_end - 1) >> PMD_SHIFT;
 
 	if (pm->per_table)
 		return pm->cursor + get_extent(pm, PMD_SIZE);
-	if (can_move_pte_tables(pm))
+	if (can_move_pte_tables(pm) || last - first < WINDOW_TABLES)
 		return room_end;
-	/* Not by the end of the last table: that may be the address space's. */
-	return pm->cursor + min(room_end - pm->cursor, tables);
+	return (first + WINDOW_TABLES) << PMD_SHIFT;
 }
 
 /*
@@ -1752,7 +1903,6 @@ static int move_at_cursor(struct pagetable_move *pm, struct move_window *win)
 {
 	unsigned long extent = get_extent(pm, PMD_SIZE);
 	unsigned long next = pm->cursor + extent;
-	pmd_t *old_pmd = old_pmd_at(win, pm->cursor);
 	int err = 0;
 
 	assert_rmap_locked(pm->src);
@@ -1763,10 +1913,12 @@ static int move_at_cursor(struct pagetable_move *pm, struct move_window *win)
 	/* Single entries: no others than those of the range. */
 	pm->cursor = max(pm->cursor, pm->start);
 	extent = min(next, pm->end) - pm->cursor;
-	if (is_detached(win, pm->cursor))
+	if (has_nothing_to_move(pm, win, pm->cursor, extent))
+		err = 0;
+	else if (is_detached(win, pm->cursor))
 		err = move_detached(pm, win, pm->cursor, extent);
-	else if (!pmd_none(pmdp_get_lockless(old_pmd)))
-		err = move_ptes(pm, win, old_pmd,
+	else
+		err = move_ptes(pm, win, old_pmd_at(win, pm->cursor),
 				new_pmd_at(pm, win, pm->cursor), extent);
 	if (!err)
 		pm->cursor = next;
@@ -1852,6 +2004,15 @@ static int move_next_window(struct pagetable_move *pm, struct move_window *win,
 	return err == -EAGAIN && tries ? 0 : err;
 }
 
+/* Move the cursor past the empty entry that it is at: 256 TB are one in a PGD. */
+static void skip_hole(struct pagetable_move *pm)
+{
+	unsigned long size = get_hole_size(pm->src->vm_mm, pm->cursor);
+	unsigned long room = size - (pm->cursor & (size - 1));
+
+	pm->cursor += min(room, max(pm->end, pm->wide_end) - pm->cursor);
+}
+
 /*
  * Move a PUD that maps memory itself, or, if only a part of it moves, drop it:
  * such mappings are of files or devices, which fault it in again. What can be
@@ -1906,24 +2067,37 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 	return moved;
 }
 
+/*
+ * The entry for a table of PMDs at the new place. A move back makes none: what
+ * it brings back has left tables of these levels behind, or takes its own along.
+ */
+static pud_t *get_new_pud(struct pagetable_move *pm)
+{
+	struct mm_struct *mm = pm->dst->vm_mm;
+
+	return pm->back ? find_pud(mm, new_addr_of(pm)) :
+			  alloc_new_pud(mm, new_addr_of(pm));
+}
+
 /* Move what there is under the PUD at the cursor, or the first part of it. */
 static int move_next(struct pagetable_move *pm, struct move_window *win)
 {
-	struct mm_struct *mm = pm->src->vm_mm;
 	unsigned long extent = get_extent(pm, PUD_SIZE);
 	int err = 0;
 	pud_t pud;
 
-	win->old_pud = get_old_pud(mm, pm->cursor);
-	if (!win->old_pud)
-		goto advance;
-	win->new_pud = alloc_new_pud(mm, new_addr_of(pm));
-	if (!win->new_pud)
+	win->old_pud = get_old_pud(pm->src->vm_mm, pm->cursor);
+	if (!win->old_pud) {
+		skip_hole(pm);
+		return 0;
+	}
+	win->new_pud = get_new_pud(pm);
+	if (!win->new_pud && !pm->back)
 		return -ENOMEM;
 
 	/* A leaf may be gone by now, with the device; a table stays one. */
 	pud = pudp_get(win->old_pud);
-	if (pud_none(pud))
+	if (pud_none(pud) || !win->new_pud)
 		goto advance;
 	if (pud_leaf(pud)) {
 		err = move_leaf_pud(pm, win, extent);
@@ -1932,11 +2106,18 @@ static int move_next(struct pagetable_move *pm, struct move_window *win)
 	if (IS_ENABLED(CONFIG_HAVE_MOVE_PUD) && extent == PUD_SIZE &&
 	    can_move_tables(pm) && move_pud_tables(pm, win))
 		return 0;
-	return move_next_window(pm, win, extent);
+	if (!pm->back || !pud_none(pudp_get(win->new_pud)))
+		return move_next_window(pm, win, extent);
 advance:
 	if (!err)
 		pm->cursor += extent;
 	return err;
+}
+
+/* A move back ends when all is back. The stack of an execve() is small. */
+static bool is_killed(const struct pagetable_move *pm)
+{
+	return !pm->back && !pm->in_stack && fatal_signal_pending(current);
 }
 
 static int move_hugetlb(struct pagetable_move *pm)
@@ -1961,8 +2142,9 @@ static int move_hugetlb(struct pagetable_move *pm)
  *
  * Context: mmap_lock held for write on entry and exit, both VMAs write-locked.
  *	    May sleep; takes i_mmap_rwsem and the anon_vma lock by itself.
- * Return: 0, or -ENOMEM or -EINVAL with everything below @pm->cursor moved and
- *	   nothing from there on; move_page_tables_back() undoes that.
+ * Return: 0, or -ENOMEM, -EINVAL, or -EINTR for a process that was killed, with
+ *	   everything below @pm->cursor moved and nothing from there on;
+ *	   move_page_tables_back() undoes that.
  */
 static int move_page_tables(struct pagetable_move *pm)
 {
@@ -1987,7 +2169,7 @@ static int move_page_tables(struct pagetable_move *pm)
 	mmu_notifier_invalidate_range_start(&range);
 	while (!err && pm->cursor < pm->wide_end) {
 		cond_resched();
-		err = move_next(pm, &win);
+		err = is_killed(pm) ? -EINTR : move_next(pm, &win);
 	}
 	mmu_notifier_invalidate_range_end(&range);
 	drop_spare_tables(pm, &win);
@@ -1999,12 +2181,11 @@ static int move_page_tables(struct pagetable_move *pm)
 /*
  * Undo a move that failed. The extents are the same ones, so what moved as a
  * whole finds its old slot empty, and what moved by entries finds its old table,
- * or brings one along. Only a file's empty table can have been retracted in
- * between: then a new one is needed, and insisted on.
+ * or brings one along. The last table is taken for one of the range alone only
+ * if it did move as a whole: else what is there now may be a neighbour's.
  */
 static int move_page_tables_back(const struct pagetable_move *pm)
 {
-	bool all = pm->cursor == pm->end;
 	struct pagetable_move back = {
 		.src = pm->dst,
 		.dst = pm->src,
@@ -2012,9 +2193,9 @@ static int move_page_tables_back(const struct pagetable_move *pm)
 		.end = pm->cursor + pm->shift,
 		.shift = -pm->shift,
 		.wide_start = pm->wide_start + pm->shift,
-		.wide_end = (all ? pm->wide_end : pm->cursor) + pm->shift,
+		.wide_end = max(pm->cursor, pm->moved_end) + pm->shift,
 		.keep_tables = pm->keep_tables,
-		.insist = true,
+		.back = true,
 	};
 
 	/* It failed in the widened first table: nothing of the range moved. */
@@ -2133,7 +2314,9 @@ static bool needs_isolation(const struct mremap_op *op,
 {
 	if (!mv->len)
 		return false;
-	return !keeps_source(op->req) || (mv->vm_flags & VM_LOCKED);
+	if (!keeps_source(op->req))
+		return true;
+	return (mv->vm_flags & VM_LOCKED) && !is_always_locked(mv->src);
 }
 
 static int isolate_source(struct mremap_op *op, struct vma_move *mv)
@@ -2165,8 +2348,13 @@ static int break_ksm(struct vma_move *mv)
 			   MADV_UNMERGEABLE, &ignored_flags);
 }
 
+/*
+ * Each range has a list of events of its own until it is complete, because the
+ * core searches it for each registered mapping.
+ */
 static int take_off_old_range(struct mremap_op *op, struct old_range *old)
 {
+	LIST_HEAD(events);
 	int err;
 
 	err = split_at(op->mm, old->start, &old->seams);
@@ -2174,7 +2362,8 @@ static int take_off_old_range(struct mremap_op *op, struct old_range *old)
 		err = split_at(op->mm, old->end, &old->seams);
 	if (!err)
 		err = take_ticket(&old->ticket, op->mm, old->start, old->end,
-				  &op->uffd_unmap_dst);
+				  &events);
+	list_splice_tail(&events, &op->uffd_unmap_dst);
 	return err;
 }
 
@@ -2186,16 +2375,20 @@ static int unmap_old_destinations(struct mremap_op *op)
 	int err;
 
 	for (old = op->olds; old < end; old++) {
-		err = old->occupied ? take_off_old_range(op, old) : 0;
+		err = resched_or_killed();
+		if (!err && old->occupied)
+			err = take_off_old_range(op, old);
 		if (err)
 			goto put_back;
 	}
 	for (old = op->olds; old < end; old++) {
+		if (!old->ticket.vms.vma)
+			continue;
 		if (op->nr_olds > 1)
 			renew_ticket(&old->ticket, op->mm);
+		take_over_charge(op, &old->ticket.vms);
 		punch_ticket(&old->ticket, op->mm);
 	}
-	take_over_charge(op);
 	return 0;
 
 put_back:
@@ -2225,7 +2418,9 @@ static int prepare_move(struct mremap_op *op)
 	if (err)
 		return err;
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		err = break_ksm(mv);
+		err = resched_or_killed();
+		if (!err)
+			err = break_ksm(mv);
 		if (!err)
 			err = isolate_source(op, mv);
 		if (err)
@@ -2263,7 +2458,9 @@ static int copy_sources(struct mremap_op *op)
 	int err;
 
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		err = copy_source(op, mv);
+		err = resched_or_killed();
+		if (!err)
+			err = copy_source(op, mv);
 		if (err)
 			return err;
 	}
@@ -2444,15 +2641,19 @@ static void commit_userfaultfd(struct mremap_op *op, struct vma_move *mv)
 }
 
 /*
- * The source stays mapped, with nothing in it. Its lock went with the pages. As
- * nothing is faulted in, it starts anew like a mapping just made.
+ * The source stays mapped, with nothing in it. Its lock went with the pages,
+ * unless it has to have one. As nothing is faulted in, it starts anew like a
+ * mapping just made.
  */
 static void commit_kept_source(struct mremap_op *op, struct vma_move *mv)
 {
 	struct vm_area_struct *src = mv->src;
 	unsigned long pages = mv->len >> PAGE_SHIFT;
 
-	vm_flags_clear(src, VM_LOCKED_MASK);
+	if (is_always_locked(src))
+		op->mm->locked_vm += pages;
+	else
+		vm_flags_clear(src, VM_LOCKED_MASK);
 	if (src->vm_start == mv->addr && vma_pages(src) == pages) {
 		unlink_anon_vmas(src);
 		/* An anonymous VMA without pages has the offset of its address. */
@@ -2768,11 +2969,12 @@ static int check_old_ranges(struct mremap_op *op)
 
 	for (old = op->olds; old < op->olds + op->nr_olds; old++) {
 		before = op->dst_old.total;
-		err = check_unmap(op->mm, old->start, old->end, &op->dst_old);
+		err = resched_or_killed();
+		if (!err)
+			err = check_unmap(op->mm, old->start, old->end, &op->dst_old);
 		if (err)
 			return err;
 		old->occupied = op->dst_old.total != before;
-		cond_resched();
 	}
 	return 0;
 }
@@ -2808,8 +3010,8 @@ static int mremap_to(struct mremap_op *op)
 		      find_destination(op->moves, req->new_addr);
 	if (err)
 		return err;
-	err = check_cut_out(op->moves->src, req->addr,
-			    req->addr + moved_len(req));
+	err = check_move_out(op->moves->src, req->addr,
+			     req->addr + moved_len(req));
 	if (err)
 		return err;
 	return move_vmas(op);
@@ -2842,7 +3044,8 @@ static bool can_move_with_others(struct vm_area_struct *vma)
 		return false;
 	if (!file || !file->f_op->get_unmapped_area)
 		return true;
-	return vma_is_shmem(vma) || is_vm_hugetlb_page(vma) ||
+	/* By its mapping: that of System V has vm_ops of its own. */
+	return shmem_mapping(file->f_mapping) || is_vm_hugetlb_page(vma) ||
 	       file->f_op->get_unmapped_area == thp_get_unmapped_area;
 }
 
@@ -2925,7 +3128,7 @@ static int check_planned_move(struct mremap_op *op, struct vma_move *mv)
 		return -EINVAL;
 	if (keeps_source(op->req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
 		return -EINVAL;
-	err = check_cut_out(vma, mv->addr, mv->addr + mv->len);
+	err = check_move_out(vma, mv->addr, mv->addr + mv->len);
 	if (err)
 		return err;
 	return fix_destination(mv, mv->dst_addr);
@@ -2969,10 +3172,11 @@ static int mremap_several(struct mremap_op *op, struct mremap_request *req)
 		return err;
 
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		err = check_planned_move(op, mv);
+		err = resched_or_killed();
+		if (!err)
+			err = check_planned_move(op, mv);
 		if (err)
 			return err;
-		cond_resched();
 	}
 	err = check_old_ranges(op);
 	if (err)
@@ -3081,8 +3285,8 @@ static int grow_by_move(struct mremap_op *op)
 	err = check_map_count(op->mm, MAPS_FOR_MOVE);
 	if (err)
 		return err;
-	err = check_cut_out(op->moves->src, op->req->addr,
-			    op->req->addr + moved_len(op->req));
+	err = check_move_out(op->moves->src, op->req->addr,
+			     op->req->addr + moved_len(op->req));
 	if (err)
 		return err;
 	return move_vmas(op);
@@ -3144,6 +3348,11 @@ static void finish_unlocked(struct mremap_op *op)
 	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_src);
 	if (op->populate_len)
 		mm_populate(op->populate_addr, op->populate_len);
+}
+
+/* Nothing is held while a monitor is waited for, as that can take for ever. */
+static void free_plans(struct mremap_op *op)
+{
 	if (op->moves != op->only)
 		kvfree(op->moves);
 	if (op->olds != op->only_old)
@@ -3165,6 +3374,7 @@ static int run_op(struct mremap_op *op, struct mremap_request *req)
 	err = mremap_locked(op, req);
 	if (!op->unlocked)
 		mmap_write_unlock(op->mm);
+	free_plans(op);
 	finish_unlocked(op);
 	return err;
 }

@@ -18,6 +18,7 @@
 #include <linux/cred.h>
 #include <linux/kthread.h>
 #include <linux/panic.h>
+#include <linux/prandom.h>
 #include <linux/shmem_fs.h>
 #include <linux/uaccess.h>
 
@@ -419,16 +420,16 @@ static void flush_covers_all_that_moved(struct kunit *test)
 
 	KUNIT_ASSERT_NOT_NULL(test, win);
 	init_window(win);
-	note_flush(win, PAGES(20), PAGES(2));
+	note_flush(win, PAGES(20), PAGES(2), true);
 	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(20));
 	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(22));
-	note_flush(win, PAGES(30), PAGES(1));
+	note_flush(win, PAGES(30), PAGES(1), true);
 	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(20));
 	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
-	note_flush(win, PAGES(10), PAGES(1));
+	note_flush(win, PAGES(10), PAGES(1), true);
 	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(10));
 	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
-	note_flush(win, PAGES(12), PAGES(1));
+	note_flush(win, PAGES(12), PAGES(1), true);
 	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(10));
 	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
 }
@@ -1125,15 +1126,18 @@ KUNIT_ARRAY_PARAM_DESC(ledger, ledger_cases, name);
 static void ledger_balances(struct kunit *test)
 {
 	const struct ledger_case *c = test->param_value;
+	struct vma_munmap_struct vms = { .nr_accounted = c->given_back };
 	struct mremap_request req = {};
 	struct mremap_op *op = new_op(test, &req);
 
+	vm_acct_memory(c->owed);
 	op->added.charged = c->added;
 	op->dst_old.charged = c->given_back;
 	KUNIT_EXPECT_EQ(test, charge(op), 0);
 	KUNIT_EXPECT_EQ(test, op->charged, c->charged);
 	KUNIT_EXPECT_EQ(test, op->owed, c->owed);
-	take_over_charge(op);
+	take_over_charge(op, &vms);
+	KUNIT_EXPECT_EQ(test, vms.nr_accounted, c->given_back - c->owed);
 	KUNIT_EXPECT_EQ(test, op->charged, c->added);
 	KUNIT_EXPECT_EQ(test, op->owed, 0);
 	uncharge(op);
@@ -1904,6 +1908,172 @@ static void part_moves_back(struct kunit *test)
 	close_space(test);
 }
 
+/*
+ * Sparse mappings at random, some of them between neighbours or with tables left
+ * at the new place, move up to a random page and back. That needs no table that
+ * is not there: else preload_table() warns, and page tables take more than before.
+ */
+#define NR_LAYOUTS	150
+#define LAYOUT_TABLES	7
+#define LAYOUT_PAGES	(LAYOUT_TABLES * TABLE_PAGES)
+
+struct layout {
+	struct rnd_state rnd;
+	unsigned long src;
+	unsigned long dst;
+	unsigned long nr_pages;
+	unsigned long stop;		/* pages that move */
+	struct page **pages;
+};
+
+static unsigned long draw(struct layout *l, unsigned long below)
+{
+	return prandom_u32_state(&l->rnd) % below;
+}
+
+static void touch_pages(struct kunit *test, struct layout *l)
+{
+	/* In some tables only, or only in a prefix. */
+	unsigned long last = draw(l, 3) ? l->nr_pages : draw(l, l->nr_pages) + 1;
+	unsigned long page, table;
+
+	for (table = 0; table < LAYOUT_TABLES; table++) {
+		unsigned int left = draw(l, 2) * (1 + draw(l, 3));
+
+		while (left--) {
+			page = table * TABLE_PAGES + draw(l, TABLE_PAGES);
+			if (page >= last || l->pages[page])
+				continue;
+			stamp(test, l->src + PAGES(page));
+			l->pages[page] = page_at(l->src + PAGES(page));
+		}
+	}
+}
+
+/* A mapping right above the new place, which the new one merges with or not. */
+static void add_neighbour(struct kunit *test, struct layout *l)
+{
+	unsigned long above = l->dst + PAGES(l->nr_pages);
+
+	if (draw(l, 2))
+		return;
+	map_at(test, above, PAGES(TABLE_PAGES), draw(l, 2) ? RW : RWX);
+	if (draw(l, 2))
+		stamp(test, above + PAGES(draw(l, TABLE_PAGES)));
+}
+
+static void draw_layout(struct kunit *test, struct layout *l, bool congruent)
+{
+	l->src = SRC_AT + PAGES(draw(l, TABLE_PAGES));
+	l->dst = DST_AT + PAGES(draw(l, TABLE_PAGES));
+	if (congruent)
+		l->dst = DST_AT + (l->src & ~PMD_MASK);
+	l->nr_pages = 1 + draw(l, LAYOUT_PAGES);
+	l->stop = draw(l, 2) ? l->nr_pages : 1 + draw(l, l->nr_pages);
+	memset(l->pages, 0, LAYOUT_PAGES * sizeof(*l->pages));
+
+	map_at(test, l->src, PAGES(l->nr_pages), RW);
+	touch_pages(test, l);
+	add_neighbour(test, l);
+}
+
+static unsigned long nr_misplaced(struct layout *l, unsigned long start,
+				  unsigned long stop, unsigned long from)
+{
+	unsigned long page, nr = 0;
+
+	for (page = 0; page < stop; page++)
+		nr += page_at(start + PAGES(page)) != l->pages[page];
+	for (; page < l->nr_pages; page++)
+		nr += page_at(from + PAGES(page)) != l->pages[page];
+	return nr;
+}
+
+static void layout_moves_back(struct kunit *test, struct layout *l,
+			      bool keep_tables)
+{
+	struct pagetable_move pm;
+	unsigned long tables;
+
+	copy_mapping(test, &pm, l->src, PAGES(l->nr_pages), l->dst,
+		     PAGES(l->nr_pages));
+	pm.keep_tables = keep_tables;
+	pm.end = l->src + PAGES(l->stop);
+	if (draw(l, 3) == 0)
+		leave_table(test, l->dst + PAGES(draw(l, l->nr_pages)));
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, nr_misplaced(l, l->dst, l->stop, l->src), 0);
+
+	pm.end = l->src + PAGES(l->nr_pages);
+	tables = mm_pgtables_bytes(current->mm);
+	expect_moved_back(test, &pm);
+	KUNIT_EXPECT_LE(test, mm_pgtables_bytes(current->mm), tables);
+	KUNIT_EXPECT_EQ(test, nr_misplaced(l, l->src, l->nr_pages, 0), 0);
+}
+
+struct layout_case {
+	const char *name;
+	bool congruent;
+	bool keep_tables;
+};
+
+static const struct layout_case layout_cases[] = {
+	{ "entries move" },
+	{ "tables move", .congruent = true },
+	{ "tables have to stay", .congruent = true, .keep_tables = true },
+};
+
+KUNIT_ARRAY_PARAM_DESC(layout, layout_cases, name);
+
+static void random_layouts_move_back(struct kunit *test)
+{
+	const struct layout_case *c = test->param_value;
+	struct layout l = {
+		.pages = kunit_kcalloc(test, LAYOUT_PAGES, sizeof(*l.pages),
+				       GFP_KERNEL),
+	};
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, l.pages);
+	prandom_seed_state(&l.rnd, 1);
+	for (i = 0; i < NR_LAYOUTS; i++) {
+		draw_layout(test, &l, c->congruent);
+		layout_moves_back(test, &l, c->keep_tables);
+		KUNIT_ASSERT_EQ(test, vm_munmap(0, TASK_SIZE), 0);
+		cond_resched();
+	}
+	close_space(test);
+}
+
+/* Empty entries of the upper levels are passed in one step. */
+static void holes_are_passed_at_once(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct pagetable_move pm = {
+		.start = PAGES(3),
+		.end = TASK_SIZE - PAGES(1),
+		.cursor = PAGES(3),
+	};
+	unsigned int steps = 0;
+
+	if (CONFIG_PGTABLE_LEVELS < 4)
+		kunit_skip(test, "needs tables of four levels");
+	map_at(test, SRC_AT, PAGES(1), RW);
+	stamp(test, SRC_AT);
+	pm.src = vma_at(SRC_AT);
+	KUNIT_ASSERT_NOT_NULL(test, pm.src);
+	while (pm.cursor < pm.end && steps < 2 * PTRS_PER_PUD + 2 * PTRS_PER_PGD) {
+		if (get_old_pud(mm, pm.cursor))
+			pm.cursor += get_extent(&pm, PUD_SIZE);
+		else
+			skip_hole(&pm);
+		steps++;
+	}
+	KUNIT_EXPECT_EQ(test, pm.cursor, pm.end);
+	KUNIT_EXPECT_GT(test, steps, 1);
+	close_space(test);
+}
+
 /* Entries of other kinds than of a page just mapped */
 
 enum entry_kind {
@@ -2512,6 +2682,8 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(tables_move, move_gen_params),
 	KUNIT_CASE_PARAM(tables_move_back, move_gen_params),
 	KUNIT_CASE_PARAM(part_moves_back, move_gen_params),
+	KUNIT_CASE_PARAM(random_layouts_move_back, layout_gen_params),
+	KUNIT_CASE(holes_are_passed_at_once),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_in_a_table, entry_gen_params),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_alone, entry_gen_params),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_in_part, entry_gen_params),
@@ -2538,8 +2710,9 @@ static struct kunit_suite table_suite = {
 static struct test_driver {
 	unsigned long refused;		/* address that it does not move to */
 	unsigned long unsplittable;	/* address that it does not split at */
+	bool is_told;			/* wants to be asked */
 	unsigned int asked;
-	int map_count;			/* when it was asked last */
+	int map_count;			/* when a mapping was made last */
 } driver;
 
 static vm_fault_t driver_fault(struct vm_fault *vmf)
@@ -2557,11 +2730,22 @@ static int driver_may_split(struct vm_area_struct *vma, unsigned long addr)
 static int driver_mremap(struct vm_area_struct *vma)
 {
 	driver.asked++;
-	driver.map_count = vma->vm_mm->map_count;
 	return vma->vm_start == driver.refused ? -EXDEV : 0;
 }
 
+static void driver_open(struct vm_area_struct *vma)
+{
+	driver.map_count = vma->vm_mm->map_count;
+}
+
 static const struct vm_operations_struct driver_vm_ops = {
+	.open = driver_open,
+	.fault = driver_fault,
+	.may_split = driver_may_split,
+};
+
+static const struct vm_operations_struct told_driver_vm_ops = {
+	.open = driver_open,
 	.fault = driver_fault,
 	.may_split = driver_may_split,
 	.mremap = driver_mremap,
@@ -2569,7 +2753,7 @@ static const struct vm_operations_struct driver_vm_ops = {
 
 static int driver_mmap(struct file *file, struct vm_area_struct *vma)
 {
-	vma->vm_ops = &driver_vm_ops;
+	vma->vm_ops = driver.is_told ? &told_driver_vm_ops : &driver_vm_ops;
 	return 0;
 }
 
@@ -2580,12 +2764,12 @@ static const struct file_operations driver_fops = {
 #define DRIVER_PAGES	20
 
 /* A private mapping of the driver, with every page written to */
-static void map_driver(struct kunit *test)
+static void map_driver(struct kunit *test, bool is_told)
 {
 	struct file *file;
 	unsigned int i;
 
-	driver = (struct test_driver) {};
+	driver = (struct test_driver) { .is_told = is_told };
 	file = anon_inode_getfile("[mremap_kunit]", &driver_fops, NULL, O_RDWR);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(file));
 	map_file_at(test, file, SRC_AT, PAGES(DRIVER_PAGES), RW, MAP_PRIVATE);
@@ -2630,6 +2814,11 @@ static const struct call_case call_cases[] = {
 
 KUNIT_ARRAY_PARAM_DESC(call, call_cases, name);
 
+static bool is_whole(const struct call_case *c)
+{
+	return c->new_len == DRIVER_PAGES;
+}
+
 static unsigned long call(const struct call_case *c)
 {
 	const struct mremap_request req = {
@@ -2651,9 +2840,9 @@ static void call_is_granted(struct kunit *test)
 	unsigned long behind = c->first + c->old_len;
 	unsigned long kept = c->flags & DONTUNMAP ? c->old_len : 0;
 
-	map_driver(test);
+	map_driver(test, is_whole(c));
 	KUNIT_ASSERT_EQ(test, call(c), dst);
-	KUNIT_EXPECT_EQ(test, driver.asked, 1);
+	KUNIT_EXPECT_EQ(test, driver.asked, is_whole(c));
 	expect_driver_pages(test, dst, c->first, moved);
 	expect_driver_pages(test, SRC_AT, 0, c->first);
 	expect_driver_pages(test, SRC_AT + PAGES(behind), behind,
@@ -2666,19 +2855,22 @@ static void call_is_granted(struct kunit *test)
 	close_space(test);
 }
 
-/* The driver is asked when all has moved: then all has to go back. */
+/*
+ * The driver is asked when all has moved: then all has to go back. It is not
+ * asked for a part, which would look to it like the whole.
+ */
 static void refused_call_changes_nothing(struct kunit *test)
 {
 	const struct call_case *c = test->param_value;
 	unsigned long dst = DST_AT + PAGES(c->dst);
 	unsigned long table_bytes, hiwater;
 
-	map_driver(test);
+	map_driver(test, true);
 	table_bytes = mm_pgtables_bytes(current->mm);
 	hiwater = current->mm->hiwater_vm;
 	driver.refused = dst;
-	KUNIT_EXPECT_EQ(test, call(c), -EXDEV);
-	KUNIT_EXPECT_EQ(test, driver.asked, 1);
+	KUNIT_EXPECT_EQ(test, call(c), is_whole(c) ? -EXDEV : -EINVAL);
+	KUNIT_EXPECT_EQ(test, driver.asked, is_whole(c));
 	KUNIT_EXPECT_NULL(test, vma_at(dst));
 	KUNIT_EXPECT_EQ(test, current->mm->map_count, 1);
 	expect_vma(test, SRC_AT, SRC_AT + PAGES(DRIVER_PAGES));
@@ -2691,8 +2883,10 @@ static void refused_call_changes_nothing(struct kunit *test)
 
 	/* And it can be made again. */
 	driver.refused = 0;
-	KUNIT_EXPECT_EQ(test, call(c), dst);
-	expect_driver_pages(test, dst, c->first, min(c->old_len, c->new_len));
+	if (is_whole(c)) {
+		KUNIT_EXPECT_EQ(test, call(c), dst);
+		expect_driver_pages(test, dst, 0, DRIVER_PAGES);
+	}
 	close_space(test);
 }
 
@@ -2708,7 +2902,7 @@ static void unsplittable_is_left_alone(struct kunit *test)
 	};
 	unsigned long at;
 
-	map_driver(test);
+	map_driver(test, false);
 	map_at(test, DST_AT, PAGES(5), RW);
 	stamp(test, DST_AT);
 	/* All places where this call splits */
@@ -2745,7 +2939,7 @@ static void driver_moves_alone(struct kunit *test)
 		.new_addr = DST_AT,
 	};
 
-	map_driver(test);
+	map_driver(test, true);
 	map_at(test, SRC_AT + PAGES(DRIVER_PAGES), PAGES(2), RW);
 	stamp(test, SRC_AT + PAGES(DRIVER_PAGES));
 	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EFAULT);
@@ -2781,7 +2975,7 @@ static void full_map_is_left_alone(struct kunit *test)
 	close_space(test);
 }
 
-/* When the driver is asked, all splits are made and the copy is there. */
+/* When the driver hears of the copy, all splits are made; it counts from then on. */
 static void call_keeps_to_its_map_budget(struct kunit *test)
 {
 	struct mremap_request req = {
@@ -2792,10 +2986,11 @@ static void call_keeps_to_its_map_budget(struct kunit *test)
 		.new_addr = DST_AT + PAGES(2),
 	};
 
-	map_driver(test);
+	map_driver(test, false);
 	map_at(test, DST_AT, PAGES(10), RW);
 	KUNIT_EXPECT_EQ(test, do_mremap(&req), req.new_addr);
-	KUNIT_EXPECT_EQ(test, driver.map_count, 2 + MAPS_FOR_FORCED_MOVE);
+	KUNIT_EXPECT_EQ(test, driver.map_count + 1,
+			2 + MAPS_FOR_FORCED_MOVE);
 	expect_driver_pages(test, req.new_addr, 2, 3);
 
 	req.addr = SRC_AT + PAGES(10);
@@ -2804,7 +2999,7 @@ static void call_keeps_to_its_map_budget(struct kunit *test)
 	req.flags = MAYMOVE;
 	KUNIT_EXPECT_EQ(test, current->mm->map_count, 5);
 	KUNIT_EXPECT_FALSE(test, IS_ERR_VALUE(do_mremap(&req)));
-	KUNIT_EXPECT_EQ(test, driver.map_count, 5 + MAPS_FOR_MOVE);
+	KUNIT_EXPECT_EQ(test, driver.map_count + 1, 5 + MAPS_FOR_MOVE);
 	close_space(test);
 }
 
