@@ -5,7 +5,7 @@
 TREE ?= patched
 FLAVOR ?= prod
 
-scripts := base tree image run test bench series shell check upstream matrix docs arm64
+scripts := base tree image run test basetest bench series shell check upstream matrix docs arm64
 .PHONY: help clean $(scripts)
 
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
@@ -14,8 +14,9 @@ $(if $(unknown),$(error no target '$(firstword $(unknown))', see 'make help'))
 help:
 	@echo "make run      boot the patched kernel and run real programs on it"
 	@echo "make test     run all tests"
+	@echo "make basetest run them on the unpatched kernel, with what that is expected to do"
 	@echo "make shell    an interactive shell on the patched kernel"
-	@echo "make image    build a kernel, print its path: TREE=base|patched FLAVOR=prod|debug"
+	@echo "make image    build a kernel, print its path: TREE=base|patched FLAVOR=prod|debug|rt"
 	@echo "              (TREE=$(TREE) FLAVOR=$(FLAVOR) unless told)"
 	@echo "make base     install and unpack the unpatched source to build/base/"
 	@echo "make tree     the same with our files and patches on it, build/tree/"
@@ -46,6 +47,9 @@ shell:
 
 matrix:
 	@lab/matrix.py
+
+basetest:
+	@lab/test.sh --base
 
 run test bench series check upstream docs arm64:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }

@@ -5,7 +5,7 @@
 
 . "$(dirname "$0")/common.sh"
 
-(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug
+(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug|rt
 peer is the kernel source in the folder \$PEER"
 tree=$1 flavor=$2
 
@@ -31,17 +31,22 @@ prod)
 	completion=(olddefconfig)
 	objects=2280
 	;;
-debug)
+debug | rt)
 	seed() { :; }
 	completion=(KCONFIG_ALLCONFIG=.config.wanted allnoconfig)
-	objects=1070
+	objects=1300
 	;;
-*) die "no flavor '$flavor': prod or debug" ;;
+*) die "no flavor '$flavor': prod, debug or rt" ;;
 esac
 
 fragments=("lab/config/$flavor.config")
+excluded='^$'
+if [[ $flavor == rt ]]; then
+	fragments=(lab/config/debug.config "${fragments[@]}")
+	excluded='^CONFIG_(PREEMPT|TRANSPARENT_HUGEPAGE.*|NUMA_BALANCING)='
+fi
 # Options that only the patched source has.
-extra=lab/config/patched-$flavor.config
+extra=lab/config/patched-${flavor/rt/debug}.config
 [[ $tree != patched || ! -e $extra ]] || fragments+=("$extra")
 
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
@@ -88,16 +93,20 @@ check_config() {
 		{ at = index($0, "="); name = substr($0, 1, at - 1); value = substr($0, at + 1) }
 		file == 1 { has[name] = value; next }
 		(name in has ? has[name] : "n") != value { print $0 }
-	' "$out/.config" "${fragments[@]}" | paste -sd " ")
+	' "$out/.config" <(fragments) | paste -sd " ")
 	[[ $lost ]] || return 0
 	lost="$flavor: Kconfig did not keep $lost, see $out/.config"
 	[[ $tree == peer ]] || die "$lost"
 	echo "$lost" >&2	# options have other names in other versions
 }
 
+fragments() {
+	grep -hvE "$excluded" "${fragments[@]}"
+}
+
 wanted_config() {
 	seed
-	cat "${fragments[@]}"
+	fragments
 }
 
 # Make alone takes ten seconds to see that nothing is to be done. The file that

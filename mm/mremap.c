@@ -1419,7 +1419,10 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 }
 #endif
 
-/* The same for a PUD that maps memory itself. It has no soft-dirty bit. */
+/*
+ * The same for a PUD that maps memory itself. Nobody sees whether it is soft-dirty:
+ * /proc/PID/pagemap splits such entries before it looks.
+ */
 #if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
 	defined(CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD)
 static bool move_huge_pud(struct pagetable_move *pm, struct move_window *win,
