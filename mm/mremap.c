@@ -410,8 +410,8 @@ static int check_source(struct vm_area_struct *vma, struct mremap_request *req)
 }
 
 /*
- * Secret memory is locked for as long as it is mapped: not even munlock() takes
- * the lock off.
+ * Secret memory that was mapped as locked (MAP_LOCKED, MCL_FUTURE) is so for as
+ * long as it is mapped: not even munlock() takes the lock off.
  */
 static bool is_always_locked(struct vm_area_struct *vma)
 {
@@ -1186,7 +1186,7 @@ static bool is_empty_table(const struct pagetable_move *pm, pmd_t *table,
 
 	addr = max(addr, pm->start);
 	start_pte = pte_offset_map(table, addr);
-	/* Retracted meanwhile, and then it was empty; or a huge page. */
+	/* Retracted meanwhile, and then it held no pages; or a huge page. */
 	if (!start_pte)
 		return pmd_none(pmdp_get_lockless(table));
 	for (pte = start_pte; is_empty && addr < end; addr += PAGE_SIZE)
@@ -1745,13 +1745,16 @@ static int move_detached(struct pagetable_move *pm, struct move_window *win,
 
 /* Page tables: the walk */
 
+/*
+ * A move back finds its tables; see "taking tables out of the tree" above. Two
+ * cases are left in which it needs one after all: a huge page that was split at
+ * the new place, on an architecture where no table moves whole; and a file's
+ * table that was retracted although it had markers in it (UFFDIO_POISON).
+ */
 static int preload_table(struct pagetable_move *pm, struct move_window *win)
 {
-	pgtable_t table;
+	pgtable_t table = pte_alloc_one(pm->dst->vm_mm);
 
-	/* See "taking tables out of the tree" above. */
-	WARN_ON_ONCE(pm->back);
-	table = pte_alloc_one(pm->dst->vm_mm);
 	if (!table)
 		return -ENOMEM;
 	win->spares[win->nr_spares++] = table;
@@ -2653,10 +2656,10 @@ static void commit_kept_source(struct mremap_op *op, struct vma_move *mv)
 	struct vm_area_struct *src = mv->src;
 	unsigned long pages = mv->len >> PAGE_SHIFT;
 
-	if (is_always_locked(src))
-		op->mm->locked_vm += pages;
-	else
+	if (!is_always_locked(src))
 		vm_flags_clear(src, VM_LOCKED_MASK);
+	else if (mv->vm_flags & VM_LOCKED)
+		op->mm->locked_vm += pages;
 	if (src->vm_start == mv->addr && vma_pages(src) == pages) {
 		unlink_anon_vmas(src);
 		/* An anonymous VMA without pages has the offset of its address. */

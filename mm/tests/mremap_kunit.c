@@ -16,6 +16,7 @@
 #include <kunit/test.h>
 #include <linux/anon_inodes.h>
 #include <linux/cred.h>
+#include <linux/delay.h>
 #include <linux/kthread.h>
 #include <linux/panic.h>
 #include <linux/prandom.h>
@@ -1911,7 +1912,7 @@ static void part_moves_back(struct kunit *test)
 /*
  * Sparse mappings at random, some of them between neighbours or with tables left
  * at the new place, move up to a random page and back. That needs no table that
- * is not there: else preload_table() warns, and page tables take more than before.
+ * is not there: else page tables would take more memory than before.
  */
 #define NR_LAYOUTS	150
 #define LAYOUT_TABLES	7
@@ -2606,12 +2607,293 @@ static void secondary_mmus_are_told(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, w.dst_at_end, page);
 	close_space(test);
 }
+
+/* What is locked, and what is where, at each TLB flush */
+struct flush_watcher {
+	struct mmu_notifier notifier;
+	struct vm_area_struct *vma;	/* whose page tables are looked at */
+	unsigned long moved;		/* address of an entry, at the new place */
+	unsigned int nr;
+	unsigned int nr_under_rmap_lock;
+	unsigned int nr_under_ptl;
+	unsigned int nr_before_move;
+};
+
+/* Without a lock: it may be held where this is called. */
+static bool is_mapped(struct mm_struct *mm, unsigned long addr)
+{
+	pmd_t *pmd = mm_find_pmd(mm, addr);
+	pte_t *pte = pmd ? pte_offset_map(pmd, addr) : NULL;
+	bool mapped = pte && !pte_none(ptep_get(pte));
+
+	if (pte)
+		pte_unmap(pte);
+	return mapped;
+}
+
+static bool is_table_locked(struct vm_area_struct *vma)
+{
+	unsigned long addr;
+	pmd_t *pmd;
+
+	for (addr = vma->vm_start; addr < vma->vm_end; addr += PMD_SIZE) {
+		pmd = mm_find_pmd(vma->vm_mm, addr);
+		if (pmd && is_pte_table(*pmd) &&
+		    spin_is_locked(pte_lockptr(vma->vm_mm, pmd)))
+			return true;
+	}
+	return false;
+}
+
+static void watch_flush(struct mmu_notifier *notifier, struct mm_struct *mm,
+			unsigned long start, unsigned long end)
+{
+	struct flush_watcher *w = container_of(notifier, struct flush_watcher,
+					       notifier);
+
+	w->nr++;
+	w->nr_under_rmap_lock += rwsem_is_locked(&w->vma->anon_vma->root->rwsem);
+	w->nr_under_ptl += is_table_locked(w->vma);
+	w->nr_before_move += !is_mapped(mm, w->moved);
+}
+
+static const struct mmu_notifier_ops flush_watcher_ops = {
+	.arch_invalidate_secondary_tlbs = watch_flush,
+};
+
+static void start_watching(struct kunit *test, struct flush_watcher *w,
+			   struct vm_area_struct *vma, unsigned long moved)
+{
+	if (!IS_ENABLED(CONFIG_X86) || !IS_ENABLED(CONFIG_SMP))
+		kunit_skip(test, "needs flushes that tell secondary MMUs");
+	*w = (struct flush_watcher) {
+		.notifier.ops = &flush_watcher_ops,
+		.vma = vma,
+		.moved = moved,
+	};
+	KUNIT_ASSERT_EQ(test, mmu_notifier_register(&w->notifier, current->mm), 0);
+}
+
+static void stop_watching(struct flush_watcher *w)
+{
+	mmu_notifier_unregister(&w->notifier, current->mm);
+}
+
+struct flush_case {
+	const char *name;
+	unsigned long shift;		/* beyond that from SRC_AT to DST_AT */
+	unsigned long len;
+	bool is_device;
+	bool is_back;
+	unsigned int flushes;
+	unsigned int before_move;	/* of these */
+};
+
+static const struct flush_case flush_cases[] = {
+	{ "tables", .len = 3 * PMD_SIZE, .flushes = 1 },
+	{ "tables, back", .len = 3 * PMD_SIZE, .is_back = true, .flushes = 1 },
+	{ "a table of tables", .len = PUD_SIZE, .flushes = 1 },
+	{ "a few entries", .shift = PAGES(1), .len = PAGES(9), .flushes = 1 },
+	{ "entries of detached tables", .shift = PAGES(1), .len = 3 * PMD_SIZE,
+	  .flushes = 1, .before_move = 1 },
+	{ "entries of detached tables, back", .shift = PAGES(1),
+	  .len = 3 * PMD_SIZE, .is_back = true, .flushes = 1, .before_move = 1 },
+	{ "entries in two windows", .shift = PAGES(1),
+	  .len = (WINDOW_TABLES + 1) * PMD_SIZE, .flushes = 2,
+	  .before_move = 1 },
+	{ "a device", .shift = PAGES(1), .len = 3 * PMD_SIZE, .is_device = true,
+	  .flushes = 3 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(flush, flush_cases, name);
+
+/* How many, and no moment between the leaving of an entry and them without lock. */
+static void flushes_come_in_time(struct kunit *test)
+{
+	const struct flush_case *c = test->param_value;
+	unsigned long dst = DST_AT + c->shift, addr;
+	struct pagetable_move pm;
+	struct flush_watcher w;
+
+	map_at(test, SRC_AT, c->len, RW);
+	for (addr = SRC_AT; addr < SRC_AT + c->len; addr += PMD_SIZE)
+		stamp(test, addr);
+	copy_mapping(test, &pm, SRC_AT, c->len, dst, c->len);
+	if (c->is_device) {
+		pm.keep_tables = true;
+		set_vma_flags(test, SRC_AT, VM_DONTEXPAND, 0);
+	}
+	if (c->is_back)
+		expect_moved(test, &pm);
+	start_watching(test, &w, pm.src, c->is_back ? SRC_AT : dst);
+	KUNIT_EXPECT_EQ(test, lock_and_move(&pm, c->is_back), 0);
+	stop_watching(&w);
+
+	KUNIT_EXPECT_EQ(test, w.nr, c->flushes);
+	KUNIT_EXPECT_EQ(test, w.nr_under_rmap_lock, c->flushes);
+	KUNIT_EXPECT_EQ(test, w.nr_under_ptl, c->is_device ? c->flushes : 0);
+	KUNIT_EXPECT_EQ(test, w.nr_before_move, c->before_move);
+	close_space(test);
+}
+
+/* Its two places may overlap: each table is flushed before its lock is dropped. */
+static void stack_is_flushed_under_its_lock(struct kunit *test)
+{
+	unsigned long start = SRC_AT + PMD_SIZE;
+	struct vm_area_struct *vma;
+	struct flush_watcher w;
+	int err;
+
+	map_at(test, SRC_AT, 4 * PMD_SIZE, RW);
+	stamp(test, start + PAGES(9));
+	stamp(test, start + PMD_SIZE + PAGES(9));
+	vma = vma_at(SRC_AT);
+	start_watching(test, &w, vma, start);
+	mmap_write_lock(current->mm);
+	vma_start_write(vma);
+	err = move_stack_page_tables(vma, start + PAGES(9), start, 2 * PMD_SIZE);
+	mmap_write_unlock(current->mm);
+	stop_watching(&w);
+
+	KUNIT_EXPECT_EQ(test, err, 0);
+	KUNIT_EXPECT_EQ(test, w.nr, 2);
+	KUNIT_EXPECT_EQ(test, w.nr_under_rmap_lock, 2);
+	KUNIT_EXPECT_EQ(test, w.nr_under_ptl, 2);
+	KUNIT_EXPECT_EQ(test, peek(test, start), stamp_of(start + PAGES(9)));
+	close_space(test);
+}
 #else
 static void secondary_mmus_are_told(struct kunit *test)
 {
 	kunit_skip(test, "needs CONFIG_MMU_NOTIFIER");
 }
+
+static void flushes_come_in_time(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_MMU_NOTIFIER");
+}
+
+static void stack_is_flushed_under_its_lock(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_MMU_NOTIFIER");
+}
 #endif
+
+/* Locks that another thread holds while a move goes on, on another processor */
+
+struct contender {
+	struct mm_struct *mm;
+	struct pagetable_move *pm;
+	spinlock_t *one;
+	spinlock_t *other;
+	bool started;
+	struct completion done;
+};
+
+static int take_both_locks(void *arg)
+{
+	struct contender *c = arg;
+
+	WRITE_ONCE(c->started, true);
+	lock_both(c->one, c->other);
+	unlock_both(c->one, c->other);
+	complete(&c->done);
+	return 0;
+}
+
+static int move_elsewhere(void *arg)
+{
+	struct contender *c = arg;
+
+	kthread_use_mm(c->mm);
+	WRITE_ONCE(c->started, true);
+	lock_and_move(c->pm, false);
+	kthread_unuse_mm(c->mm);
+	complete(&c->done);
+	return 0;
+}
+
+/*
+ * Start @fn on another processor, which is to wait for @lock, held here. There is
+ * no telling when it has come to that, so it gets a moment for it.
+ */
+static bool waits_for(struct contender *c, int (*fn)(void *), spinlock_t *lock)
+{
+	unsigned int cpu = raw_smp_processor_id();
+	struct task_struct *thread;
+
+	init_completion(&c->done);
+	set_cpus_allowed_ptr(current, cpumask_of(cpu));
+	thread = kthread_create_on_cpu(fn, c, cpumask_any_but(cpu_online_mask, cpu),
+				       "mremap_kunit/%u");
+	if (IS_ERR(thread))
+		complete(&c->done);
+	spin_lock(lock);
+	if (IS_ERR(thread))
+		return false;
+	wake_up_process(thread);
+	while (!READ_ONCE(c->started))
+		cpu_relax();
+	mdelay(20);
+	return !completion_done(&c->done);
+}
+
+static void let_go(struct contender *c, spinlock_t *lock)
+{
+	spin_unlock(lock);
+	wait_for_completion(&c->done);
+	set_cpus_allowed_ptr(current, cpu_possible_mask);
+}
+
+static void skip_without_contention(struct kunit *test)
+{
+	if (!IS_ENABLED(CONFIG_SMP) || IS_ENABLED(CONFIG_PREEMPT_RT) ||
+	    num_online_cpus() < 2)
+		kunit_skip(test, "needs two processors and locks that spin");
+}
+
+static void locks_are_taken_by_address(struct kunit *test)
+{
+	struct {
+		spinlock_t low;
+		spinlock_t high;
+	} locks;
+	struct contender c = { .one = &locks.high, .other = &locks.low };
+	bool waits, holds_high;
+
+	skip_without_contention(test);
+	spin_lock_init(&locks.low);
+	spin_lock_init(&locks.high);
+	waits = waits_for(&c, take_both_locks, &locks.low);
+	holds_high = spin_is_locked(&locks.high);
+	let_go(&c, &locks.low);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_FALSE(test, holds_high);
+}
+
+/* Who holds a table's lock can rely on its staying in the tree. */
+static void locked_table_is_not_detached(struct kunit *test)
+{
+	struct pagetable_move pm;
+	struct contender c = { .mm = current->mm, .pm = &pm };
+	bool waits, is_there;
+	pmd_t *pmd;
+
+	skip_without_contention(test);
+	map_at(test, SRC_AT, 2 * PMD_SIZE, RW);
+	stamp(test, SRC_AT);
+	copy_mapping(test, &pm, SRC_AT, 2 * PMD_SIZE, DST_AT + PAGES(1),
+		     2 * PMD_SIZE);
+	pmd = mm_find_pmd(current->mm, SRC_AT);
+	KUNIT_ASSERT_NOT_NULL(test, pmd);
+	waits = waits_for(&c, move_elsewhere, pte_lockptr(current->mm, pmd));
+	is_there = !pmd_none(pmdp_get_lockless(pmd));
+	let_go(&c, pte_lockptr(current->mm, pmd));
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, is_there);
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT + PAGES(1)), stamp_of(SRC_AT));
+	close_space(test);
+}
 
 /* The stack of an execve() */
 
@@ -2694,6 +2976,10 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(file_pages_move, file_gen_params),
 	KUNIT_CASE(device_tables_are_flushed_one_by_one),
 	KUNIT_CASE(secondary_mmus_are_told),
+	KUNIT_CASE_PARAM(flushes_come_in_time, flush_gen_params),
+	KUNIT_CASE(stack_is_flushed_under_its_lock),
+	KUNIT_CASE(locks_are_taken_by_address),
+	KUNIT_CASE(locked_table_is_not_detached),
 	KUNIT_CASE_PARAM(stack_moves_down, stack_gen_params),
 	{}
 };
