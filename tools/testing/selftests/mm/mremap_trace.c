@@ -5,12 +5,16 @@
  * huge pages or single PTEs. So this also sees whether tables move whole where
  * they can.
  *
- * How often the TLB is flushed is up to the kernel, within bounds: not at all if
- * nothing moved that a TLB may hold, not more than once for each thing moved.
+ * And how often the TLB is flushed: not at all if nothing moved that a TLB may
+ * hold, else once for each window, whatever moves in it. A window has up to 512
+ * tables or huge pages that move whole, or 32 page tables whose entries move one
+ * by one. It ends early if somebody waits for the processor, which nobody does
+ * here: the tests are real-time tasks.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,6 +104,7 @@ static bool set_up_buffer(SELF, const char *name, const char *contents)
 
 FIXTURE_SETUP(trace)
 {
+	const struct sched_param realtime = { .sched_priority = 1 };
 	const char *tracefs = find_tracefs();
 	char path[256], filter[64];
 
@@ -117,6 +122,8 @@ FIXTURE_SETUP(trace)
 	ASSERT_TRUE(set_up_buffer(self, "events/mremap/mremap/filter", filter));
 	ASSERT_TRUE(set_up_buffer(self, "events/mremap/mremap/enable", "1"));
 	ASSERT_TRUE(set_up_buffer(self, "tracing_on", "1"));
+	if (sched_setscheduler(0, SCHED_FIFO, &realtime))
+		SKIP(return, "needs leave to be a real-time task");
 }
 
 FIXTURE_TEARDOWN(trace)
@@ -245,35 +252,9 @@ static const char *check_counts(SELF, struct counts want)
 #define EXPECT_COUNTS(...)						\
 	EXPECT_OK(check_counts(self, (struct counts) { __VA_ARGS__ }))
 
-/* Pieces that lie within one table at the old and within one at the new place. */
-static unsigned long pieces(unsigned long addr, unsigned long to, size_t len)
-{
-	const size_t span = pmd_span();
-	unsigned long nr = 1;
-
-	for (size_t done = psize(); done < len; done += psize())
-		nr += (addr + done) % span == 0 || (to + done) % span == 0;
-	return nr;
-}
-
-/*
- * If anything moved that a TLB may hold, at least one flush, at most one for
- * each entry above the PTEs and for each piece of a table of them, which the
- * boundaries of mappings cut, too.
- */
-static const char *check_flushes(SELF, bool present)
-{
-	const struct event *event = &self->event;
-	const struct counts *counts = &event->counts;
-	const unsigned long most = counts->puds + counts->pmds + counts->huge +
-		(counts->ptes ? pieces(event->addr, event->result,
-				       event->old_len) + counts->vmas - 1 : 0);
-
-	if (event->flushes >= present && event->flushes <= (present ? most : 0))
-		return NULL;
-	return say("%lu flushes, not %d to %lu", event->flushes, present,
-		   present ? most : 0);
-}
+#define EXPECT_FLUSHES(nr)						\
+	EXPECT_EQ((unsigned long)(nr), self->event.flushes)		\
+		TH_LOG("\"%s\"", self->line)
 
 /* ---- what moves, and by what ---- */
 
@@ -306,7 +287,7 @@ TEST_F(trace, one_page)
 	map_sparse(_metadata, SRC, 1, 1);
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, psize(), DST));
 	EXPECT_COUNTS(.vmas = 1, .ptes = 1);
-	EXPECT_EQ(1UL, self->event.flushes);
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_stamp(DST, 0));
 }
 
@@ -321,7 +302,7 @@ TEST_F(trace, place_of_the_kernels_choice)
 	ASSERT_EQ(0, error_of(to));
 	ASSERT_NE(SRC, to);
 	EXPECT_COUNTS(.vmas = 1, .ptes = 3);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(to, 3, 1));
 }
 
@@ -330,7 +311,7 @@ TEST_F(trace, pages_that_are_not_there)
 	map_sparse(_metadata, SRC, 100, 7);
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, bytes(100), DST));
 	EXPECT_COUNTS(.vmas = 1, .ptes = 15);
-	EXPECT_EQ(1UL, self->event.flushes);
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(DST, 100, 7));
 }
 
@@ -339,11 +320,11 @@ TEST_F(trace, nothing_is_there)
 	ASSERT_EQ(SRC, map_anon(SRC, 3 * pmd_span()));
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 3 * pmd_span(), DST));
 	EXPECT_COUNTS(.vmas = 1);
-	EXPECT_OK(check_flushes(self, false));
+	EXPECT_FLUSHES(0);
 	ASSERT_EQ(SRC + psize(), traced_move(_metadata, self, DST,
 					     3 * pmd_span(), SRC + psize()));
 	EXPECT_COUNTS(.vmas = 1);
-	EXPECT_OK(check_flushes(self, false));
+	EXPECT_FLUSHES(0);
 }
 
 TEST_F(trace, tables)
@@ -353,7 +334,7 @@ TEST_F(trace, tables)
 	map_sparse(_metadata, SRC, 4 * table_pages(), 3);
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, len, DST));
 	EXPECT_COUNTS(.vmas = 1, .pmds = 4);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(DST, 4 * table_pages(), 3));
 	/* And back: the empty places are as good as before. */
 	ASSERT_EQ(SRC, traced_move(_metadata, self, DST, len, SRC));
@@ -367,7 +348,7 @@ TEST_F(trace, some_tables)
 	map_sparse(_metadata, SRC, 9 * table_pages(), 4 * table_pages());
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 9 * pmd_span(), DST));
 	EXPECT_COUNTS(.vmas = 1, .pmds = 3);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(DST, 9 * table_pages(), 4 * table_pages()));
 }
 
@@ -394,7 +375,7 @@ TEST_F(trace, table_of_tables)
 	map_sparse(_metadata, SRC, pages, 8000);
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, pud_span(), DST));
 	EXPECT_COUNTS(.vmas = 1, .puds = 1);
-	EXPECT_EQ(1UL, self->event.flushes);
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(DST, pages, 8000));
 }
 
@@ -408,22 +389,22 @@ TEST_F(trace, tables_of_tables)
 	map_sparse(_metadata, src, pages, 8000);
 	ASSERT_EQ(dst, traced_move(_metadata, self, src, len, dst));
 	EXPECT_COUNTS(.vmas = 1, .puds = 3);
-	EXPECT_EQ(2UL, self->event.flushes);
+	EXPECT_FLUSHES(2);
 	EXPECT_OK(check_sparse(dst, pages, 8000));
 
 	ASSERT_EQ(0, madvise(at(dst + pud_span()), pud_span(), MADV_DONTNEED));
 	ASSERT_EQ(dst + 4 * pud_span(), traced_move(_metadata, self, dst, len,
 						    dst + 4 * pud_span()));
 	EXPECT_COUNTS(.vmas = 1, .puds = 3);
-	EXPECT_EQ(1UL, self->event.flushes);
+	EXPECT_FLUSHES(1);
 
 	ASSERT_EQ(src, traced_move(_metadata, self, dst + 4 * pud_span(), len, src));
 	EXPECT_COUNTS(.vmas = 1, .puds = 3);
-	EXPECT_EQ(2UL, self->event.flushes);
+	EXPECT_FLUSHES(2);
 	EXPECT_OK(check_sparse(src, pud_span() / psize(), 8000));
 }
 
-/* Not aligned to the table of tables, the tables go one by one. */
+/* Not aligned to the table of tables, the tables go one by one, into two. */
 TEST_F(trace, tables_of_a_table_of_tables)
 {
 	const unsigned long dst = DST + 3 * pmd_span();
@@ -434,7 +415,7 @@ TEST_F(trace, tables_of_a_table_of_tables)
 	EXPECT_COUNTS(.vmas = 1,
 		      .pmds = (pages + 10 * table_pages() - 1) /
 			      (10 * table_pages()));
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(2);
 	EXPECT_OK(check_sparse(dst, pages, 10 * table_pages()));
 }
 
@@ -449,7 +430,7 @@ TEST_F(trace, table_of_tables_and_more)
 	guard_page(SRC + len);
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, len, DST));
 	EXPECT_COUNTS(.vmas = 1, .puds = 1, .pmds = 2, .ptes = 9);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(3);
 	EXPECT_OK(check_sparse(DST, len / psize(), 97));
 }
 
@@ -462,11 +443,104 @@ TEST_F(trace, not_congruent)
 	ASSERT_EQ(DST + psize(), traced_move(_metadata, self, SRC,
 					     3 * pmd_span(), DST + psize()));
 	EXPECT_COUNTS(.vmas = 1, .ptes = pages / 2);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(DST + psize(), pages, 2));
 }
 
-/* Neighbours at both ends, in the same tables: only those between move whole. */
+/* Maps nr tables from addr on, each of which has one page. */
+static void map_tables(META, unsigned long addr, size_t nr)
+{
+	map_sparse(_metadata, addr, nr * table_pages(), table_pages());
+}
+
+TEST_F(trace, flushes_of_whole_tables)
+{
+	const size_t numbers[] = { 1, 2, 33, 200, 511 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
+		const size_t nr = numbers[i], len = nr * pmd_span();
+
+		map_tables(_metadata, SRC, nr);
+		ASSERT_EQ(DST, traced_move(_metadata, self, SRC, len, DST));
+		EXPECT_COUNTS(.vmas = 1, .pmds = nr);
+		EXPECT_FLUSHES(1);
+		EXPECT_OK(check_sparse(DST, len / psize(), table_pages()));
+		munmap(at(DST), len);
+	}
+}
+
+/* A window ends where a table of page tables does, at either place. */
+TEST_F(trace, flushes_across_tables_of_tables)
+{
+	const unsigned long src = SRC + pud_span() - 3 * pmd_span();
+	const unsigned long dst = DST + pud_span() - pmd_span();
+	const size_t len = 8 * pmd_span();
+
+	map_tables(_metadata, src, 8);
+	ASSERT_EQ(dst, traced_move(_metadata, self, src, len, dst));
+	EXPECT_COUNTS(.vmas = 1, .pmds = 8);
+	EXPECT_FLUSHES(3);
+	EXPECT_OK(check_sparse(dst, len / psize(), table_pages()));
+}
+
+/*
+ * Off by a page all entries move singly, and all of the tables are detached,
+ * which takes the one flush of a window: then no TLB can hold what moves.
+ */
+TEST_F(trace, flushes_of_single_entries)
+{
+	const size_t numbers[] = { 1, 2, 31, 32, 33, 64, 65, 100, 192 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
+		const size_t nr = numbers[i], len = nr * pmd_span();
+		const unsigned long to = DST + psize();
+
+		map_tables(_metadata, SRC, nr);
+		ASSERT_EQ(to, traced_move(_metadata, self, SRC, len, to));
+		EXPECT_COUNTS(.vmas = 1, .ptes = nr);
+		EXPECT_FLUSHES((nr + 31) / 32);
+		EXPECT_OK(check_sparse(to, len / psize(), table_pages()));
+		munmap(at(to), len);
+	}
+}
+
+/*
+ * The first and the last table are shared with neighbours and so not detached. Their
+ * windows are flushed once more, for entries that left tables in use.
+ */
+TEST_F(trace, flushes_with_neighbours)
+{
+	const struct {
+		size_t nr;
+		unsigned long flushes;
+	} cases[] = {
+		{ 1, 1 }, { 2, 2 }, { 31, 2 },
+		{ 32, 2 + 1 }, { 33, 2 + 2 }, { 64, 2 + 1 + 1 },
+	};
+
+#ifndef __x86_64__
+	SKIP(return, "needs page tables that can be detached");
+#endif
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		const size_t len = cases[i].nr * pmd_span();
+		const unsigned long src = SRC + bytes(256), to = DST + bytes(3);
+
+		map_sparse(_metadata, src, len / psize(), 64);
+		guard_page(src - psize());
+		guard_page(src + len);
+		ASSERT_EQ(to, traced_move(_metadata, self, src, len, to));
+		EXPECT_COUNTS(.vmas = 1, .ptes = len / psize() / 64);
+		EXPECT_FLUSHES(cases[i].flushes);
+		EXPECT_OK(check_sparse(to, len / psize(), 64));
+		munmap(at(to), len);
+		munmap(at(src - psize()), len + bytes(2));
+	}
+}
+
+/*
+ * Neighbours at both ends, in the same tables: only those between move whole. Head
+ * and tail have windows of their own, as they need new tables.
+ */
 TEST_F(trace, head_and_tail_with_neighbours)
 {
 	const size_t head = 12, tail = 7;
@@ -479,11 +553,11 @@ TEST_F(trace, head_and_tail_with_neighbours)
 	guard_page(src + bytes(pages));
 	ASSERT_EQ(dst, traced_move(_metadata, self, src, bytes(pages), dst));
 	EXPECT_COUNTS(.vmas = 1, .pmds = 2, .ptes = head + tail);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(3);
 	EXPECT_OK(check_sparse(dst, pages, 1));
 }
 
-/* The same at the destination. */
+/* The same at the destination, where the tail finds a table. */
 TEST_F(trace, head_and_tail_to_neighbours)
 {
 	const size_t head = 12, tail = 7;
@@ -496,12 +570,12 @@ TEST_F(trace, head_and_tail_to_neighbours)
 	guard_page(dst + bytes(pages));
 	ASSERT_EQ(dst, traced_move(_metadata, self, src, bytes(pages), dst));
 	EXPECT_COUNTS(.vmas = 1, .pmds = 2, .ptes = head + tail);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(2);
 	EXPECT_OK(check_sparse(dst, pages, 1));
 	EXPECT_OK(check_guard_page(dst - psize()));
 }
 
-/* Alone in its tables, the head goes with its whole table; the tail may. */
+/* Alone in their tables, head and tail go with these. */
 TEST_F(trace, head_and_tail_alone)
 {
 	const size_t head = 12, tail = 7;
@@ -511,11 +585,8 @@ TEST_F(trace, head_and_tail_alone)
 
 	map_sparse(_metadata, src, pages, 1);
 	ASSERT_EQ(dst, traced_move(_metadata, self, src, bytes(pages), dst));
-	if (self->event.counts.ptes)
-		EXPECT_COUNTS(.vmas = 1, .pmds = 3, .ptes = tail);
-	else
-		EXPECT_COUNTS(.vmas = 1, .pmds = 4);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_COUNTS(.vmas = 1, .pmds = 4);
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(dst, pages, 1));
 }
 
@@ -541,7 +612,7 @@ TEST_F(trace, shared_memory)
 	ASSERT_EQ(SRC + bytes(4), traced_move(_metadata, self, DST,
 					      2 * pmd_span(), SRC + bytes(4)));
 	EXPECT_COUNTS(.vmas = 1, .ptes = 2 * table_pages());
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_stamps(SRC + bytes(4), 2 * pmd_span(), 1));
 }
 
@@ -552,9 +623,8 @@ TEST_F(trace, second_view)
 			      MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 	stamp_range(SRC, bytes(8), 1);
 	ASSERT_EQ(DST, traced(_metadata, self, SRC, 0, bytes(8), FIXED, DST));
-	self->event.counts.vmas = 0;
-	EXPECT_COUNTS(0);
-	EXPECT_OK(check_flushes(self, false));
+	EXPECT_COUNTS(.vmas = 1);
+	EXPECT_FLUSHES(0);
 	EXPECT_OK(check_stamps(DST, bytes(8), 1));
 }
 
@@ -570,7 +640,7 @@ TEST_F(trace, dontunmap)
 					 2 * pmd_span(), FIXED | DONTUNMAP,
 					 SRC + bytes(1)));
 	EXPECT_COUNTS(.vmas = 1, .ptes = table_pages() / 2);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 }
 
 /* Without MREMAP_FIXED the address is a hint. */
@@ -591,7 +661,7 @@ TEST_F(trace, growing_and_shrinking_moves)
 	ASSERT_EQ(SRC, traced(_metadata, self, DST, bytes(60), bytes(10), FIXED,
 			      SRC));
 	EXPECT_COUNTS(.vmas = 1, .ptes = 10);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(SRC, 10, 1));
 }
 
@@ -601,11 +671,19 @@ TEST_F(trace, growing_and_shrinking_moves)
  */
 TEST_F(trace, place_for_whole_tables)
 {
-	const size_t offsets[] = { 0, 1, 300, 511 };
+	const struct {
+		size_t offset;
+		unsigned long flushes;
+	} cases[] = {
+		{ 0, 1 },
+		{ 1, 2 },	/* the tail is a page that is not there */
+		{ 300, 3 },
+		{ 511, 3 },
+	};
 
-	for (size_t i = 0; i < ARRAY_SIZE(offsets); i++) {
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
 		const size_t pages = 4 * table_pages();
-		const unsigned long src = SRC + bytes(offsets[i]);
+		const unsigned long src = SRC + bytes(cases[i].offset);
 		unsigned long to;
 
 		map_sparse(_metadata, src, pages, 8);
@@ -615,12 +693,12 @@ TEST_F(trace, place_for_whole_tables)
 			    MREMAP_MAYMOVE, 0);
 		ASSERT_EQ(0, error_of(to));
 		EXPECT_EQ(0UL, (to - src) % pmd_span());
-		if (offsets[i])
+		if (cases[i].offset)
 			EXPECT_COUNTS(.vmas = 1, .pmds = 3,
 				      .ptes = table_pages() / 8);
 		else
 			EXPECT_COUNTS(.vmas = 1, .pmds = 4);
-		EXPECT_OK(check_flushes(self, true));
+		EXPECT_FLUSHES(cases[i].flushes);
 		EXPECT_OK(check_sparse(to, pages, 8));
 		EXPECT_OK(check_zero(to + bytes(pages), bytes(9)));
 		munmap(at(to), bytes(pages + 9));
@@ -665,7 +743,7 @@ TEST_F(trace, huge_pages)
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC,
 				   HUGE_PAGES * pmd_span(), DST));
 	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_stamps(DST, HUGE_PAGES * pmd_span(), 0));
 }
 
@@ -681,7 +759,7 @@ TEST_F(trace, place_for_huge_pages)
 	to = traced(_metadata, self, SRC, len, len + psize(), MREMAP_MAYMOVE, 0);
 	ASSERT_EQ(0, error_of(to));
 	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_EQ((long)(len / KB), smaps_kb(to, "AnonHugePages"));
 	EXPECT_OK(check_stamps(to, len, 0));
 }
@@ -696,7 +774,7 @@ TEST_F(trace, huge_pages_and_a_table)
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC,
 				   HUGE_PAGES * pmd_span(), DST));
 	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES - 1, .pmds = 1);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_stamps(DST, 2 * pmd_span(), 0));
 }
 
@@ -708,7 +786,7 @@ TEST_F(trace, huge_pages_not_congruent)
 					     HUGE_PAGES * pmd_span(),
 					     DST + psize()));
 	EXPECT_COUNTS(.vmas = 1, .ptes = HUGE_PAGES * table_pages());
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_stamps(DST + psize(), HUGE_PAGES * pmd_span(), 0));
 }
 
@@ -724,7 +802,7 @@ TEST_F(trace, huge_pages_cut)
 					 DST + cut));
 	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES - 2,
 		      .ptes = table_pages() - 100);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(2);
 	EXPECT_OK(check_stamps(DST + cut, len, cut / psize()));
 }
 
@@ -739,11 +817,9 @@ TEST_F(trace, hugetlb)
 			      0));
 	stamp_range(SRC, 2 * huge, 1);
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 2 * huge, DST));
-	/* They have a mover of their own, which may not count. */
-	if (self->event.counts.huge)
-		EXPECT_COUNTS(.vmas = 1, .huge = 2);
-	else
-		EXPECT_COUNTS(.vmas = 1);
+	/* They have a mover of their own, which does not count. */
+	EXPECT_COUNTS(.vmas = 1);
+	EXPECT_FLUSHES(0);
 	EXPECT_OK(check_stamps(DST, 2 * huge, 1));
 }
 
@@ -770,12 +846,12 @@ TEST_F(trace, swapped_pages)
 		SKIP(return, "needs pages that can be swapped out");
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, bytes(40), DST));
 	EXPECT_COUNTS(.vmas = 1, .ptes = 40);
-	EXPECT_OK(check_flushes(self, false));
+	EXPECT_FLUSHES(0);
 	/* One of them is back. */
 	EXPECT_OK(check_stamp(DST + bytes(7), 7));
 	ASSERT_EQ(SRC, traced_move(_metadata, self, DST, bytes(40), SRC));
 	EXPECT_COUNTS(.vmas = 1, .ptes = 40);
-	EXPECT_EQ(1UL, self->event.flushes);
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(SRC, 40, 1));
 }
 
@@ -784,16 +860,20 @@ TEST_F(trace, swapped_tables)
 	if (meminfo_kb("SwapFree") <= 0)
 		SKIP(return, "needs swap space");
 	map_sparse(_metadata, SRC, 2 * table_pages(), 1);
-	swap_out(SRC, 2 * pmd_span());
+	if (!swap_out(SRC, 2 * pmd_span()))
+		SKIP(return, "needs pages that can be swapped out");
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 2 * pmd_span(), DST));
 	EXPECT_COUNTS(.vmas = 1, .pmds = 2);
-	EXPECT_GE(2UL, self->event.flushes);
+	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(DST, 2 * table_pages(), 1));
 }
 
 /* ---- several mappings in one call ---- */
 
-/* Every other one is read-only; there is a gap before the last one. */
+/*
+ * Every other one is read-only; there is a gap before the last one. No window goes
+ * beyond a mapping.
+ */
 static void map_several(META, size_t len)
 {
 	map_sparse(_metadata, SRC, 5 * len / psize(), 1);
@@ -807,7 +887,7 @@ TEST_F(trace, several_mappings_by_pages)
 	ASSERT_EQ(DST + psize(), traced_move(_metadata, self, SRC, bytes(40),
 					     DST + psize()));
 	EXPECT_COUNTS(.vmas = 4, .ptes = 32);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(4);
 	EXPECT_OK(check_sparse(DST + psize(), 24, 1));
 }
 
@@ -816,7 +896,7 @@ TEST_F(trace, several_mappings_by_tables)
 	map_several(_metadata, 2 * pmd_span());
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 10 * pmd_span(), DST));
 	EXPECT_COUNTS(.vmas = 4, .pmds = 8);
-	EXPECT_OK(check_flushes(self, true));
+	EXPECT_FLUSHES(4);
 	EXPECT_OK(check_sparse(DST, 6 * table_pages(), 1));
 }
 
@@ -826,6 +906,7 @@ TEST_F(trace, several_mappings_dontunmap)
 	ASSERT_EQ(DST, traced(_metadata, self, SRC, bytes(40), bytes(40),
 			      FIXED | DONTUNMAP, DST));
 	EXPECT_COUNTS(.vmas = 4, .ptes = 32);
+	EXPECT_FLUSHES(4);
 	EXPECT_OK(check_zero(SRC, bytes(24)));
 }
 

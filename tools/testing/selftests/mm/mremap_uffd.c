@@ -356,8 +356,9 @@ static const char *registration(unsigned long addr)
 {
 	const char *const modes[] = { "um", "uw", "ui" };
 	static char found[16];
+	struct vma vma;
 
-	if (smaps_kb(addr, "Size") < 0)
+	if (!find_vma(addr, &vma) || vma.start != addr)
 		return "not mapped";
 	found[0] = '\0';
 	for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {

@@ -32,6 +32,23 @@ static const char *complain(const char *format, ...)
 	return complaint;
 }
 
+/*
+ * What cannot be read must not pass for an answer: two of them would be equal.
+ * This is the end of the test, also from within its threads and children.
+ */
+static void __attribute__((format(printf, 1, 2), noreturn))
+die(const char *format, ...)
+{
+	va_list args;
+
+	fputs("# ", stderr);
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fputc('\n', stderr);
+	abort();
+}
+
 unsigned long do_mremap(unsigned long addr, size_t old_len, size_t new_len,
 			unsigned long flags, unsigned long new_addr)
 {
@@ -160,12 +177,10 @@ void pagemap_bits(unsigned long addr, size_t pages, uint64_t *out)
 	const size_t len = pages * sizeof(*out);
 	int fd = open("/proc/self/pagemap", O_RDONLY);
 
-	memset(out, 0, len);
 	if (fd < 0 || pread(fd, out, len, addr / psize() * sizeof(*out)) !=
 	    (ssize_t)len)
-		memset(out, 0xff, len);
-	if (fd >= 0)
-		close(fd);
+		die("cannot read the pagemap of %zu pages at %#lx", pages, addr);
+	close(fd);
 }
 
 uint64_t pagemap_entry(unsigned long addr)
@@ -209,19 +224,20 @@ const char *check_pagemap(unsigned long addr, size_t pages,
 }
 
 /* Reads a whole /proc file into text[]. */
-static bool read_text(const char *path)
+static void read_text(const char *path)
 {
 	int fd = open(path, O_RDONLY);
 	size_t len = 0;
 	ssize_t got;
 
 	if (fd < 0)
-		return false;
+		die("cannot open %s", path);
 	while ((got = read(fd, text + len, sizeof(text) - 1 - len)) > 0)
 		len += got;
+	if (got || len == sizeof(text) - 1)
+		die("cannot read all of %s", path);
 	text[len] = '\0';
 	close(fd);
-	return got == 0;
 }
 
 /* By hand: sscanf() looks at all the text behind the line, too. */
@@ -252,11 +268,10 @@ int read_vmas(unsigned long start, unsigned long end, struct vma *vmas,
 	struct vma vma;
 	int nr = 0;
 
-	if (!read_text("/proc/self/maps"))
-		return -1;
+	read_text("/proc/self/maps");
 	for (char *line = text; line && *line; line = next_line(line)) {
 		if (!parse_vma(line, &vma))
-			return -1;
+			die("what mapping is that? %.100s", line);
 		if (vma.start >= end)
 			break;
 		if (vma.end <= start)
@@ -312,8 +327,7 @@ int read_smaps(unsigned long start, unsigned long end, struct smap *smaps,
 	struct vma vma = { 0 };
 	int nr = 0;
 
-	if (!read_text("/proc/self/smaps"))
-		return -1;
+	read_text("/proc/self/smaps");
 	for (char *line = text; line && *line; line = next_line(line)) {
 		if (parse_vma(line, &vma)) {
 			if (vma.start >= end)
@@ -333,17 +347,16 @@ int read_smaps(unsigned long start, unsigned long end, struct smap *smaps,
 	return nr;
 }
 
-/* The smaps lines of the mapping that starts at start. */
+/* The smaps lines of the mapping that starts at start, of which there is one. */
 static char *find_smaps(unsigned long start)
 {
 	struct vma vma;
 
-	if (!read_text("/proc/self/smaps"))
-		return NULL;
+	read_text("/proc/self/smaps");
 	for (char *line = text; line && *line; line = next_line(line))
 		if (parse_vma(line, &vma) && vma.start == start)
 			return next_line(line);
-	return NULL;
+	die("no mapping starts at %#lx", start);
 }
 
 static char *find_field(char *line, const char *field)
@@ -356,11 +369,22 @@ static char *find_field(char *line, const char *field)
 	return NULL;
 }
 
+/* -1 if this kernel does not tell. */
 static long parse_kb(char *lines, const char *field)
 {
 	const char *value = find_field(lines, field);
 
 	return value ? strtol(value, NULL, 10) : -1;
+}
+
+/* What every kernel tells. */
+static long need_kb(const char *field)
+{
+	const long kb = parse_kb(text, field);
+
+	if (kb < 0)
+		die("there is no %s", field);
+	return kb;
 }
 
 long smaps_kb(unsigned long start, const char *field)
@@ -372,8 +396,9 @@ void read_vmflags(unsigned long start, char *out, size_t len)
 {
 	const char *flags = find_field(find_smaps(start), "VmFlags");
 
-	snprintf(out, len, "%.*s", flags ? (int)strcspn(flags, "\n") : 0,
-		 flags ?: "");
+	if (!flags)
+		die("%#lx has no VmFlags", start);
+	snprintf(out, len, "%.*s", (int)strcspn(flags, "\n"), flags);
 }
 
 bool has_vmflag(unsigned long start, const char *flag)
@@ -389,27 +414,29 @@ void read_counters(struct counters *out)
 {
 	read_text("/proc/self/status");
 	*out = (struct counters) {
-		.size = parse_kb(text, "VmSize"),
-		.peak = parse_kb(text, "VmPeak"),
-		.rss = parse_kb(text, "VmRSS"),
-		.rss_peak = parse_kb(text, "VmHWM"),
-		.locked = parse_kb(text, "VmLck"),
-		.data = parse_kb(text, "VmData"),
-		.page_tables = parse_kb(text, "VmPTE"),
-		.rss_anon = parse_kb(text, "RssAnon"),
-		.rss_file = parse_kb(text, "RssFile"),
-		.rss_shmem = parse_kb(text, "RssShmem"),
+		.size = need_kb("VmSize"),
+		.peak = need_kb("VmPeak"),
+		.rss = need_kb("VmRSS"),
+		.rss_peak = need_kb("VmHWM"),
+		.locked = need_kb("VmLck"),
+		.data = need_kb("VmData"),
+		.page_tables = need_kb("VmPTE"),
+		.rss_anon = need_kb("RssAnon"),
+		.rss_file = need_kb("RssFile"),
+		.rss_shmem = need_kb("RssShmem"),
 	};
 }
 
 long meminfo_kb(const char *field)
 {
-	return read_text("/proc/meminfo") ? parse_kb(text, field) : -1;
+	read_text("/proc/meminfo");
+	return parse_kb(text, field);
 }
 
 long committed_kb(void)
 {
-	return meminfo_kb("Committed_AS");
+	read_text("/proc/meminfo");
+	return need_kb("Committed_AS");
 }
 
 static char saved_maps[TEXT_SIZE];
@@ -436,8 +463,7 @@ static const char *check_maps_text(void)
 {
 	const char *before = saved_maps, *now = text;
 
-	if (!read_text("/proc/self/maps"))
-		return complain("cannot read /proc/self/maps");
+	read_text("/proc/self/maps");
 	while (*before && *before == *now) {
 		before++;
 		now++;

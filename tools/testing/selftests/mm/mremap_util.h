@@ -4,7 +4,8 @@
  * /proc tells about a process before and after a call.
  *
  * Checks return NULL when all is well and otherwise a line that says what is
- * wrong; EXPECT_OK() and ASSERT_OK() hand that line to the harness.
+ * wrong; EXPECT_OK() and ASSERT_OK() hand that line to the harness. What reads
+ * something that every kernel tells ends the test if it cannot.
  */
 #ifndef MREMAP_UTIL_H
 #define MREMAP_UTIL_H
@@ -135,7 +136,7 @@ struct vma {
 	unsigned long inode;
 };
 
-/* The mappings that reach into [start, end); their number, or -1. */
+/* The mappings that reach into [start, end); their number. */
 int read_vmas(unsigned long start, unsigned long end, struct vma *vmas,
 	      int max);
 bool find_vma(unsigned long addr, struct vma *vma);
@@ -143,7 +144,10 @@ const char *check_vmas(unsigned long start, unsigned long end,
 		       const struct vma *want, int nr);
 int count_vmas(void);
 
-/* From /proc/self/smaps, of the mapping that starts at start. */
+/*
+ * From /proc/self/smaps, of the mapping that starts at start, which must be one.
+ * Where the kernel does not tell the field, that is -1.
+ */
 long smaps_kb(unsigned long start, const char *field);
 bool has_vmflag(unsigned long start, const char *flag);
 void read_vmflags(unsigned long start, char *out, size_t len);
@@ -173,6 +177,7 @@ struct counters {
 };
 
 void read_counters(struct counters *out);
+/* -1 if the kernel does not tell the field. */
 long meminfo_kb(const char *field);
 long committed_kb(void);
 
