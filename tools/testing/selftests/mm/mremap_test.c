@@ -647,9 +647,14 @@ TEST_F(move, grow_front_part)
 	check_src_pieces(_metadata, self, variant, part, self->pages, 0, 0);
 	add_pages(self, variant, &want, to, 0, more);
 	EXPECT_OK(check_vmas(to, page_addr(to, more), want.vma, want.nr));
+	ASSERT_OK(check_pagemap(to, part, source_bits));
+	check_contents(_metadata, self, variant, to, 0, part, true);
+	/* Then comes what the object has there, but no private page of it. */
+	check_contents(_metadata, self, variant, page_addr(to, part), part,
+		       more - part, is_shared(variant));
 	check_moved(_metadata, self, variant, page_addr(self->src, part), part,
 		    self->pages - part);
-	ASSERT_OK(check_pagemap(to, part, source_bits));
+	check_writable(_metadata, self, variant, to, 0, part);
 }
 
 /* ---- MREMAP_FIXED ---- */
