@@ -684,7 +684,7 @@ TEST(hugetlb_that_may_share_tables_mended)
 struct writer {
 	volatile unsigned long place;
 	volatile bool stop;
-	uint64_t written[WORDS];
+	volatile uint64_t written[WORDS];
 	unsigned long lost;
 };
 
@@ -721,6 +721,15 @@ static void *run_writer(void *arg)
 	return NULL;
 }
 
+/* Until it has written all words once more, the last one it is at, too. */
+static void wait_for_writes(struct writer *writer)
+{
+	const uint64_t last = writer->written[WORDS - 1];
+
+	while (writer->written[WORDS - 1] < last + 2)
+		sched_yield();
+}
+
 FIXTURE(threads)
 {
 	struct writer writer;
@@ -755,6 +764,7 @@ TEST_F(threads, write_while_moving)
 	pthread_t thread;
 
 	ASSERT_EQ(0, pthread_create(&thread, NULL, run_writer, &self->writer));
+	wait_for_writes(&self->writer);
 	for (int move = 0; move < 200; move++) {
 		const unsigned long from = places[move % 2];
 		const unsigned long to = places[!(move % 2)];
@@ -762,7 +772,7 @@ TEST_F(threads, write_while_moving)
 		ASSERT_EQ(to, move_to(from, len, len, to));
 		self->writer.place = to;
 		if (move % 8 == 0)
-			sched_yield();
+			wait_for_writes(&self->writer);
 	}
 	self->writer.stop = true;
 	pthread_join(thread, NULL);
