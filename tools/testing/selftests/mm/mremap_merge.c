@@ -481,10 +481,9 @@ static void stay_on_this_processor(void)
 	sched_setaffinity(0, sizeof(set), &set);
 }
 
-static bool has_swap(void)
-{
-	return meminfo_kb("SwapFree") > 0;
-}
+#define NEED_SWAP()							\
+	if (meminfo_kb("SwapFree") <= 0)				\
+		SKIP(return, "needs swap space")
 
 /*
  * Swaps the range out. Reclaim finds a page's mappings by the rmap alone, so
@@ -507,8 +506,7 @@ static const char *check_reclaim(unsigned long addr, size_t len, size_t pages)
 FIXTURE_SETUP(swapped)
 {
 	NEED_SOFT_DIRTY();
-	if (!has_swap())
-		SKIP(return, "needs swap space");
+	NEED_SWAP();
 	stay_on_this_processor();
 	use_small_pages();
 	self->pages = 2 * pmd_span() / psize();
@@ -1370,7 +1368,7 @@ static void stamp_all(JOIN_SELF)
 
 static const char *swap_out(JOIN_SELF, unsigned long addr, size_t len)
 {
-	return has_swap() ? check_reclaim(addr, len, touched(self, len)) : NULL;
+	return check_reclaim(addr, len, touched(self, len));
 }
 
 /* Swaps a part out and reads it back. */
@@ -1442,6 +1440,7 @@ TEST_F(join, becomes_one_dontunmap_mended)
 /* What is left at the old place and what has moved go separate ways. */
 TEST_F(join, dontunmap)
 {
+	NEED_SWAP();
 	come_home(_metadata, self, MREMAP_DONTUNMAP);
 	stamp_pages(self, AWAY, self->len, 5000);
 	EXPECT_OK(check_parts(self));
@@ -1455,8 +1454,7 @@ TEST_F(join, dontunmap)
 
 TEST_F(join, reclaim)
 {
-	if (!has_swap())
-		SKIP(return, "needs swap space");
+	NEED_SWAP();
 	come_home(_metadata, self, 0);
 	EXPECT_OK(reclaim_parts(self));
 	/* Blank parts get their first pages now, into the same anon_vma. */
@@ -1483,6 +1481,7 @@ static const char *write_own_copies(JOIN_SELF)
 
 TEST_F(join, fork)
 {
+	NEED_SWAP();
 	come_home(_metadata, self, 0);
 	EXPECT_TRUE(child_agrees(_metadata, self, write_own_copies));
 	EXPECT_OK(check_parts(self));
@@ -1505,6 +1504,7 @@ TEST_F(join, fork_and_write)
 	int go[2], status;
 	pid_t child;
 
+	NEED_SWAP();
 	come_home(_metadata, self, 0);
 	ASSERT_EQ(0, pipe(go));
 	child = fork();
@@ -1529,6 +1529,7 @@ TEST_F(join, fork_and_write)
 /* One part alone is left of what had become one. */
 TEST_F(join, mid_alone)
 {
+	NEED_SWAP();
 	come_home(_metadata, self, 0);
 	munmap(at(part_at(self, PREV)), self->len);
 	munmap(at(part_at(self, NEXT)), self->len);
@@ -1543,6 +1544,7 @@ TEST_F(join, mid_alone)
 
 TEST_F(join, neighbours_alone)
 {
+	NEED_SWAP();
 	come_home(_metadata, self, 0);
 	ASSERT_EQ(0, munmap(at(part_at(self, MID)), self->len));
 	self->kinds[MID] = NONE;
@@ -1561,6 +1563,7 @@ TEST_F(join, cut)
 	const unsigned long mid = part_at(self, MID);
 	const unsigned long next = part_at(self, NEXT);
 
+	NEED_SWAP();
 	come_home(_metadata, self, 0);
 	stamp_all(self);
 	munmap(at(mid - quarter), 2 * quarter);
@@ -1587,6 +1590,7 @@ TEST_F(join, protect_and_back_mended)
 	const size_t quarter = self->len / 4;
 	const unsigned long start = part_at(self, MID) + quarter;
 
+	NEED_SWAP();
 	if (!stock_merges(self))
 		SKIP_STOCK_BUG();
 	come_home(_metadata, self, 0);
@@ -1601,6 +1605,7 @@ TEST_F(join, protect_and_back_mended)
 /* Leaves and comes back as often as it likes. */
 TEST_F(join, again_mended)
 {
+	NEED_SWAP();
 	if (!stock_merges(self))
 		SKIP_STOCK_BUG();
 	for (int i = 0; i < 4; i++) {
@@ -1686,12 +1691,8 @@ static const char *use_three(unsigned long id)
 	const char *why;
 
 	stamp_range(FORK_PREV, len, id);
-	if (has_swap()) {
-		why = check_reclaim(FORK_PREV, len, len / psize());
-		if (why)
-			return why;
-	}
-	return check_stamps(FORK_PREV, len, id);
+	why = check_reclaim(FORK_PREV, len, len / psize());
+	return why ?: check_stamps(FORK_PREV, len, id);
 }
 
 static void map_mid(META)
@@ -1716,6 +1717,7 @@ static const char *child_moves_inherited(void)
  */
 TEST(inherited_does_not_join_blank)
 {
+	NEED_SWAP();
 	map_mid(_metadata);
 	stamp_range(FORK_MID, FORK_LEN, 1);
 	EXPECT_TRUE(in_child(_metadata, child_moves_inherited));
@@ -1737,6 +1739,7 @@ static const char *child_moves_its_copies(void)
 
 TEST(copies_of_inherited_do_not_join_blank)
 {
+	NEED_SWAP();
 	map_mid(_metadata);
 	stamp_range(FORK_MID, FORK_LEN, 1);
 	EXPECT_TRUE(in_child(_metadata, child_moves_its_copies));
@@ -1756,6 +1759,7 @@ static const char *child_rejoins(void)
 
 TEST(inherited_rejoins_its_rest)
 {
+	NEED_SWAP();
 	map_mid(_metadata);
 	ASSERT_EQ(FORK_PREV, map_anon(FORK_PREV, FORK_LEN));
 	ASSERT_EQ(FORK_NEXT, map_anon(FORK_NEXT, FORK_LEN));
@@ -1783,6 +1787,7 @@ static const char *child_moves_blank(void)
 
 TEST(blank_does_not_join_inherited)
 {
+	NEED_SWAP();
 	stay_on_this_processor();
 	use_small_pages();
 	ASSERT_EQ(FORK_PREV, map_anon(FORK_PREV, FORK_LEN));
@@ -1807,6 +1812,7 @@ static const char *child_joins(void)
 
 TEST(inherited_blank_joins_mended)
 {
+	NEED_SWAP();
 	SKIP_STOCK_BUG();
 	map_mid(_metadata);
 	EXPECT_TRUE(in_child(_metadata, child_joins));
@@ -1818,6 +1824,7 @@ TEST(parent_joins_blank_mended)
 	int go[2], status;
 	pid_t child;
 
+	NEED_SWAP();
 	SKIP_STOCK_BUG();
 	map_mid(_metadata);
 	stamp_range(FORK_MID, FORK_LEN, 1);
@@ -1866,6 +1873,7 @@ static const char *child_with_child(void)
 
 TEST(generations)
 {
+	NEED_SWAP();
 	map_mid(_metadata);
 	stamp_range(FORK_MID, FORK_LEN, 1);
 	ASSERT_OK(go_and_find_neighbours());
@@ -1947,17 +1955,15 @@ TEST_F(file, copies_join_the_file_mended)
 
 TEST_F(file, contents)
 {
+	NEED_SWAP();
 	ASSERT_OK(fork_move(AWAY, FORK_MID));
-	if (has_swap())
-		EXPECT_OK(check_reclaim(FORK_MID, FORK_LEN, FORK_PAGES));
+	EXPECT_OK(check_reclaim(FORK_MID, FORK_LEN, FORK_PAGES));
 	EXPECT_OK(check_stamps(FORK_MID, FORK_LEN, 1));
 	if (variant->prev) {
 		EXPECT_OK(check_stamps(FORK_PREV, FORK_LEN, 1000));
 		stamp_range(FORK_PREV, FORK_LEN, 2000);
 		ASSERT_EQ(0, munmap(at(FORK_MID), FORK_LEN));
-		if (has_swap())
-			EXPECT_OK(check_reclaim(FORK_PREV, FORK_LEN,
-						FORK_PAGES));
+		EXPECT_OK(check_reclaim(FORK_PREV, FORK_LEN, FORK_PAGES));
 		EXPECT_OK(check_stamps(FORK_PREV, FORK_LEN, 2000));
 	}
 	if (variant->next)
