@@ -2,26 +2,58 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Would the tests notice? Builds kernels that are broken on purpose, each by one
-# patch of lab/mutants/, and runs the suite that has to fail then.
+# patch of lab/mutants/, and runs the suite that has to fail then. A mutant is
+# caught if a test failed or the kernel complained; nothing else counts.
 #
-# The head of a patch says what it breaks. "Suite:" and "Test:" are what must go
-# red; "Survives:" says why nothing does. All is done in a copy, build/mutants/.
+# The head of a patch has these fields, each on a line of its own:
+#
+#   Breaks:     what is no longer so
+#   Condition:  the name that Documentation/mm/mremap.rst has for that
+#   Suite:      what has to go red: kunit, or a selftest
+#   Test:       only these tests of it (a pattern, for kunit)
+#   Quick: yes  is one of the few for --quick
+#   Hangs: yes  the guest may come to a standstill, which counts as caught
+#   Survives:   why no test can notice
+#
+# All is done in a copy, build/mutants/. While the guest of one mutant runs, the
+# next one is built.
 
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
 
-usage="usage: lab/mutants.sh [--list] [NAME...]
-  NAME  a patch of lab/mutants/ without .patch; all of them unless told"
+usage="usage: lab/mutants.sh [--list | --check] [--quick] [--table] [NAME...]
+  NAME     a patch of lab/mutants/ without .patch; all of them unless told
+  --list   what they break, and what is to notice
+  --check  only whether their heads are whole and they apply, and which conditions have none
+  --quick  one for each condition
+  --table  writes what caught them to lab/mutants/RESULTS"
 
 folder=lab/mutants
 scratch=build/mutants
-list=0
+results=build/mutants.out
+table=$folder/RESULTS
+document=Documentation/mm/mremap.rst
+seconds=900	# limit for a guest
+mode=run quick=0 write_table=0
 names=()
+
+# head_of NAME FIELD: what the head of the patch says.
+head_of() {
+	sed -n "/^---/q; s/^$2: //p" "$folder/$1.patch"
+}
+
+# Names that the document gives to conditions: terms of definition lists.
+# shellcheck disable=SC2016 # these are no commands
+conditions() {
+	grep -oE '^[[:space:]]*``[A-Z][0-9]``' $document | tr -d '\t `'
+}
 
 while (($#)); do
 	case $1 in
 	-h | --help) echo "$usage"; exit ;;
-	--list) list=1 ;;
+	--list | --check) mode=${1#--} ;;
+	--quick) quick=1 ;;
+	--table) write_table=1 ;;
 	-*) die "$usage" ;;
 	*)
 		[[ -f $folder/$1.patch ]] || die "no mutant '$1' in $folder/"
@@ -32,27 +64,42 @@ while (($#)); do
 done
 if ((!${#names[@]})); then
 	for file in "$folder"/*.patch; do
-		name=${file##*/}
-		names+=("${name%.patch}")
+		name=${file##*/} name=${name%.patch}
+		if ((!quick)) || [[ $(head_of "$name" Quick) ]]; then
+			names+=("$name")
+		fi
 	done
 fi
 
-# head_of NAME FIELD: what the head of the patch says.
-head_of() {
-	sed -n "/^---/q; s/^$2: //p" "$folder/$1.patch"
+# apply NAME FOLDER: the broken files, there. Upstream's files that we patch are
+# made whole first. A patch that fits only roughly would break something else.
+apply() {
+	local patch=$folder/$1.patch target
+	while read -r target; do
+		mkdir -p "$2/${target%/*}"
+		if [[ -f $target.patch ]]; then
+			patch -s -o "$2/$target" "build/base/$target" "$target.patch"
+			rm -f "$2/$target.patch"
+		else
+			cp "$target" "$2/$target"
+		fi
+	done < <(sed -n 's|^+++ b/||p' "$patch")
+	patch -s -F0 -p1 -r - -d "$2" <"$patch"
 }
 
-print_row() {
-	printf '%-30s  %-34s  %s\n' "$@"
-}
-
-if ((list)); then
-	for name in "${names[@]}"; do
-		print_row "$name" "$(head_of "$name" Suite) $(head_of "$name" Test)" \
-			"$(head_of "$name" Breaks)"
+check() {
+	local name=$1 field trial=$scratch.trial good=1
+	for field in Breaks Condition Suite; do
+		[[ $(head_of "$name" $field) ]] || { echo "$name: has no $field"; good=0; }
 	done
-	exit
-fi
+	if [[ $known ]] && ! grep -qx "$(head_of "$name" Condition)" <<<"$known"; then
+		echo "$name: $document has no condition $(head_of "$name" Condition)"
+		good=0
+	fi
+	apply "$name" $trial >/dev/null 2>&1 || { echo "$name: does not apply"; good=0; }
+	rm -rf $trial
+	((good))
+}
 
 # A repository of its own, for lab/tree.py, with the files as they are here. The
 # base is not written to, so it may share its files.
@@ -69,66 +116,164 @@ fresh_copy() {
 	fi
 }
 
-# Upstream's files that we patch become ours as a whole, then they can be broken.
-apply() {
-	local patch=$folder/$1.patch target
-	target=$(sed -n 's|^+++ b/||p' "$patch")
-	if [[ -f $scratch/$target.patch ]]; then
-		patch -s -o "$scratch/$target" "build/base/$target" "$scratch/$target.patch"
-		rm "$scratch/$target.patch"
-	fi
-	patch -s -p1 -r - -d $scratch <"$patch"
+# A run leaves in $results/: NAME.tap, what the tests printed; NAME.err, what the
+# laboratory said of it, with the kernel's complaints; NAME.log, the kernel's log.
+run_kunit() {
+	local out=$results/$1 test log=$scratch/build/kunit/x86_64/test.log status=0
+	test=$(head_of "$1" Test)
+	rm -f $log
+	$scratch/lab/kunit.sh x86_64 ${test:+"$test"} >"$out.out" 2>"$out.err" || status=$?
+	echo $status >"$out.status"
+	[[ ! -f $log ]] || cp $log "$out.tap"
 }
 
-# run_tests NAME: 0 if all is well with the broken kernel.
-run_tests() {
-	local name=$1 suite test
-	suite=$(head_of "$name" Suite)
-	test=$(head_of "$name" Test)
-	if [[ $suite == kunit ]]; then
-		$scratch/lab/kunit.sh x86_64 ${test:+"$test"}
-	else
-		$scratch/lab/image.sh patched debug >&2 || return 99
-		$scratch/lab/test.sh -f debug -s "$suite" ${test:+-t "$test"}
-	fi
+run_guest() {
+	local out=$results/$1 suite test arguments="oops=panic" status=0
+	suite=$(head_of "$1" Suite)
+	test=$(head_of "$1" Test)
+	[[ $suite != mremap_race ]] || arguments+=" numa=fake=2"
+	lab/guest.py --image $scratch/build/image --mem 2048 --timeout $seconds \
+		--log "$out.log" --append "$arguments" \
+		--add "build/selftests/$suite" --add lab/test_setup.sh -- \
+		/bin/sh /bin/test_setup.sh env MREMAP_EXPECT=patched "/bin/$suite" \
+		${test:+-t "$test"} >"$out.tap" 2>"$out.err" || status=$?
+	echo $status >"$out.status"
 }
 
-# What was seen of it: failed tests, or what the kernel said.
-describe() {
-	local out=$1 kernel
-	kernel=$(cat $scratch/build/test/*.log $scratch/build/kunit/x86_64/test.log 2>/dev/null |
-		grep -oE -m 1 '(BUG: |WARNING: |kernel BUG at |Kernel panic|Oops).*' | cut -c 1-60) || true
-	kernel=${kernel//$'\r'/}
-	echo "$(tail -n 1 "$out" | grep -oE '[0-9]+ failed')${kernel:+, $kernel}"
+# The first test that failed: of KUnit's, whose results are nested and come after
+# those of their parts, the suite, the case, and the parameter.
+first_failed() {
+	sed -E 's/^\[ *[0-9.]+\](\[[^]]*\])? //; s/ # .*//' "$1" | awk '
+		match($0, /^ *not ok [0-9]+ /) {
+			indent = index($0, "n")
+			if (last && indent >= last) next
+			name = substr($0, RLENGTH + 1) (last ? "." name : "")
+			if ((last = indent) == 1) exit
+		}
+		END { print name }'
 }
 
+# The kernel's first complaint, without what differs from run to run.
+first_splat() {
+	grep -oE -m 1 '(WARNING|BUG|Oops|UBSAN|INFO: task|kernel BUG|Kernel panic|general protection fault|[a-z_]+ corruption|bad p[gmu4]d|Bad swap)[: ].*' "$1" |
+		sed -E 's/ (CPU|PID): [0-9]+//g; s/:[0-9]+//; s/(\+0x| in process|[ :,]+(mm|address|task):).*//'
+}
+
+# judge NAME: sets killer to what caught it, more to what else there was of it;
+# problem, if that cannot be told.
 judge() {
-	local name=$1 out=build/mutants.out/$1 status=0
-	fresh_copy
-	apply "$name" >"$out" 2>&1 || { echo "DOES NOT APPLY"; return 1; }
-	rm -rf $scratch/build/test $scratch/build/kunit/x86_64/test.log
-	run_tests "$name" >>"$out" 2>&1 || status=$?
-	if ((status == 99)) || grep -q 'building .* failed' "$out"; then
-		echo "DOES NOT BUILD, see $out"
-		return 1
-	fi
-	if ((status)); then
-		echo "caught: $(describe "$out")"
-	elif [[ $(head_of "$name" Survives) ]]; then
-		echo "survives, as it has to"
-	else
-		echo "SURVIVED"
-		return 1
+	local out=$results/$1 status verdict splat
+	killer="" more="" problem=""
+	[[ -f $out.tap ]] || { problem="does not build, see $out.err"; return; }
+	status=$(<"$out.status")
+	verdict=$(lab/ktap.py "$out.tap" | tail -n 1) || true
+	splat=$(first_splat "$out.err") || true
+	killer=$(first_failed "$out.tap")
+	if [[ $killer ]]; then
+		more="${verdict#*, }"
+		more="${more%,*}${splat:+; $splat}"
+	elif [[ $splat ]]; then
+		killer=$splat
+	elif ((status == 124)) && [[ $(head_of "$1" Hangs) ]]; then
+		killer="hangs"
+	elif ((status)) || [[ $verdict == "0 passed"* || $verdict != *" 0 failed"* ]]; then
+		problem="no result: status $status, $verdict, see $out.err and $out.log"
 	fi
 }
+
+report() {
+	local name=$1 survives verdict
+	survives=$(head_of "$name" Survives)
+	judge "$name"
+	if [[ $problem ]]; then
+		verdict=$problem broken=1
+	elif [[ $killer && $survives ]]; then
+		verdict="CAUGHT, against what its head says, by $killer${more:+ ($more)}" broken=1
+	elif [[ $killer ]]; then
+		verdict="caught by $killer${more:+ ($more)}"
+	elif [[ $survives ]]; then
+		verdict="survives, as it has to" killer="nothing: see its head"
+	else
+		verdict=SURVIVED broken=1
+	fi
+	[[ ! $killer ]] || killers[$name]=$killer
+	echo "$name: $verdict"
+}
+
+# The table has a line for each mutant; those that were not run keep theirs.
+update_table() {
+	local file name
+	for file in "$folder"/*.patch; do
+		name=${file##*/} name=${name%.patch}
+		if [[ -v killers[$name] ]]; then
+			printf '%-36s %-2s %-18s %-70s %s\n' "$name" "$(head_of "$name" Condition)" \
+				"$(head_of "$name" Suite)" "${killers[$name]}" "$(head_of "$name" Breaks)"
+		else
+			grep -m 1 "^$name " $table || true
+		fi
+	done >$table.new
+	mv $table.new $table
+}
+
+known=$(conditions) || echo "$document names no conditions yet" >&2
+bad=0
+for name in "${names[@]}"; do
+	if [[ $mode == list ]]; then
+		printf '%-36s %-2s %-50s  %s\n' "$name" "$(head_of "$name" Condition)" \
+			"$(head_of "$name" Suite) $(head_of "$name" Test)" "$(head_of "$name" Breaks)"
+	else
+		check "$name" || bad=1
+	fi
+done
+if [[ $mode == check ]]; then
+	for condition in $known; do
+		grep -qx "Condition: $condition" $folder/*.patch || echo "no mutant for $condition"
+	done
+fi
+[[ $mode == run ]] && ((!bad)) || exit "$bad"
 
 take_lock build/mutants.lock "broken kernels"
+lab/deps.sh build guest test
 lab/base.sh >&2
-mkdir -p build/mutants.out
-broken=0
+mkdir -p $results
+suites=()
 for name in "${names[@]}"; do
-	verdict=$(judge "$name") || broken=1
-	print_row "$name" "$(head_of "$name" Suite) $(head_of "$name" Test)" "$verdict"
-	echo "    $(head_of "$name" Breaks)"
+	suite=$(head_of "$name" Suite)
+	[[ $suite == kunit || " ${suites[*]} " == *" $suite "* ]] || suites+=("$suite")
 done
+if ((${#suites[@]})); then
+	lab/tree.py >&2
+	lab/selftests.sh build/tree build/selftests -static "${suites[@]}"
+fi
+
+declare -A killers=()
+broken=0 in_guest=""
+
+# There is one guest of a debug kernel at a time.
+finish_guest() {
+	[[ $in_guest ]] || return 0
+	wait
+	report "$in_guest"
+	in_guest=""
+}
+
+for name in "${names[@]}"; do
+	rm -f "$results/$name".*
+	fresh_copy
+	apply "$name" $scratch
+	if [[ $(head_of "$name" Suite) == kunit ]]; then
+		run_kunit "$name"
+		report "$name"
+	elif image=$($scratch/lab/image.sh patched debug 2>"$results/$name.err" | tail -n 1) &&
+		[[ $image ]]; then
+		finish_guest
+		cp "$scratch/$image" $scratch/build/image
+		run_guest "$name" &
+		in_guest=$name
+	else
+		report "$name"
+	fi
+done
+finish_guest
+((!write_table)) || update_table
 exit "$broken"
