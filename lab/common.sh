@@ -27,3 +27,8 @@ take_lock() {
 	echo "waiting for another run that makes $2" >&2
 	flock 9
 }
+
+# What kernels are compiled with. In depend mode ccache does not see that piggy.S
+# includes the compressed kernel: it would take an old one of the same length.
+# shellcheck disable=SC2016,SC2034 # make expands it, in each recipe
+kernel_gcc='$(if $(filter %/piggy.o,$@),,ccache )gcc'

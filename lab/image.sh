@@ -65,7 +65,7 @@ export CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
 
 # "make image TREE=..." would hand its variables on to Kbuild.
 unset MAKEFLAGS MFLAGS MAKELEVEL
-kbuild=(make -C "$shadow" O="$flavor" -j"$(nproc)" CC="ccache gcc" HOSTCC="ccache gcc")
+kbuild=(make -C "$shadow" O="$flavor" -j"$(nproc)" CC="$kernel_gcc" HOSTCC="ccache gcc")
 
 failed() {
 	# What gcc, ld, make and a full disk have in common.

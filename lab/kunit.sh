@@ -45,7 +45,7 @@ unset MAKEFLAGS MFLAGS MAKELEVEL
 kunit() {
 	cd build/tree || return
 	python3 tools/testing/kunit/kunit.py run "${options[@]}" "${configs[@]/#/--kunitconfig=}" \
-		--build_dir="../../$out" --jobs="$(nproc)" --make_options="CC=ccache gcc" \
+		--build_dir="../../$out" --jobs="$(nproc)" --make_options="CC=$kernel_gcc" \
 		--make_options="HOSTCC=ccache gcc" --timeout=600 "${filter[@]}"
 }
 
