@@ -739,4 +739,63 @@ TEST_F(driver, refuses_one_of_several_and_own)
 	IN_CHILD(refuse_own(_metadata, self));
 }
 
+/* ---- a part of a mapping whose driver is asked ---- */
+
+/*
+ * The driver is told the new mapping and takes it for the whole ring. So a part
+ * does not move: that is refused before anything is split, for such a mapping
+ * never becomes one again.
+ */
+static void refuse_parts(META, const FIXTURE_DATA(driver) *self)
+{
+	const size_t len = self->len;
+
+	ASSERT_LE(4 * P, len);
+	refuse(_metadata, self, SRC, P, P, EINVAL);
+	refuse(_metadata, self, SRC + P, P, P, EINVAL);
+	refuse(_metadata, self, SRC + P, len - P, len - P, EINVAL);
+	refuse(_metadata, self, SRC, len - P, len - P, EINVAL);
+}
+
+TEST_F(driver, refuses_parts)
+{
+	IN_CHILD(refuse_parts(_metadata, self));
+	EXPECT_TRUE(is_alive(SRC));
+}
+
+/* What moves is a part, too, if the rest is to be dropped. */
+TEST_F(driver, refuses_shrinking_to_a_part_mended)
+{
+	if (expect_base())
+		SKIP(return, "a bug of stock 6.12 that this catches");
+	IN_CHILD(refuse(_metadata, self, SRC, self->len, P, EINVAL));
+	refuse(_metadata, self, SRC, self->len, P, EINVAL);
+	EXPECT_TRUE(is_alive(SRC));
+}
+
+/*
+ * Where the ring is at work, stock moves the part; the kernel takes that for the
+ * ring, and destroying it unmaps what is behind.
+ */
+TEST_F(driver, own_ring_moves_as_a_whole_mended)
+{
+	const size_t len = self->len;
+
+	if (expect_base())
+		SKIP(return, "a bug of stock 6.12 that this catches");
+	ASSERT_EQ(DST - LEN, map_anon(DST - LEN, len + 2 * LEN));
+	stamp_range(DST - LEN, len + 2 * LEN, WHOLE_ID);
+	refuse_parts(_metadata, self);
+	EXPECT_OK(check_stamps(DST - LEN, len + 2 * LEN, WHOLE_ID));
+	ASSERT_TRUE(is_alive(SRC));
+	ASSERT_EQ(DST, move_to(SRC, len, len, DST));
+	EXPECT_TRUE(is_alive(DST));
+	EXPECT_OK(check_unmapped(SRC, len));
+	EXPECT_EQ(0, syscall(__NR_io_destroy, DST));
+	EXPECT_OK(check_unmapped(DST, len));
+	EXPECT_OK(check_beside_ring(self));
+	EXPECT_OK(check_stamps(DST - LEN, LEN, WHOLE_ID));
+	EXPECT_OK(check_stamps(DST + len, LEN, WHOLE_ID + (LEN + len) / P));
+}
+
 TEST_HARNESS_MAIN
