@@ -25,9 +25,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -2562,6 +2564,195 @@ TEST_F(multi, device_memory_mended)
 	EXPECT_OK(check_unmapped(w->base, bytes(4)));
 	EXPECT_EQ(0, munmap(at(to), bytes(2)));
 	EXPECT_OK(check_contents_at(w, cell_addr(w, UP(0)), &w->cells[0]));
+}
+
+/* ---- System V shared memory ---- */
+
+#define SEGMENTS	2
+#define SEGMENT_PAGES	4
+
+/* Cells: one of anonymous memory, the segments around a gap, two more. */
+static const int segment_cells[SEGMENTS] = { 1, 6 };
+
+#define SYSV_CELLS	12
+
+FIXTURE(sysv)
+{
+	struct world w;
+	int ids[SEGMENTS];
+};
+
+FIXTURE_SETUP(sysv)
+{
+	struct world *w = &self->w;
+
+	SKIP_STOCK();
+	ASSERT_OK(build(w, PAGES, "w.........rr", ""));
+	for (int i = 0; i < SEGMENTS; i++) {
+		void *const addr = at(cell_addr(w, segment_cells[i]));
+
+		self->ids[i] = shmget(IPC_PRIVATE, bytes(SEGMENT_PAGES),
+				      IPC_CREAT | 0600);
+		if (self->ids[i] < 0)
+			SKIP(return, "needs System V shared memory");
+		ASSERT_EQ(addr, shmat(self->ids[i], addr, 0));
+		/* It goes away with the last mapping. */
+		ASSERT_EQ(0, shmctl(self->ids[i], IPC_RMID, NULL));
+		for (int page = 0; page < SEGMENT_PAGES; page++) {
+			const int nr = segment_cells[i] + page;
+			struct cell *cell = &w->cells[nr];
+
+			cell->content = OWN;
+			cell->id = w->next_id++;
+			stamp_cell(w, cell_addr(w, nr), cell->id);
+		}
+	}
+	ASSERT_OK(settle(w));
+}
+
+FIXTURE_TEARDOWN(sysv)
+{
+}
+
+/* Each mapping of a segment is an attachment, and there are no others. */
+static void check_attached(META, FIXTURE_DATA(sysv) *self, unsigned long first,
+			   unsigned long second)
+{
+	const unsigned long want[SEGMENTS] = { first, second };
+	struct shmid_ds ds;
+
+	for (int i = 0; i < SEGMENTS; i++) {
+		ASSERT_EQ(0, shmctl(self->ids[i], IPC_STAT, &ds));
+		EXPECT_EQ(want[i], ds.shm_nattch)
+			TH_LOG("segment %d", i);
+	}
+}
+
+TEST_F(sysv, moves_with_others_mended)
+{
+	const struct call there = { 0, SYSV_CELLS, SYSV_CELLS, FIXED, UP(2) };
+	const struct call back = { UP(2), SYSV_CELLS, SYSV_CELLS, FIXED, 0 };
+
+	for (int round = 0; round < 2; round++) {
+		ASSERT_OK(call_as_modelled(&self->w, &there));
+		check_attached(_metadata, self, 1, 1);
+		ASSERT_OK(call_as_modelled(&self->w, &back));
+		check_attached(_metadata, self, 1, 1);
+	}
+}
+
+/* Also if all that moves is of that kind, or something is in the way. */
+TEST_F(sysv, moves_over_others_mended)
+{
+	const struct call there = { 1, 9, 9, FIXED, UP(2) };
+	struct world *w = &self->w;
+
+	ASSERT_OK(lay(w, UP(0), "wwrrssddppllwwww"));
+	ASSERT_OK(settle(w));
+	ASSERT_OK(call_as_modelled(w, &there));
+	check_attached(_metadata, self, 1, 1);
+}
+
+/* The old place still shows the segments, so there are two of each. */
+TEST_F(sysv, dontunmap_mended)
+{
+	const size_t len = SYSV_CELLS * psize();
+	struct world *w = &self->w;
+	const unsigned long dst = cell_addr(w, UP(0));
+
+	ASSERT_EQ(dst, do_mremap(w->base, len, len, KEEP, dst));
+	check_attached(_metadata, self, 2, 2);
+	for (int nr = 1; nr < 10; nr++) {
+		if (w->cells[nr].content != OWN)
+			continue;
+		EXPECT_OK(check_contents_at(w, w->base + bytes(nr),
+					    &w->cells[nr]));
+		EXPECT_OK(check_contents_at(w, dst + bytes(nr), &w->cells[nr]));
+	}
+	ASSERT_EQ(0, munmap(at(w->base), len));
+	check_attached(_metadata, self, 1, 1);
+}
+
+/* What stays behind of a segment is a mapping of its own. */
+TEST_F(sysv, parts_mended)
+{
+	const struct call calls[] = {
+		/* The end of the first one and the start of the second. */
+		{ 3, 5, 5, FIXED, UP(0) },
+		/* What has moved, and the gap before what moves now. */
+		{ UP(0), 9, 9, FIXED, UP(12) },
+		/* One part alone. */
+		{ 8, 1, 1, FIXED, UP(8) },
+	};
+	const unsigned long want[][SEGMENTS] = { { 2, 2 }, { 2, 2 }, { 2, 3 } };
+
+	for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
+		ASSERT_OK(call_as_modelled(&self->w, &calls[i]));
+		check_attached(_metadata, self, want[i][0], want[i][1]);
+	}
+}
+
+/* Refused for a fault of another mapping: nobody has attached for it. */
+TEST_F(sysv, refused_mended)
+{
+	const struct call whole = { 0, SYSV_CELLS, SYSV_CELLS, FIXED, UP(2) };
+	const struct call parts = { 3, 9, 9, FIXED, UP(2) };
+	struct world *w = &self->w;
+
+	if (seal(cell_addr(w, SYSV_CELLS - 1), psize()))
+		SKIP(return, "needs mseal(2)");
+	w->cells[SYSV_CELLS - 1].sealed = true;
+	ASSERT_OK(settle(w));
+	ASSERT_OK(refused_again(w, &whole, EPERM));
+	ASSERT_OK(refused_again(w, &parts, EPERM));
+	check_attached(_metadata, self, 1, 1);
+}
+
+static const char *move_back_without_failing(struct world *w,
+					     const struct call *call)
+{
+	const struct call back = {
+		call->to, call->old, call->new, FIXED, call->from,
+	};
+	const int fd = fail_fd;
+	const char *why;
+
+	fail_fd = -1;
+	why = call_as_modelled(w, &back);
+	fail_fd = fd;
+	return why;
+}
+
+/* Nor has anybody after a call that had come so far when memory ran out. */
+TEST_F_TIMEOUT(sysv, every_allocation_mended, 120)
+{
+	const struct call call = { 0, SYSV_CELLS, SYSV_CELLS, FIXED, UP(2) };
+	const char *why = prepare_fail_nth();
+	struct world *w = &self->w;
+
+	if (why)
+		SKIP(return, "%s", why);
+	fail_fd = open(FAIL_NTH, O_RDWR);
+	ASSERT_LE(0, fail_fd);
+	has_failed = true;
+	for (fail_nth = 1; has_failed; fail_nth++) {
+		unsigned long ret;
+
+		save_state();
+		ret = make_call(w, &call);
+		ASSERT_TRUE(!error_of(ret) || error_of(ret) == ENOMEM)
+			TH_LOG("errno %d", error_of(ret));
+		ASSERT_OK(error_of(ret) ? check_refusal(w) :
+					  check_success(w, &call, ret));
+		check_attached(_metadata, self, 1, 1);
+		/* Not every allocation is needed. */
+		if (!error_of(ret) && has_failed)
+			ASSERT_OK(move_back_without_failing(w, &call));
+	}
+	close(fail_fd);
+	fail_fd = -1;
+	/* At least the new mappings have to be allocated. */
+	EXPECT_LT(4, fail_nth);
 }
 
 /* ---- userfaultfd ---- */
