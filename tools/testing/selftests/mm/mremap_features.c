@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -24,6 +25,10 @@
 
 #include "../kselftest_harness.h"
 #include "mremap_util.h"
+
+#ifndef __NR_memfd_secret
+#define __NR_memfd_secret 447
+#endif
 
 #define SRC	(WINDOW + GB)
 #define DST	(WINDOW + 2 * GB)
@@ -1075,6 +1080,236 @@ TEST_F(map_count, move)
 	EXPECT_OK(check_stamps(SRC, bytes(2), 1));
 	EXPECT_OK(check_stamps(to, bytes(4), 3));
 	EXPECT_OK(check_stamps(SRC + bytes(6), bytes(2), 7));
+}
+
+/* ---- secret memory: locked, if at all, for as long as it is mapped ---- */
+
+#define SECRET_PAGES	16
+
+FIXTURE(secret)
+{
+	size_t len;
+	long locked;	/* in kB, by the rest of the process */
+};
+
+/*
+ * Mapped while everything new is locked, it stays so: munlock() has no effect on
+ * it. A page of other memory is below and above.
+ */
+FIXTURE_SETUP(secret)
+{
+	const int fd = syscall(__NR_memfd_secret, 0);
+	struct counters now;
+
+	if (fd < 0)
+		SKIP(return, "needs memfd_secret(2)");
+	self->len = bytes(SECRET_PAGES);
+	ASSERT_EQ(0, ftruncate(fd, self->len));
+	ASSERT_EQ(0, mlockall(MCL_FUTURE));
+	ASSERT_EQ(SRC, map_at(SRC, self->len, PROT_READ | PROT_WRITE,
+			      MAP_SHARED, fd, 0));
+	ASSERT_EQ(0, munlockall());
+	close(fd);
+	ASSERT_TRUE(has_vmflag(SRC, "lo"));
+	read_counters(&now);
+	self->locked = now.locked - (long)(self->len / KB);
+	stamp_range(SRC, self->len, 1);
+	map_touched(_metadata, SRC - psize(), 1);
+	map_touched(_metadata, SRC + self->len, 1);
+}
+
+FIXTURE_TEARDOWN(secret)
+{
+}
+
+/* The pages there are locked, every mapping of them. */
+static const char *check_locked(unsigned long addr, size_t len)
+{
+	struct vma vma;
+
+	for (size_t done = 0; done < len; done += psize())
+		if (!find_vma(addr + done, &vma) || !has_vmflag(vma.start, "lo"))
+			return "secret memory is not locked";
+	return NULL;
+}
+
+static void check_locked_pages(META, FIXTURE_DATA(secret) *self, size_t pages)
+{
+	struct counters now;
+
+	read_counters(&now);
+	EXPECT_EQ(self->locked + (long)(bytes(pages) / KB), now.locked);
+}
+
+TEST_F(secret, move)
+{
+	ASSERT_EQ(DST, move_to(SRC, self->len, self->len, DST));
+	EXPECT_OK(check_locked(DST, self->len));
+	check_locked_pages(_metadata, self, SECRET_PAGES);
+	EXPECT_OK(check_stamps(DST, self->len, 1));
+	ASSERT_EQ(0, munmap(at(DST), self->len));
+	check_locked_pages(_metadata, self, 0);
+}
+
+/* What stays mapped shows the same pages, and keeps them out of swap, too. */
+TEST_F(secret, dontunmap_mended)
+{
+	const size_t pages = SECRET_PAGES;
+
+	SKIP_STOCK_BUG();
+	ASSERT_EQ(DST, do_mremap(SRC, self->len, self->len, FIXED | DONTUNMAP,
+				 DST));
+	EXPECT_OK(check_locked(SRC, self->len));
+	EXPECT_OK(check_locked(DST, self->len));
+	check_locked_pages(_metadata, self, 2 * pages);
+	EXPECT_OK(check_stamps(DST, self->len, 1));
+	EXPECT_OK(check_stamps(SRC, self->len, 1));
+	ASSERT_EQ(0, munmap(at(SRC), self->len));
+	check_locked_pages(_metadata, self, pages);
+	ASSERT_EQ(0, munmap(at(DST), self->len));
+	check_locked_pages(_metadata, self, 0);
+}
+
+TEST_F(secret, dontunmap_part_mended)
+{
+	const size_t pages = SECRET_PAGES, part = SECRET_PAGES / 4;
+
+	SKIP_STOCK_BUG();
+	ASSERT_EQ(DST, do_mremap(SRC + bytes(part), bytes(part), bytes(part),
+				 FIXED | DONTUNMAP, DST));
+	EXPECT_OK(check_locked(SRC, self->len));
+	EXPECT_OK(check_locked(DST, bytes(part)));
+	check_locked_pages(_metadata, self, pages + part);
+	EXPECT_OK(check_stamps(DST, bytes(part), 1 + part));
+	EXPECT_OK(check_stamps(SRC, self->len, 1));
+	ASSERT_EQ(0, munmap(at(SRC), self->len));
+	check_locked_pages(_metadata, self, part);
+}
+
+/* Of several, each mapping by its own rule: other memory gives its lock away. */
+TEST_F(secret, dontunmap_several_mended)
+{
+	const size_t len = self->len + 2 * psize();
+	const unsigned long src = SRC - psize();
+
+	SKIP_STOCK_BUG();
+	ASSERT_EQ(0, mlock(at(src), psize()));
+	ASSERT_EQ(DST, do_mremap(src, len, len, FIXED | DONTUNMAP, DST));
+	EXPECT_OK(check_locked(SRC, self->len));
+	EXPECT_OK(check_locked(DST, psize() + self->len));
+	EXPECT_FALSE(has_vmflag(src, "lo"));
+	check_locked_pages(_metadata, self, 2 * SECRET_PAGES + 1);
+	ASSERT_EQ(0, munmap(at(src), len));
+	check_locked_pages(_metadata, self, SECRET_PAGES + 1);
+}
+
+/* It is locked twice then, so that much has to be allowed. */
+TEST_F(secret, dontunmap_within_the_limit_mended)
+{
+	const unsigned long most = self->locked * KB + 2 * self->len;
+
+	SKIP_STOCK_BUG();
+	set_limit(_metadata, RLIMIT_MEMLOCK, most - psize());
+	/* Who may lock memory anyway is not bound. */
+	ASSERT_EQ(0, setresuid(-1, 1, -1));
+	save_state();
+	EXPECT_EQ(EAGAIN, error_of(do_mremap(SRC, self->len, self->len,
+					     FIXED | DONTUNMAP, DST)));
+	EXPECT_EQ(EAGAIN, error_of(do_mremap(SRC, self->len, self->len,
+					     DONTUNMAP, 0)));
+	EXPECT_OK(check_state());
+	ASSERT_EQ(0, setresuid(-1, 0, -1));
+	set_limit(_metadata, RLIMIT_MEMLOCK, most);
+	ASSERT_EQ(0, setresuid(-1, 1, -1));
+	EXPECT_EQ(DST, do_mremap(SRC, self->len, self->len, FIXED | DONTUNMAP,
+				 DST));
+	check_locked_pages(_metadata, self, 2 * SECRET_PAGES);
+}
+
+/* ---- a mapped trace buffer ---- */
+
+#define TRACING		"/sys/kernel/tracing/"
+#define TAINTED		"/proc/sys/kernel/tainted"
+
+FIXTURE(trace_buffer)
+{
+	int fd;
+	long tainted;
+	uint32_t meta_page_size;	/* what the mapping starts with */
+};
+
+FIXTURE_SETUP(trace_buffer)
+{
+	if (access(TRACING "trace", F_OK))
+		mount("tracefs", TRACING, "tracefs", 0, NULL);
+	if (access(TRACING "snapshot", W_OK))
+		SKIP(return, "needs snapshots of trace buffers (CONFIG_TRACER_SNAPSHOT)");
+	self->tainted = read_long(TAINTED);
+	self->fd = open(TRACING "per_cpu/cpu0/trace_pipe_raw", O_RDONLY);
+	ASSERT_LE(0, self->fd);
+	/* One that was taken before would keep the buffer from being mapped. */
+	ASSERT_TRUE(write_setting(TRACING "snapshot", "0"));
+}
+
+FIXTURE_TEARDOWN(trace_buffer)
+{
+	if (self->fd > 0)
+		write_setting(TRACING "snapshot", "0");
+}
+
+/* A snapshot swaps the buffers, so there is none of a buffer that is mapped. */
+static bool takes_snapshot(void)
+{
+	return write_setting(TRACING "snapshot", "1") &&
+	       write_setting(TRACING "snapshot", "0");
+}
+
+static void move_buffer(META, FIXTURE_DATA(trace_buffer) *self,
+			unsigned long from, unsigned long to)
+{
+	const size_t len = bytes(3);
+
+	ASSERT_EQ(to, move_to(from, len, len, to));
+	EXPECT_OK(check_unmapped(from, len));
+	EXPECT_EQ(self->meta_page_size, *(uint32_t *)at(to));
+	ASSERT_FALSE(takes_snapshot());
+}
+
+TEST_F(trace_buffer, moves_mended)
+{
+	const size_t len = bytes(3);
+
+	SKIP_STOCK_BUG();
+	for (int round = 0; round < 2; round++) {
+		if (map_at(SRC, len, PROT_READ, MAP_SHARED, self->fd, 0) != SRC)
+			SKIP(return, "needs trace buffers that can be mapped");
+		self->meta_page_size = *(uint32_t *)at(SRC);
+		EXPECT_FALSE(takes_snapshot());
+		move_buffer(_metadata, self, SRC, DST);
+		move_buffer(_metadata, self, DST, THIRD);
+		ASSERT_EQ(0, munmap(at(THIRD), len));
+		EXPECT_TRUE(takes_snapshot());
+	}
+	/* No warning, if there had been none. */
+	EXPECT_EQ(self->tainted, read_long(TAINTED));
+}
+
+/* A part neither moves nor leaves anything behind. */
+TEST_F(trace_buffer, refuses_parts)
+{
+	const size_t len = bytes(3);
+
+	if (map_at(SRC, len, PROT_READ, MAP_SHARED, self->fd, 0) != SRC)
+		SKIP(return, "needs trace buffers that can be mapped");
+	save_state();
+	EXPECT_EQ(EINVAL, error_of(move_to(SRC, psize(), psize(), DST)));
+	EXPECT_EQ(EINVAL, error_of(move_to(SRC + psize(), psize(), psize(), DST)));
+	EXPECT_EQ(EINVAL, error_of(do_mremap(SRC, len, psize(), 0, 0)));
+	EXPECT_OK(check_state());
+	EXPECT_FALSE(takes_snapshot());
+	ASSERT_EQ(0, munmap(at(SRC), len));
+	EXPECT_TRUE(takes_snapshot());
+	EXPECT_EQ(self->tainted, read_long(TAINTED));
 }
 
 /* ---- the vDSO ---- */
