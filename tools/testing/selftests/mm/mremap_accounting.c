@@ -1988,4 +1988,185 @@ TEST_F_TIMEOUT(sweep, every_allocation_from_one_on_mended, 120)
 	sweep(_metadata, self, variant);
 }
 
+#undef SELF
+#undef VARIANT
+
+/* ---- a third mapping, in the table where the moved one ends ---- */
+
+#define OLD_PLACE	(WINDOW + 4 * GB)
+#define NEW_PLACE	(WINDOW + 8 * GB)
+
+/*
+ * A mapping that is one with its neighbour at the new place, once it is there. A
+ * table that both have there was the neighbour's before, and stays so if the
+ * move fails when all of this mapping has moved.
+ */
+FIXTURE(third)
+{
+	int fail_nth;
+	int uffd;
+	pthread_t reader;
+};
+
+FIXTURE_VARIANT(third)
+{
+	size_t len;		/* of the mapping and its neighbour, which has */
+	size_t third;		/* this much of it, up to the end of a table */
+	size_t touched;		/* so much from its start on */
+	size_t next;		/* where another one follows, to fail at */
+	bool late;		/* what fails is to announce the unmapping */
+};
+
+FIXTURE_VARIANT_ADD(third, untouched) {
+	.len = 4 * MB, .third = MB, .next = 6 * MB,
+};
+FIXTURE_VARIANT_ADD(third, first_table) {
+	.len = 4 * MB, .third = MB, .touched = 2 * MB, .next = 6 * MB,
+};
+FIXTURE_VARIANT_ADD(third, both_tables) {
+	.len = 4 * MB, .third = MB, .touched = 3 * MB, .next = 6 * MB,
+};
+FIXTURE_VARIANT_ADD(third, directory) {
+	.len = GB, .third = MB, .next = GB + 2 * MB,
+};
+FIXTURE_VARIANT_ADD(third, directory_first_table) {
+	.len = GB, .third = MB, .touched = 2 * MB, .next = GB + 2 * MB,
+};
+FIXTURE_VARIANT_ADD(third, late_untouched) {
+	.len = 4 * MB, .third = MB, .late = true,
+};
+FIXTURE_VARIANT_ADD(third, late_first_table) {
+	.len = 4 * MB, .third = MB, .touched = 2 * MB, .late = true,
+};
+FIXTURE_VARIANT_ADD(third, late_directory) {
+	.len = GB, .third = MB, .late = true,
+};
+
+#define SELF	FIXTURE_DATA(third) *self
+#define VARIANT	const FIXTURE_VARIANT(third) *variant
+
+/* The call waits until its event is read. */
+static void *read_forever(void *fd)
+{
+	struct uffd_msg msg;
+
+	while (read(*(int *)fd, &msg, sizeof(msg)) > 0)
+		;
+	return NULL;
+}
+
+FIXTURE_SETUP(third)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_EVENT_UNMAP,
+	};
+	const char *why = prepare_fail_nth();
+
+	if (why)
+		SKIP(return, "%s", why);
+	if (!variant->late && !moves_several())
+		SKIP(return, "needs moves of several mappings");
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	self->fail_nth = open(FAIL_NTH, O_RDWR);
+	ASSERT_LE(0, self->fail_nth);
+	if (!variant->late)
+		return;
+	self->uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (self->uffd < 0 || ioctl(self->uffd, UFFDIO_API, &api))
+		SKIP(return, "needs userfaultfd with events");
+	ASSERT_EQ(0, pthread_create(&self->reader, NULL, read_forever,
+				    &self->uffd));
+}
+
+FIXTURE_TEARDOWN(third)
+{
+}
+
+static unsigned long third_at(VARIANT)
+{
+	return NEW_PLACE + variant->len - variant->third;
+}
+
+/* All that the call moves. */
+static size_t third_call_len(VARIANT)
+{
+	return variant->next ? variant->next + psize() :
+			       variant->len - variant->third;
+}
+
+/*
+ * They were one mapping, so that they merge also if something is touched. Where
+ * nothing is, there has never been a table.
+ */
+static void build_third(META, SELF, VARIANT)
+{
+	const unsigned long next = OLD_PLACE + variant->next;
+	const unsigned long third = third_at(variant);
+	const size_t len = variant->len - variant->third;
+
+	ASSERT_EQ(WINDOW, map_anon(WINDOW, variant->len));
+	stamp_range(WINDOW, variant->touched, 1);
+	ASSERT_EQ(OLD_PLACE, move_to(WINDOW, len, len, OLD_PLACE));
+	ASSERT_EQ(third, move_to(WINDOW + len, variant->third, variant->third,
+				 third));
+	stamp_range(third, variant->third, 5000);
+	if (variant->next) {
+		ASSERT_EQ(next, map_anon(next, psize()));
+		stamp(next, 4000);
+	}
+	if (variant->late)
+		ASSERT_EQ(0, uffd_register(self->uffd, at(OLD_PLACE), len, true,
+					   false, false));
+}
+
+static bool fail_beside_third(META, SELF, VARIANT, int nth)
+{
+	const size_t len = third_call_len(variant);
+	unsigned long to, place;
+	bool injected;
+	struct vma vma;
+
+	build_third(_metadata, self, variant);
+	save_state();
+	ASSERT_TRUE(arm_fail_nth(self->fail_nth, nth));
+	to = move_to(OLD_PLACE, len, len, NEW_PLACE);
+	injected = disarm_fail_nth(self->fail_nth);
+	if (error_of(to)) {
+		EXPECT_EQ(ENOMEM, error_of(to));
+		EXPECT_OK(check_state());
+	} else {
+		EXPECT_EQ(NEW_PLACE, to);
+	}
+	place = error_of(to) ? OLD_PLACE : NEW_PLACE;
+	EXPECT_OK(check_stamps(third_at(variant), variant->third, 5000));
+	EXPECT_OK(check_stamps(place, variant->touched, 1));
+	if (variant->next)
+		EXPECT_OK(check_stamp(place + variant->next, 4000));
+	/* Else this shows nothing. */
+	if (!injected)
+		EXPECT_TRUE(find_vma(NEW_PLACE, &vma) &&
+			    vma.end == NEW_PLACE + variant->len);
+	ASSERT_EQ(0, munmap(at(WINDOW), WINDOW_SIZE));
+	return injected;
+}
+
+TEST_F_TIMEOUT(third, keeps_its_table_mended, 120)
+{
+	int nth = 1;
+
+	SKIP_STOCK_BUG();
+	while (nth <= MOST_ALLOCATIONS &&
+	       fail_beside_third(_metadata, self, variant, nth)) {
+		if (_metadata->exit_code)
+			TH_LOG("with allocation %d failing", nth);
+		if (_metadata->exit_code)
+			break;
+		nth++;
+	}
+	EXPECT_GE(MOST_ALLOCATIONS, nth);
+	/* At least a new mapping has to be allocated. */
+	EXPECT_LT(1, nth);
+}
+
 TEST_HARNESS_MAIN
