@@ -1176,25 +1176,6 @@ static void flush_if_special(struct pagetable_move *pm, struct move_window *win)
 		flush_window(pm, win);
 }
 
-/* Has the extent at @addr no entries of the range in its page table? */
-static bool is_empty_table(const struct pagetable_move *pm, pmd_t *table,
-			   unsigned long addr, unsigned long extent)
-{
-	unsigned long end = min(addr + extent, pm->end);
-	bool is_empty = true;
-	pte_t *start_pte, *pte;
-
-	addr = max(addr, pm->start);
-	start_pte = pte_offset_map(table, addr);
-	/* Retracted meanwhile, and then it held no pages; or a huge page. */
-	if (!start_pte)
-		return pmd_none(pmdp_get_lockless(table));
-	for (pte = start_pte; is_empty && addr < end; addr += PAGE_SIZE)
-		is_empty = pte_none(ptep_get_lockless(pte++));
-	pte_unmap(start_pte);
-	return is_empty;
-}
-
 /* Make sure of a page table at @new_pmd. It takes a spare one, if any is left. */
 static bool install_table(struct mm_struct *mm, struct move_window *win,
 			  pmd_t *new_pmd)
@@ -1511,6 +1492,11 @@ static bool is_own_table(const struct pagetable_move *pm, unsigned long addr)
 	return addr >= pm->own_start && addr + PMD_SIZE <= pm->own_end;
 }
 
+static bool can_detach_table(const struct pagetable_move *pm, unsigned long addr)
+{
+	return can_detach_tables(pm) && is_own_table(pm, addr);
+}
+
 static void detach_table(struct pagetable_move *pm, struct move_window *win,
 			 unsigned long addr, spinlock_t *pmd_ptl)
 {
@@ -1694,9 +1680,10 @@ static bool can_do_without_table(const struct pagetable_move *pm,
 }
 
 /*
- * May the table at @addr become the one at the new place of [addr, addr + len),
- * which is @new_pmd? Then these must be its last entries, and must not move up
- * in it. @planned is the last entry of which is known that it will be a table.
+ * May the table at @addr, which can be detached, become the one at the new place
+ * of [addr, addr + len), which is @new_pmd? Then these must be its last entries,
+ * and must not move up in it. @planned is the last entry of which is known that
+ * it will be a table.
  */
 static bool may_reuse_table(const struct pagetable_move *pm, unsigned long addr,
 			    unsigned long len, pmd_t *new_pmd,
@@ -1704,8 +1691,7 @@ static bool may_reuse_table(const struct pagetable_move *pm, unsigned long addr,
 {
 	unsigned long end = addr + len;
 
-	return can_detach_tables(pm) && is_own_table(pm, addr) &&
-	       pte_index(addr + pm->shift) <= pte_index(addr) &&
+	return pte_index(addr + pm->shift) <= pte_index(addr) &&
 	       (IS_ALIGNED(end, PMD_SIZE) || end == pm->end) &&
 	       !is_retractable(pm->src) &&
 	       (pm->back || can_do_without_table(pm, addr, new_pmd, planned));
@@ -1732,15 +1718,6 @@ static bool reuse_detached_table(struct pagetable_move *pm,
 	}
 	spin_unlock(ptl);
 	return is_free;
-}
-
-static int move_detached(struct pagetable_move *pm, struct move_window *win,
-			 unsigned long addr, unsigned long len)
-{
-	if (may_reuse_table(pm, addr, len, new_pmd_at(pm, win, addr), NULL) &&
-	    reuse_detached_table(pm, win, addr, len))
-		return 0;
-	return move_detached_ptes(pm, win, addr, len);
 }
 
 /* Page tables: the walk */
@@ -1795,27 +1772,37 @@ static bool moves_whole(const struct pagetable_move *pm,
 				   is_huge_pmd_entry(pmd);
 }
 
-/*
- * Is there nothing in the extent at @addr that takes a table at the new place,
- * and no table either? mmap_lock and the VMA locks keep empty entries empty. A
- * move back hands tables over also if they are empty: see can_do_without_table().
- */
-static bool has_nothing_to_move(const struct pagetable_move *pm,
-				struct move_window *win, unsigned long addr,
-				unsigned long extent)
+static bool are_all_none(pte_t *pte, unsigned long nr)
 {
-	pmd_t *old_pmd = is_detached(win, addr) ? detached_at(win, addr) :
-						  old_pmd_at(win, addr);
-	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
+	while (nr && pte_none(ptep_get_lockless(pte++)))
+		nr--;
+	return !nr;
+}
 
-	if (pmd_none(pmdp_get_lockless(old_pmd)))
-		return true;
-	if (!pmd_none(pmdp_get_lockless(new_pmd)) ||
-	    moves_whole(pm, win, addr, extent))
-		return false;
-	if (pm->back && may_reuse_table(pm, addr, extent, new_pmd, NULL))
-		return false;
-	return is_empty_table(pm, old_pmd, addr, extent);
+/*
+ * Are there no entries of the range in the page table of the extent at @addr?
+ * mmap_lock and the VMA locks keep empty entries empty.
+ */
+static bool is_empty_extent(const struct pagetable_move *pm,
+			    struct move_window *win, unsigned long addr,
+			    unsigned long extent)
+{
+	unsigned long start = max(addr, pm->start);
+	unsigned long nr = (min(addr + extent, pm->end) - start) >> PAGE_SHIFT;
+	pmd_t *old_pmd = old_pmd_at(win, addr);
+	bool is_empty;
+	pte_t *pte;
+
+	if (is_detached(win, addr))
+		return are_all_none(pte_offset_kernel(detached_at(win, addr), start),
+				    nr);
+	pte = pte_offset_map(old_pmd, start);
+	/* Retracted meanwhile, and then it held no pages; or a huge page. */
+	if (!pte)
+		return pmd_none(pmdp_get_lockless(old_pmd));
+	is_empty = are_all_none(pte, nr);
+	pte_unmap(pte);
+	return is_empty;
 }
 
 /*
@@ -1831,23 +1818,28 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 {
 	pmd_t *old_pmd = old_pmd_at(win, addr);
 	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
+	bool reuse;
 
 	if (moves_whole(pm, win, addr, extent))
 		return 0;
 	if (is_huge_pmd_entry(pmdp_get_lockless(old_pmd)))
 		split_huge_pmd(pm->src, old_pmd, addr);
-	if (has_nothing_to_move(pm, win, addr, extent))
+	if (pmd_none(pmdp_get_lockless(old_pmd)))
 		return 0;
 
 	plan->tables += old_pmd != plan->last_old;
 	plan->last_old = old_pmd;
 	if (new_pmd == plan->last_new || !pmd_none(pmdp_get_lockless(new_pmd)))
 		return 0;
-	if (!may_reuse_table(pm, addr, extent, new_pmd, plan->last_new) &&
-	    ++plan->needed > win->nr_spares && preload_table(pm, win))
-		return -ENOMEM;
+	reuse = can_detach_table(pm, addr) &&
+		may_reuse_table(pm, addr, extent, new_pmd, plan->last_new);
+	if (!reuse && is_empty_extent(pm, win, addr, extent))
+		return 0;
 	plan->last_new = new_pmd;
-	return 0;
+	if (reuse)
+		return 0;
+	plan->needed++;
+	return plan->needed > win->nr_spares ? preload_table(pm, win) : 0;
 }
 
 /*
@@ -1899,6 +1891,26 @@ static int plan_window(struct pagetable_move *pm, struct move_window *win,
 	return 0;
 }
 
+/* Move the single entries of [cursor, cursor + extent). */
+static int move_extent(struct pagetable_move *pm, struct move_window *win,
+		       unsigned long extent)
+{
+	pmd_t *old_pmd = old_pmd_at(win, pm->cursor);
+	pmd_t *new_pmd = new_pmd_at(pm, win, pm->cursor);
+	bool detached = is_detached(win, pm->cursor);
+
+	if (!detached && pmd_none(pmdp_get_lockless(old_pmd)))
+		return 0;
+	if (detached && may_reuse_table(pm, pm->cursor, extent, new_pmd, NULL) &&
+	    reuse_detached_table(pm, win, pm->cursor, extent))
+		return 0;
+	if (pmd_none(pmdp_get_lockless(new_pmd)) &&
+	    is_empty_extent(pm, win, pm->cursor, extent))
+		return 0;
+	return detached ? move_detached_ptes(pm, win, pm->cursor, extent) :
+			  move_ptes(pm, win, old_pmd, new_pmd, extent);
+}
+
 /*
  * Move what is at the cursor, and the cursor past it. With the rmap locks held,
  * mmap_lock and the VMA locks keep everybody else from changing what kind of
@@ -1909,7 +1921,7 @@ static int move_at_cursor(struct pagetable_move *pm, struct move_window *win)
 {
 	unsigned long extent = get_extent(pm, PMD_SIZE);
 	unsigned long next = pm->cursor + extent;
-	int err = 0;
+	int err;
 
 	assert_rmap_locked(pm->src);
 	if (extent == PMD_SIZE && !is_detached(win, pm->cursor) &&
@@ -1919,13 +1931,7 @@ static int move_at_cursor(struct pagetable_move *pm, struct move_window *win)
 	/* Single entries: no others than those of the range. */
 	pm->cursor = max(pm->cursor, pm->start);
 	extent = min(next, pm->end) - pm->cursor;
-	if (has_nothing_to_move(pm, win, pm->cursor, extent))
-		err = 0;
-	else if (is_detached(win, pm->cursor))
-		err = move_detached(pm, win, pm->cursor, extent);
-	else
-		err = move_ptes(pm, win, old_pmd_at(win, pm->cursor),
-				new_pmd_at(pm, win, pm->cursor), extent);
+	err = move_extent(pm, win, extent);
 	if (!err)
 		pm->cursor = next;
 	return err;

@@ -2877,6 +2877,7 @@ static void locked_table_is_not_detached(struct kunit *test)
 	struct pagetable_move pm;
 	struct contender c = { .mm = current->mm, .pm = &pm };
 	bool waits, is_there;
+	spinlock_t *ptl;
 	pmd_t *pmd;
 
 	skip_without_contention(test);
@@ -2886,9 +2887,10 @@ static void locked_table_is_not_detached(struct kunit *test)
 		     2 * PMD_SIZE);
 	pmd = mm_find_pmd(current->mm, SRC_AT);
 	KUNIT_ASSERT_NOT_NULL(test, pmd);
-	waits = waits_for(&c, move_elsewhere, pte_lockptr(current->mm, pmd));
+	ptl = pte_lockptr(current->mm, pmd);
+	waits = waits_for(&c, move_elsewhere, ptl);
 	is_there = !pmd_none(pmdp_get_lockless(pmd));
-	let_go(&c, pte_lockptr(current->mm, pmd));
+	let_go(&c, ptl);
 	KUNIT_EXPECT_TRUE(test, waits);
 	KUNIT_EXPECT_TRUE(test, is_there);
 	KUNIT_EXPECT_EQ(test, peek(test, DST_AT + PAGES(1)), stamp_of(SRC_AT));
