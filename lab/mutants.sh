@@ -10,7 +10,8 @@
 #   Breaks:     what is no longer so
 #   Condition:  the name that Documentation/mm/mremap.rst has for that
 #   Suite:      what has to go red: kunit, or a selftest
-#   Test:       only these tests of it (a pattern, for kunit)
+#   Test:       only these: SUITE.CASE for kunit, a pattern; else all tests of a
+#               name, or the one FIXTURE.VARIANT.NAME
 #   Quick: yes  is one of the few for --quick
 #   Hangs: yes  the guest may come to a standstill, which counts as caught
 #   Survives:   why no test can notice
@@ -128,15 +129,16 @@ run_kunit() {
 }
 
 run_guest() {
-	local out=$results/$1 suite test arguments="oops=panic" status=0
+	local out=$results/$1 suite test filter=-t arguments="oops=panic" status=0
 	suite=$(head_of "$1" Suite)
 	test=$(head_of "$1" Test)
+	[[ $test != *.* ]] || filter=-r
 	[[ $suite != mremap_race ]] || arguments+=" numa=fake=2"
 	lab/guest.py --image $scratch/build/image --mem 2048 --timeout $seconds \
 		--log "$out.log" --append "$arguments" \
 		--add "build/selftests/$suite" --add lab/test_setup.sh -- \
 		/bin/sh /bin/test_setup.sh env MREMAP_EXPECT=patched "/bin/$suite" \
-		${test:+-t "$test"} >"$out.tap" 2>"$out.err" || status=$?
+		${test:+$filter "$test"} >"$out.tap" 2>"$out.err" || status=$?
 	echo $status >"$out.status"
 }
 
@@ -156,7 +158,7 @@ first_failed() {
 # The kernel's first complaint, without what differs from run to run.
 first_splat() {
 	grep -oE -m 1 '(WARNING|BUG|Oops|UBSAN|INFO: task|kernel BUG|Kernel panic|general protection fault|[a-z_]+ corruption|bad p[gmu4]d|Bad swap)[: ].*' "$1" |
-		sed -E 's/ (CPU|PID): [0-9]+//g; s/:[0-9]+//; s/(\+0x| in process|[ :,]+(mm|address|task):).*//'
+		sed -E 's/ (CPU|PID): [0-9]+//g; s/(\+0x| in process|[ :,]+(mm|address|task):).*//; s/:[0-9]+//'
 }
 
 # judge NAME: sets killer to what caught it, more to what else there was of it;

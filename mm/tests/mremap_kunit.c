@@ -2962,6 +2962,79 @@ static void stack_moves_down(struct kunit *test)
 	close_space(test);
 }
 
+/* Flushes that are due although nothing else of the move asks for them */
+
+#ifdef CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH
+/* Reclaim has announced a flush for what it has unmapped, and not made it yet. */
+static void owed_flush_is_made_up_for(struct kunit *test)
+{
+	const int owed = 1;
+	struct pagetable_move pm;
+
+	map_at(test, SRC_AT, PAGES(1), RW);
+	stamp(test, SRC_AT);
+	copy_mapping(test, &pm, SRC_AT, PAGES(1), DST_AT + PAGES(1), PAGES(1));
+	atomic_set(&current->mm->tlb_flush_batched, owed);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 1);
+	KUNIT_EXPECT_NE(test, atomic_read(&current->mm->tlb_flush_batched), owed);
+	close_space(test);
+}
+#else
+static void owed_flush_is_made_up_for(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH");
+}
+#endif
+
+/*
+ * A window that comes to a place for which no table was planned ends there. What
+ * has moved until then is flushed. It may end earlier, if it has to yield.
+ */
+static void window_not_as_planned_flushes(struct kunit *test)
+{
+	const unsigned long dst = DST_AT + PMD_SIZE - PAGES(1);
+	struct mm_struct *mm = current->mm;
+	struct move_window *win;
+	struct pagetable_move pm;
+	int err;
+
+	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, win);
+	map_at(test, SRC_AT, PAGES(2), RW);
+	stamp(test, SRC_AT);
+	stamp(test, SRC_AT + PAGES(1));
+	copy_mapping(test, &pm, SRC_AT, PAGES(2), dst, PAGES(2));
+	leave_table(test, dst);
+
+	init_window(win);
+	mmap_write_lock(mm);
+	vma_start_write(pm.src);
+	vma_start_write(pm.dst);
+	widen_to_tables(&pm);
+	win->tables = 0;
+	win->start = pm.start;
+	win->end = pm.end;
+	win->old_pud = get_old_pud(mm, pm.start);
+	win->new_pud = alloc_new_pud(mm, dst);
+	win->old_pmds = table_of_pmds(win->old_pud, pm.start);
+	win->new_pmds = table_of_pmds(win->new_pud, dst);
+	pm.cursor = pm.start;
+	do {
+		err = move_window(&pm, win);
+	} while (!err && pm.cursor < pm.end);
+	mmap_write_unlock(mm);
+
+	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 1);
+	KUNIT_EXPECT_EQ(test, pm.stats.flushes, 1);
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), 0);
+	KUNIT_EXPECT_EQ(test, peek(test, dst), stamp_of(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(1)),
+			stamp_of(SRC_AT + PAGES(1)));
+	close_space(test);
+}
+
 static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(tables_move, move_gen_params),
 	KUNIT_CASE_PARAM(tables_move_back, move_gen_params),
@@ -2983,6 +3056,8 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(locks_are_taken_by_address),
 	KUNIT_CASE(locked_table_is_not_detached),
 	KUNIT_CASE_PARAM(stack_moves_down, stack_gen_params),
+	KUNIT_CASE(owed_flush_is_made_up_for),
+	KUNIT_CASE(window_not_as_planned_flushes),
 	{}
 };
 
