@@ -1276,6 +1276,93 @@ TEST(killed_while_waiting)
 	EXPECT_FALSE(mover->back);
 }
 
+/* ---- what a call keeps while it waits ---- */
+
+#define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
+#define FAIL_PAGES	"/sys/kernel/debug/fail_page_alloc/"
+#define MANY		1000UL
+
+FIXTURE(keeping)
+{
+	char max_map_count[32];
+	int fd;
+	struct mover mover;
+	volatile bool go;
+};
+
+FIXTURE_SETUP(keeping)
+{
+	const char *why = prepare_fail_nth();
+
+	if (why)
+		SKIP(return, "%s", why);
+	self->fd = open_uffd(UNMAP);
+	if (self->fd < 0)
+		SKIP(return, "%s", lacks_features(UNMAP));
+	read_setting(MAX_MAP_COUNT, self->max_map_count,
+		     sizeof(self->max_map_count));
+	if (atol(self->max_map_count) < 3 * (long)MANY &&
+	    !write_setting(MAX_MAP_COUNT, "3000"))
+		SKIP(return, "needs leave to set vm.max_map_count");
+	/* Only what a task asks for in one block of more than a page. */
+	write_setting(FAIL_PAGES "min-order", "1");
+	write_setting(FAIL_PAGES "task-filter", "Y");
+	write_setting(FAIL_PAGES "times", "-1");
+	write_setting(FAIL_PAGES "probability", "100");
+	no_huge_pages();
+}
+
+FIXTURE_TEARDOWN(keeping)
+{
+	write_setting(FAIL_PAGES "probability", "0");
+	write_setting(FAIL_PAGES "min-order", "0");
+	write_setting(MAX_MAP_COUNT, self->max_map_count);
+}
+
+/* Its arrays come from vmalloc(), which can be looked at. */
+static void *move_without_blocks(void *arg)
+{
+	FIXTURE_DATA(keeping) *self = arg;
+
+	while (!self->go)
+		sched_yield();
+	write_setting("/proc/thread-self/make-it-fail", "1");
+	run_mover(&self->mover);
+	write_setting("/proc/thread-self/make-it-fail", "0");
+	return NULL;
+}
+
+/* The monitor may never answer, and other threads can wait for it as well. */
+TEST_F(keeping, no_memory_for_each_mapping_mended)
+{
+	const size_t len = bytes(2 * MANY);
+	pthread_t thread;
+	long before, after;
+
+	SKIP_STOCK_BUG();
+	for (unsigned long nr = 0; nr < MANY; nr++)
+		ASSERT_EQ(SRC + bytes(2 * nr),
+			  map_anon(SRC + bytes(2 * nr), psize()));
+	stamp(SRC, 1);
+	stamp(SRC + len - bytes(2), 2);
+	ASSERT_EQ(DST, map_anon(DST, psize()));
+	ASSERT_EQ(0, register_range(self->fd, DST, psize(), MISSING));
+	self->mover = (struct mover) { .addr = SRC, .to = DST, .len = len };
+	ASSERT_EQ(0, pthread_create(&thread, NULL, move_without_blocks, self));
+	before = meminfo_kb("VmallocUsed");
+	self->go = true;
+	ASSERT_TRUE(waits_for_reader(self->fd, getpid(), &self->mover.tid));
+	after = meminfo_kb("VmallocUsed");
+	EXPECT_FALSE(self->mover.back);
+	EXPECT_GT(before + (long)(MANY * 100 / KB), after)
+		TH_LOG("%ld kB", after - before);
+	EXPECT_OK(check_stamp(DST, 1));
+	EXPECT_OK(check_stamp(DST + len - bytes(2), 2));
+	ASSERT_EQ(0, close(self->fd));
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	EXPECT_EQ(DST, self->mover.ret);
+}
+
 /* ---- a monitor in another process ---- */
 
 /*
