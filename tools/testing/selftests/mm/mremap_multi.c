@@ -19,6 +19,7 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -27,6 +28,7 @@
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
@@ -3376,6 +3378,79 @@ TEST_F(shaped, shared_with_child_mended)
 	EXPECT_TRUE(child_agrees(_metadata, child_moves));
 	EXPECT_OK(settle(w) ?: check_world(w));
 	EXPECT_OK(move_and_write(w, UP(5)));
+}
+
+/* ---- killed on the way ---- */
+
+#define DELAYS	"/sys/kernel/debug/mremap_delay_us/"
+
+/* Moves in a process of its own, in the same address space. */
+static int move_to_be_killed(void *w)
+{
+	const size_t len = bytes(HALF);
+
+	do_mremap(cell_addr(w, 0), len, len, FIXED, cell_addr(w, UP(0)));
+	return 0;
+}
+
+/* In the kernel, where nothing wakes it but that the time is over. */
+static bool is_asleep(pid_t pid)
+{
+	char path[64], stat[512];
+	const char *state;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	if (!read_setting(path, stat, sizeof(stat)))
+		return false;
+	state = strrchr(stat, ')');
+	return state && state[2] == 'D';
+}
+
+FIXTURE(killed)
+{
+	struct world w;
+};
+
+FIXTURE_SETUP(killed)
+{
+	SKIP_STOCK();
+	if (access(DELAYS "planned", W_OK))
+		mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
+	if (access(DELAYS "planned", W_OK))
+		SKIP(return, "needs delays (CONFIG_DEBUG_MREMAP_DELAY)");
+}
+
+FIXTURE_TEARDOWN(killed)
+{
+	write_setting(DELAYS "planned", "0");
+}
+
+/*
+ * The signal comes while the first of the mappings waits a second to be moved,
+ * as all the others are to after it. Whoever shares the memory finds it as it
+ * was.
+ */
+TEST_F(killed, others_find_all_as_before_mended)
+{
+	static char stack[64 * KB] __attribute__((aligned(16)));
+	struct world *w = &self->w;
+	int status;
+	pid_t pid;
+
+	ASSERT_OK(build(w, PAGES, "wrwrlrwpwrwswrwrorwrpswrwrwrwrwr", ""));
+	memset(stack, 0, sizeof(stack));
+	save_state();
+	ASSERT_TRUE(write_setting(DELAYS "planned", "1000000"));
+	pid = clone(move_to_be_killed, stack + sizeof(stack),
+		    CLONE_VM | SIGCHLD, w);
+	ASSERT_LT(0, pid);
+	while (!is_asleep(pid) && !waitpid(pid, &status, WNOHANG))
+		sched_yield();
+	EXPECT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_TRUE(write_setting(DELAYS "planned", "0"));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	ASSERT_OK(check_refusal(w));
 }
 
 /* ---- every allocation fails once ---- */
