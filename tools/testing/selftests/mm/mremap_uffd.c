@@ -2495,7 +2495,11 @@ TEST_F(neighbours, keep_what_it_loses_mended)
 	EXPECT_OK(check_events(&self->monitor));
 }
 
-/* It becomes one with neighbours that are as unregistered as it will be. */
+/*
+ * It becomes one with neighbours that are as unregistered as it will be; but not
+ * if it is of a file: there only a registered mapping keeps its write protection
+ * when pages are reclaimed, and a failed move would have to bring it back.
+ */
 TEST_F(neighbours, not_registered_mended)
 {
 	SKIP_STOCK_BUG();
@@ -2504,8 +2508,9 @@ TEST_F(neighbours, not_registered_mended)
 	ASSERT_EQ(0, register_range(self->monitor.fd, THIRD, bytes(8), WP));
 	ASSERT_EQ(0, set_protection(self->monitor.fd, THIRD, bytes(8), true));
 	move_between(_metadata, self, variant);
-	check_count(_metadata, variant, true);
+	check_count(_metadata, variant, variant->kind != OF_A_FILE);
 	EXPECT_STREQ(NOT_REGISTERED, registration(first_of(variant)));
+	EXPECT_STREQ(NOT_REGISTERED, registration(MIDDLE));
 	EXPECT_EQ(0UL, count_protected(LEFT, END - LEFT));
 	stamp_range(first_of(variant), bytes(8), 80);
 	stamp_range(MIDDLE, bytes(8), 90);
