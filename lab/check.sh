@@ -9,8 +9,8 @@
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
 
-checks=(shell python spelling checkpatch maintainers kernel_doc selftests gcc stack sparse clang
-	coccinelle smatch)
+checks=(shell python spelling mutants checkpatch maintainers kernel_doc selftests gcc stack sparse
+	clang coccinelle smatch)
 skipped=77
 # No function of mm/mremap.c may take more bytes of the stack, of which there are 16 KB.
 most_stack=2304
@@ -93,6 +93,11 @@ check_maintainers() {
 		found=$(perl scripts/get_maintainer.pl --no-git --no-git-fallback --sections -f "$path")
 		[[ $found == *"MEMORY MAPPING - MREMAP"* ]] || echo "$path is in no entry of ours"
 	done < <(cd ../.. && whole_files) | fail_if_any
+}
+
+# That they apply, and break something that the document promises.
+check_mutants() {
+	lab/mutants.sh --check
 }
 
 kernel_doc() {

@@ -85,7 +85,7 @@ apply() {
 			cp "$target" "$2/$target"
 		fi
 	done < <(sed -n 's|^+++ b/||p' "$patch")
-	patch -s -F0 -p1 -r - -d "$2" <"$patch"
+	patch -s -F0 -p1 --no-backup-if-mismatch -r - -d "$2" <"$patch"
 }
 
 check() {
@@ -157,7 +157,7 @@ first_failed() {
 
 # The kernel's first complaint, without what differs from run to run.
 first_splat() {
-	grep -oE -m 1 '(WARNING|BUG|Oops|UBSAN|INFO: task|kernel BUG|Kernel panic|general protection fault|[a-z_]+ corruption|bad p[gmu4]d|Bad swap)[: ].*' "$1" |
+	grep -oE -m 1 '(WARNING|WARN at|BUG|Oops|UBSAN|INFO|DEBUG_LOCKS_WARN_ON|kernel BUG|Kernel panic|general protection fault|[a-z_]+ corruption|bad p[gmu4]d|Bad swap|unrecognized swap)[: (].*' "$1" |
 		sed -E 's/ (CPU|PID): [0-9]+//g; s/(\+0x| in process|[ :,]+(mm|address|task):).*//; s/:[0-9]+//'
 }
 
@@ -170,7 +170,7 @@ judge() {
 	status=$(<"$out.status")
 	verdict=$(lab/ktap.py "$out.tap" | tail -n 1) || true
 	splat=$(first_splat "$out.err") || true
-	killer=$(first_failed "$out.tap")
+	killer=$(first_failed "$out.tap") || true
 	if [[ $killer ]]; then
 		more="${verdict#*, }"
 		more="${more%,*}${splat:+; $splat}"
@@ -181,6 +181,22 @@ judge() {
 	elif ((status)) || [[ $verdict == "0 passed"* || $verdict != *" 0 failed"* ]]; then
 		problem="no result: status $status, $verdict, see $out.err and $out.log"
 	fi
+}
+
+# The table has a line for each mutant; all but this one's stay as they are.
+update_table() {
+	local file name
+	touch $table
+	for file in "$folder"/*.patch; do
+		name=${file##*/} name=${name%.patch}
+		if [[ $name != "$1" ]]; then
+			grep -m 1 "^$name " $table || true
+		elif [[ $killer ]]; then
+			printf '%-34s %-2s  %-18s %-72s %s\n' "$name" "$(head_of "$name" Condition)" \
+				"$(head_of "$name" Suite)" "$killer" "$(head_of "$name" Breaks)"
+		fi
+	done >$table.new
+	mv $table.new $table
 }
 
 report() {
@@ -198,30 +214,17 @@ report() {
 	else
 		verdict=SURVIVED broken=1
 	fi
-	[[ ! $killer ]] || killers[$name]=$killer
 	echo "$name: $verdict"
-}
-
-# The table has a line for each mutant; those that were not run keep theirs.
-update_table() {
-	local file name
-	for file in "$folder"/*.patch; do
-		name=${file##*/} name=${name%.patch}
-		if [[ -v killers[$name] ]]; then
-			printf '%-36s %-2s %-18s %-70s %s\n' "$name" "$(head_of "$name" Condition)" \
-				"$(head_of "$name" Suite)" "${killers[$name]}" "$(head_of "$name" Breaks)"
-		else
-			grep -m 1 "^$name " $table || true
-		fi
-	done >$table.new
-	mv $table.new $table
+	if ((write_table)); then
+		update_table "$name"
+	fi
 }
 
 known=$(conditions) || echo "$document names no conditions yet" >&2
 bad=0
 for name in "${names[@]}"; do
 	if [[ $mode == list ]]; then
-		printf '%-36s %-2s %-50s  %s\n' "$name" "$(head_of "$name" Condition)" \
+		printf '%-34s %-2s  %-60s %s\n' "$name" "$(head_of "$name" Condition)" \
 			"$(head_of "$name" Suite) $(head_of "$name" Test)" "$(head_of "$name" Breaks)"
 	else
 		check "$name" || bad=1
@@ -248,7 +251,6 @@ if ((${#suites[@]})); then
 	lab/selftests.sh build/tree build/selftests -static "${suites[@]}"
 fi
 
-declare -A killers=()
 broken=0 in_guest=""
 
 # There is one guest of a debug kernel at a time.
@@ -277,5 +279,4 @@ for name in "${names[@]}"; do
 	fi
 done
 finish_guest
-((!write_table)) || update_table
 exit "$broken"
