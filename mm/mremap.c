@@ -1262,7 +1262,7 @@ static int move_ptes(struct pagetable_move *pm, struct move_window *win,
 
 	if (!install_table(mm, win, new_pmd))
 		return -EAGAIN;
-	win->tables++;
+	win->tables += pm->cursor == win->start || IS_ALIGNED(pm->cursor, PMD_SIZE);
 	old_table = pmdp_get_lockless(old_pmd);
 	new_table = pmdp_get_lockless(new_pmd);
 	old_pte = pte_offset_map_nolock(mm, old_pmd, pm->cursor, &old_ptl);
@@ -1859,6 +1859,14 @@ static unsigned long window_limit(const struct pagetable_move *pm,
 	return (first + WINDOW_TABLES) << PMD_SHIFT;
 }
 
+/* Would what comes next be of another page table than the last one allowed? */
+static bool is_window_full(const struct move_window *win,
+			   const struct window_plan *plan)
+{
+	return plan->tables >= WINDOW_TABLES &&
+	       old_pmd_at(win, win->end) != plan->last_old;
+}
+
 /*
  * Where tables move whole there is nothing to plan, as far as that goes. It ends
  * at the first entry that needs something, and the next window begins there.
@@ -1875,7 +1883,7 @@ static int plan_window(struct pagetable_move *pm, struct move_window *win,
 	win->start = pm->cursor;
 	win->end = pm->cursor;
 	win->tables = 0;
-	while (win->end < limit && plan.tables < WINDOW_TABLES) {
+	while (win->end < limit && !is_window_full(win, &plan)) {
 		extent = get_extent_at(pm, win->end, PMD_SIZE);
 		if (can_move_pte_tables(pm) &&
 		    moves_whole(pm, win, win->end, extent)) {
@@ -1941,7 +1949,7 @@ static int move_at_cursor(struct pagetable_move *pm, struct move_window *win)
 static bool is_window_done(const struct pagetable_move *pm,
 			   const struct move_window *win)
 {
-	return pm->cursor >= win->end || win->tables >= WINDOW_TABLES ||
+	return pm->cursor >= win->end || win->tables > WINDOW_TABLES ||
 	       (!win->nr_detached && should_yield(pm->src));
 }
 
