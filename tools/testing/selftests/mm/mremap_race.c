@@ -10,9 +10,10 @@
  *
  * With CONFIG_DEBUG_MREMAP_DELAY the kernel stops for a while where it holds what
  * keeps the others out, or has yet to look at what they did. The mover then shares
- * its processor with the disturber, which waits until the mover sleeps. Without
- * that option the calls just race, more often. Either way nothing depends on who
- * comes first: what is checked has to be true always.
+ * its processor with the disturber, which waits until the mover sleeps. That is
+ * tried until the disturber has once come in between and got its way; that it never
+ * does is a failure. The variants that are "undelayed" need no such option: there
+ * the calls just race. What is checked has to be true whoever comes first.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -55,7 +56,9 @@
 
 /* ---- delays ---- */
 
-enum point { PLANNED, DETACHED, DETACH_FLUSHED, MOVED, NR_POINTS };
+enum point {
+	PLANNED, DETACHED, DETACH_FLUSHED, MOVED, NR_POINTS, UNDELAYED = NR_POINTS,
+};
 
 static const char * const point_names[NR_POINTS] = {
 	"planned", "detached", "detach_flushed", "moved",
@@ -63,6 +66,7 @@ static const char * const point_names[NR_POINTS] = {
 
 #define DELAY_DIR	"/sys/kernel/debug/mremap_delay_us/"
 #define DELAY		"300000"
+#define NEEDS_DELAYS	"needs CONFIG_DEBUG_MREMAP_DELAY (" DELAY_DIR ")"
 
 static bool set_delay(enum point point, const char *usecs)
 {
@@ -88,9 +92,15 @@ static size_t table_pages(void)
 #define CPU_OF_MOVER	0
 #define CPU_OF_WRITER	1
 
+/* In the hope that the disturber comes in between. */
+#define MOST_ROUNDS	10
+
+#define MAX_PAGES	512
+
 /* In memory that the processes share, and that never moves. */
 struct race {
-	bool delayed;		/* the kernel has the delays */
+	bool delayed;		/* the kernel stops where the variant says */
+	unsigned int round;
 	size_t len;
 	unsigned long dst;
 	volatile bool over;
@@ -100,11 +110,16 @@ struct race {
 	volatile unsigned int called;
 	volatile unsigned int returned;
 
-	/* The disturber: calls that it has dealt with, how often it got its way. */
+	/*
+	 * The disturber: calls that it has dealt with, whether it met the mover
+	 * within the last one, and how often it did so and got its way.
+	 */
 	const char *(*disturb)(struct race *race);
 	bool at_once;		/* not only when the mover sleeps */
 	volatile unsigned int disturbed;
-	unsigned int successes;
+	volatile bool met;
+	volatile unsigned int successes;
+	uint64_t frames[MAX_PAGES];	/* of the source, before the call */
 	char complaint[256];
 	pthread_t thread;
 	pid_t child;
@@ -158,15 +173,25 @@ static bool is_asleep(pid_t pid)
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
 	if (!read_setting(path, line, sizeof(line)))
-		return true;
+		return false;
 	state = strrchr(line, ')');
 	return state && state[2] == 'D';
 }
 
-static void wait_until_asleep(struct race *race, unsigned int call)
+/* Within the call, that is; false if that comes back first. */
+static bool wait_until_asleep(struct race *race, unsigned int call)
 {
-	while (race->returned < call && !is_asleep(race->mover))
+	while (race->returned < call) {
+		if (is_asleep(race->mover))
+			return true;
 		nap();
+	}
+	return false;
+}
+
+static void count_success(struct race *race, bool success)
+{
+	race->successes += race->met && success;
 }
 
 static void disturb_all_calls(struct race *race)
@@ -183,7 +208,7 @@ static void disturb_all_calls(struct race *race)
 			continue;
 		}
 		if (race->delayed && !race->at_once)
-			wait_until_asleep(race, call);
+			race->met = wait_until_asleep(race, call);
 		why = race->disturb(race);
 		if (why)
 			snprintf(race->complaint, sizeof(race->complaint),
@@ -221,6 +246,18 @@ static void start_process(META, struct race *race,
 	_exit(0);
 }
 
+/* If the disturber is gone, the test is over. */
+static void wait_for_disturber(struct race *race)
+{
+	while (race->disturbed < race->called) {
+		if (race->child && waitpid(race->child, NULL, WNOHANG)) {
+			fputs("# the disturber is gone\n", stderr);
+			abort();
+		}
+		nap();
+	}
+}
+
 /* A call of the mover. It is over when the disturber is done, too. */
 static unsigned long raced(struct race *race, unsigned long addr, size_t len,
 			   unsigned long flags, unsigned long to)
@@ -230,8 +267,7 @@ static unsigned long raced(struct race *race, unsigned long addr, size_t len,
 	race->called++;
 	ret = do_mremap(addr, len, len, flags, to);
 	race->returned++;
-	while (race->disturbed < race->called)
-		nap();
+	wait_for_disturber(race);
 	return ret;
 }
 
@@ -317,7 +353,6 @@ static void end_writer(struct race *race)
 FIXTURE(race)
 {
 	struct race *race;
-	unsigned int rounds;
 };
 
 FIXTURE_VARIANT(race)
@@ -334,6 +369,9 @@ FIXTURE_VARIANT_ADD(race, table_moved) { 512, 0, MOVED };
 FIXTURE_VARIANT_ADD(race, table_to_detach) { 512, 5, PLANNED };
 FIXTURE_VARIANT_ADD(race, table_detached) { 512, 5, DETACHED };
 FIXTURE_VARIANT_ADD(race, table_detach_flushed) { 512, 5, DETACH_FLUSHED };
+FIXTURE_VARIANT_ADD(race, entries_undelayed) { 16, 5, UNDELAYED };
+FIXTURE_VARIANT_ADD(race, table_undelayed) { 512, 0, UNDELAYED };
+FIXTURE_VARIANT_ADD(race, table_to_detach_undelayed) { 512, 5, UNDELAYED };
 
 static struct race *new_race(META, enum point point)
 {
@@ -344,15 +382,29 @@ static struct race *new_race(META, enum point point)
 	race->mover = getpid();
 	race->fd = -1;
 	set_no_delays();
-	race->delayed = set_delay(point, DELAY);
+	race->delayed = point != UNDELAYED && set_delay(point, DELAY);
 	signal(SIGSEGV, writer_fault);
 	signal(SIGBUS, writer_fault);
 	pin_to(CPU_OF_MOVER);
 	return race;
 }
 
-static void end_race(struct race *race)
+/* Delayed until the disturber has got its way, else a few times as it comes. */
+static bool another_round(struct race *race)
 {
+	const unsigned int most = race->delayed ? MOST_ROUNDS : 5;
+
+	if (race->round == most || (race->delayed && race->successes))
+		return false;
+	race->round++;
+	return true;
+}
+
+static void end_race(META, struct race *race)
+{
+	if (race->delayed && race->round)
+		EXPECT_LT(0, race->successes)
+			TH_LOG("the disturber never got its way");
 	race->over = true;
 	if (race->thread)
 		pthread_join(race->thread, NULL);
@@ -367,14 +419,15 @@ FIXTURE_SETUP(race)
 		SKIP(return, "needs two processors");
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	self->race = new_race(_metadata, variant->point);
+	if (variant->point != UNDELAYED && !self->race->delayed)
+		SKIP(return, NEEDS_DELAYS);
 	self->race->len = bytes(variant->pages);
 	self->race->dst = DST + bytes(variant->offset);
-	self->rounds = self->race->delayed ? 1 : 5;
 }
 
 FIXTURE_TEARDOWN(race)
 {
-	end_race(self->race);
+	end_race(_metadata, self->race);
 }
 
 static void map_shared(META, struct race *race)
@@ -439,6 +492,7 @@ static const char *punch_hole(struct race *race)
 	if (fallocate(race->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
 		      psize()))
 		return "cannot punch a hole";
+	count_success(race, true);
 	return reuse_pages(race);
 }
 
@@ -450,7 +504,7 @@ TEST_F_TIMEOUT(race, hole_is_punched, TIMEOUT)
 	ASSERT_LE(0, race->fd);
 	ASSERT_EQ(0, ftruncate(race->fd, race->len));
 	start_process(_metadata, race, punch_hole);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_shared(_metadata, race);
 		start_writer(_metadata, race, SRC, false);
 		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
@@ -466,6 +520,7 @@ static const char *cut_last_page(struct race *race)
 {
 	if (ftruncate(race->fd, race->len - psize()))
 		return "cannot truncate";
+	count_success(race, true);
 	return reuse_pages(race);
 }
 
@@ -477,7 +532,7 @@ TEST_F_TIMEOUT(race, file_is_truncated, TIMEOUT)
 	race->fd = memfd_create("truncated", 0);
 	ASSERT_LE(0, race->fd);
 	start_process(_metadata, race, cut_last_page);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		ASSERT_EQ(0, ftruncate(race->fd, race->len));
 		map_shared(_metadata, race);
 		start_writer(_metadata, race, SRC + race->len - psize(), false);
@@ -498,21 +553,26 @@ TEST(directory_loses_page)
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
 		SKIP(return, "needs two processors");
 	race = new_race(_metadata, MOVED);
+	if (!race->delayed)
+		SKIP(return, NEEDS_DELAYS);
 	race->len = pud_span();
 	race->dst = DST;
 	race->fd = memfd_create("hole", 0);
 	ASSERT_LE(0, race->fd);
 	ASSERT_EQ(0, ftruncate(race->fd, race->len));
 	start_process(_metadata, race, punch_hole);
-	ASSERT_EQ(SRC, map_at(SRC, race->len, PROT_READ | PROT_WRITE,
-			      MAP_SHARED, race->fd, 0));
-	stamp(SRC + last, 1);
-	start_writer(_metadata, race, SRC, false);
-	ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
-	end_writer(race);
-	EXPECT_OK(complaint_of(race));
-	EXPECT_OK(check_stamp(race->dst + last, 1));
-	end_race(race);
+	while (another_round(race)) {
+		ASSERT_EQ(SRC, map_at(SRC, race->len, PROT_READ | PROT_WRITE,
+				      MAP_SHARED, race->fd, 0));
+		stamp(SRC + last, 1);
+		start_writer(_metadata, race, SRC, false);
+		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		end_writer(race);
+		EXPECT_OK(complaint_of(race));
+		EXPECT_OK(check_stamp(race->dst + last, 1));
+		unmap_both(race);
+	}
+	end_race(_metadata, race);
 }
 
 /* ---- pages that are cleaned ---- */
@@ -547,6 +607,7 @@ static const char *clean_first_page(struct race *race)
 	if (sync_file_range(race->fd, 0, psize(), SYNC_FILE_RANGE_WAIT_BEFORE |
 			    SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER))
 		return "cannot write the page";
+	count_success(race, true);
 	race->stop = true;
 	let_others_write();
 	return NULL;
@@ -571,7 +632,7 @@ TEST_F_TIMEOUT(race, file_is_cleaned, TIMEOUT)
 	if (open_on_disk(race))
 		SKIP(return, NEEDS_DISK);
 	start_process(_metadata, race, clean_first_page);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_shared(_metadata, race);
 		/* The less there is to write during the call, the better. */
 		ASSERT_EQ(0, fsync(race->fd));
@@ -600,8 +661,22 @@ static const char *collapse_file(struct race *race)
 	is_mapped = true;
 	/* There must be a page table. */
 	(void)*(volatile char *)at(VIEW);
-	race->successes += !madvise(at(VIEW), pmd_span(), MADV_COLLAPSE);
+	count_success(race, !madvise(at(VIEW), pmd_span(), MADV_COLLAPSE));
 	return NULL;
+}
+
+static bool can_collapse(struct race *race)
+{
+	bool done;
+
+	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+	done = mmap(at(VIEW), pmd_span(), PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_FIXED, race->fd, 0) != MAP_FAILED;
+	stamp(VIEW, 1);
+	done = done && !madvise(at(VIEW), pmd_span(), MADV_COLLAPSE);
+	munmap(at(VIEW), pmd_span());
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	return done;
 }
 
 /*
@@ -614,8 +689,11 @@ TEST_F_TIMEOUT(race, file_is_collapsed, TIMEOUT)
 
 	race->fd = memfd_create("collapsed", 0);
 	ASSERT_LE(0, race->fd);
+	ASSERT_EQ(0, ftruncate(race->fd, pmd_span()));
+	if (!can_collapse(race))
+		SKIP(return, "needs shared memory that collapses to huge pages");
 	start_process(_metadata, race, collapse_file);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		/* Small pages again. */
 		ASSERT_EQ(0, ftruncate(race->fd, 0));
 		ASSERT_EQ(0, ftruncate(race->fd, pmd_span()));
@@ -630,21 +708,44 @@ TEST_F_TIMEOUT(race, file_is_collapsed, TIMEOUT)
 		EXPECT_OK(check_stamps(SRC, race->len, 1));
 		unmap_both(race);
 	}
-	if (!race->successes)
-		SKIP(return, "needs shared memory that collapses to huge pages");
 }
 
 /* ---- pages that are migrated ---- */
+
+/* Which page frames the pages are in; one that is in none is somewhere else, too. */
+static uint64_t frame_of(uint64_t entry)
+{
+	return entry & PM_PRESENT ? PAGEMAP_PFN(entry) : 0;
+}
+
+static void save_frames(META, struct race *race)
+{
+	pagemap_bits(SRC, race->len / psize(), race->frames);
+	for (size_t i = 0; i < race->len / psize(); i++)
+		ASSERT_NE(0UL, frame_of(race->frames[i]))
+			TH_LOG("page frame numbers are for root");
+}
+
+/* Before the pages are read, which brings back those that are swapped out. */
+static bool have_new_frames(struct race *race)
+{
+	static uint64_t now[MAX_PAGES];
+	const size_t nr = race->len / psize();
+
+	pagemap_bits(race->dst, nr, now);
+	for (size_t i = 0; i < nr; i++)
+		if (frame_of(now[i]) != frame_of(race->frames[i]))
+			return true;
+	return false;
+}
 
 #define COMPACT	"/proc/sys/vm/compact_memory"
 
 static const char *compact_memory(struct race *race)
 {
-	race->successes += write_setting(COMPACT, "1");
-	return NULL;
+	(void)race;
+	return write_setting(COMPACT, "1") ? NULL : "cannot write to " COMPACT;
 }
-
-#define MAX_PAGES	512
 
 /*
  * While a page migrates, its entry is none of a page. As the disturber has the
@@ -668,13 +769,34 @@ static unsigned long move_while_migrating(struct race *race)
 	unsigned long ret;
 
 	race->called++;
-	while (race->disturbed < race->called && !has_migrating_pages(race))
-		nap();
+	race->met = false;
+	while (!race->met && race->disturbed < race->called) {
+		race->met = has_migrating_pages(race);
+		if (!race->met)
+			nap();
+	}
 	ret = do_mremap(SRC, race->len, race->len, FIXED | DONTUNMAP, race->dst);
 	race->returned++;
-	while (race->disturbed < race->called)
-		nap();
+	wait_for_disturber(race);
 	return ret;
+}
+
+#define BALLAST	(64 * MB)
+
+/*
+ * Compaction brings pages together at one end of memory, and those that were freed
+ * there are the first to be used again, where it then has nothing to do. So after
+ * a round that came to nothing they are out of the way for a moment.
+ */
+static void map_elsewhere(META, struct race *race)
+{
+	const size_t len = race->delayed && race->round > 1 ? BALLAST : psize();
+	void *ballast = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	ASSERT_NE(MAP_FAILED, ballast);
+	map_private(_metadata, race);
+	munmap(ballast, len);
 }
 
 /* Private pages, as they are being migrated and written to. */
@@ -685,10 +807,12 @@ static void move_private_pages(META, FIXTURE_DATA(race) *self,
 
 	race->at_once = true;
 	start_process(_metadata, race, migrate);
-	for (unsigned int round = 0; round < self->rounds; round++) {
-		map_private(_metadata, race);
+	while (another_round(race)) {
+		map_elsewhere(_metadata, race);
+		save_frames(_metadata, race);
 		start_writer(_metadata, race, SRC, true);
 		ASSERT_EQ(race->dst, move_while_migrating(race));
+		count_success(race, have_new_frames(race));
 		end_writer(race);
 		EXPECT_OK(complaint_of(race));
 		expect_counted_until_moved(_metadata, race);
@@ -697,11 +821,16 @@ static void move_private_pages(META, FIXTURE_DATA(race) *self,
 	}
 }
 
-TEST_F_TIMEOUT(race, memory_is_compacted, TIMEOUT)
+TEST_F_TIMEOUT(race, memory_is_compacted, 2 * TIMEOUT)
 {
 	if (access(COMPACT, W_OK))
 		SKIP(return, "needs " COMPACT " (CONFIG_COMPACTION, root)");
 	move_private_pages(_metadata, self, compact_memory);
+	if (!self->race->delayed || self->race->successes ||
+	    _metadata->exit_code != KSFT_PASS)
+		return;
+	self->race->round = 0;
+	SKIP(return, "needs pages that compaction moves");
 }
 
 /* All pages of a process that are mapped there, to the node where they are not. */
@@ -723,7 +852,9 @@ static const char *migrate_pages_of(struct race *race, pid_t pid,
 	if (syscall(__NR_move_pages, pid, nr, pages, nodes, status,
 		    MPOL_MF_MOVE_ALL) < 0)
 		return "cannot move the pages";
-	race->successes += status[0] == node;
+	/* Private pages are asked for by their owner, who has moved them. */
+	if (pid == 0)
+		count_success(race, status[0] == node);
 	return NULL;
 }
 
@@ -762,7 +893,7 @@ TEST_F_TIMEOUT(race, file_is_migrated, TIMEOUT)
 	ASSERT_LE(0, race->fd);
 	ASSERT_EQ(0, ftruncate(race->fd, race->len));
 	start_process(_metadata, race, migrate_file);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_shared(_metadata, race);
 		start_writer(_metadata, race, SRC, true);
 		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
@@ -800,8 +931,9 @@ static bool enter_cgroup(void)
 /* It may get less than it asks for. */
 static const char *reclaim_memory(struct race *race)
 {
+	(void)race;
 	for (int i = 0; i < 3; i++)
-		race->successes += write_setting(CGROUP "/memory.reclaim", "1M");
+		write_setting(CGROUP "/memory.reclaim", "1M");
 	return NULL;
 }
 
@@ -814,10 +946,14 @@ TEST_F_TIMEOUT(race, memory_is_reclaimed, TIMEOUT)
 	start_process(_metadata, race, reclaim_memory);
 	if (!enter_cgroup())
 		SKIP(return, "needs memory.reclaim of control groups");
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_private(_metadata, race);
+		save_frames(_metadata, race);
 		start_writer(_metadata, race, SRC, true);
 		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		/* Reclaim passes over pages whose rmap locks are taken. */
+		count_success(race, variant->point != PLANNED ||
+				    have_new_frames(race));
 		end_writer(race);
 		expect_counted_until_moved(_metadata, race);
 		EXPECT_OK(check_stamps(race->dst, race->len, 1));
@@ -835,7 +971,8 @@ TEST_F_TIMEOUT(race, memory_is_reclaimed, TIMEOUT)
 static const char *read_into_source(struct race *race)
 {
 	race->got = pread(race->direct, at(SRC), race->len, 0);
-	return NULL;
+	count_success(race, true);
+	return race->got == (long)race->len ? NULL : "cannot read all of it";
 }
 
 /* Read to the pages that have moved, or to those that came after them. */
@@ -865,9 +1002,10 @@ TEST_F_TIMEOUT(race, direct_read, TIMEOUT)
 	munmap(at(SRC), race->len);
 	ASSERT_EQ(0, fsync(race->fd));
 	start_thread(_metadata, race, read_into_source);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_private(_metadata, race);
 		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
+		EXPECT_OK(complaint_of(race));
 		EXPECT_OK(check_read_pages(race));
 		unmap_both(race);
 	}
@@ -904,9 +1042,12 @@ TEST_F_TIMEOUT(race, pages_in_a_pipe, TIMEOUT)
 
 	ASSERT_EQ(0, pipe(race->pipe));
 	start_thread(_metadata, race, splice_source);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_private(_metadata, race);
 		ASSERT_EQ(race->dst, raced_move(race, FIXED));
+		/* At a later point there is no way to the pages. */
+		count_success(race, variant->point != PLANNED ||
+				    race->got == (long)bytes(SPLICED));
 		EXPECT_OK(check_stamps(race->dst, race->len, 1));
 		stamp_range(race->dst, race->len, ON_DISK);
 		EXPECT_OK(check_spliced_pages(race));
@@ -959,6 +1100,8 @@ TEST_F_TIMEOUT(race, device_sees_the_move, TIMEOUT)
 	EXPECT_OK(check_by_device(device, SRC, check_zero_page, 0));
 	EXPECT_OK(check_by_device(device, SRC + last, check_zero_page, 0));
 	EXPECT_OK(check_by_device(device, race->dst, check_stamp, 1));
+	EXPECT_OK(check_by_device(device, race->dst + last, check_stamp,
+				  1 + last / psize()));
 	close(device);
 }
 
@@ -978,6 +1121,8 @@ static unsigned long neighbour_of(struct race *race)
 static const char *touch_neighbour(struct race *race)
 {
 	stamp_range(neighbour_of(race), bytes(TOUCHED), 7000);
+	/* Nobody has to wait for a neighbour's move. */
+	count_success(race, race->returned < race->called);
 	return NULL;
 }
 
@@ -991,7 +1136,7 @@ TEST_F_TIMEOUT(race, neighbour_is_touched, TIMEOUT)
 	const unsigned long neighbour = neighbour_of(race);
 
 	start_thread(_metadata, race, touch_neighbour);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_private(_metadata, race);
 		ASSERT_EQ(neighbour, map_anon(neighbour, pmd_span()));
 		stamp(neighbour + pmd_span() - psize(), 1);
@@ -1025,6 +1170,7 @@ static const char *fork_and_look(struct race *race)
 		_exit(!sees_one_of_both(race));
 	if (waitpid(child, &status, 0) != child || status)
 		return "the child does not see what the parent has";
+	count_success(race, true);
 	return NULL;
 }
 
@@ -1033,7 +1179,7 @@ TEST_F_TIMEOUT(race, child_is_forked, TIMEOUT)
 	struct race *race = self->race;
 
 	start_thread(_metadata, race, fork_and_look);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_private(_metadata, race);
 		ASSERT_EQ(race->dst, raced_move(race, FIXED));
 		EXPECT_OK(complaint_of(race));
@@ -1067,6 +1213,7 @@ static const char *exchange_pages(struct race *race)
 		why = move_by_uffd(race->fd, BESIDE_SRC, BESIDE_DST);
 		why = why ?: move_by_uffd(race->fd, BESIDE_DST, BESIDE_SRC);
 	}
+	count_success(race, !why);
 	return why;
 }
 
@@ -1093,18 +1240,49 @@ static void map_registered(META, int fd, unsigned long addr)
 	ASSERT_EQ(0, ioctl(fd, UFFDIO_REGISTER, &reg));
 }
 
-TEST_F_TIMEOUT(race, pages_are_exchanged, TIMEOUT)
+/* Only single entries share their tables with somebody. */
+FIXTURE(exchange)
+{
+	struct race *race;
+};
+
+FIXTURE_VARIANT(exchange)
+{
+	enum point point;
+};
+
+FIXTURE_VARIANT_ADD(exchange, planned) { PLANNED };
+FIXTURE_VARIANT_ADD(exchange, moved) { MOVED };
+FIXTURE_VARIANT_ADD(exchange, undelayed) { UNDELAYED };
+
+FIXTURE_SETUP(exchange)
+{
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "needs two processors");
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	self->race = new_race(_metadata, variant->point);
+	if (variant->point != UNDELAYED && !self->race->delayed)
+		SKIP(return, NEEDS_DELAYS);
+	self->race->len = bytes(32);
+	self->race->dst = DST + bytes(5);
+}
+
+FIXTURE_TEARDOWN(exchange)
+{
+	end_race(_metadata, self->race);
+}
+
+TEST_F_TIMEOUT(exchange, pages_are_exchanged, TIMEOUT)
 {
 	struct race *race = self->race;
 
 	race->fd = open_uffd();
 	if (race->fd < 0)
 		SKIP(return, "needs userfaultfd with UFFDIO_MOVE");
-	race->len = bytes(variant->pages < 64 ? variant->pages : 32);
 	map_registered(_metadata, race->fd, BESIDE_SRC);
 	map_registered(_metadata, race->fd, BESIDE_DST);
 	start_thread(_metadata, race, exchange_pages);
-	for (unsigned int round = 0; round < self->rounds; round++) {
+	while (another_round(race)) {
 		map_private(_metadata, race);
 		ASSERT_EQ(race->dst, raced_move(race, FIXED));
 		EXPECT_OK(complaint_of(race));
@@ -1136,10 +1314,30 @@ FIXTURE_VARIANT_ADD(huge, moved) { false, 0, MOVED };
 FIXTURE_VARIANT_ADD(huge, split_planned) { false, 5, PLANNED };
 FIXTURE_VARIANT_ADD(huge, tracked_planned) { true, 0, PLANNED };
 FIXTURE_VARIANT_ADD(huge, tracked_detached) { true, 0, DETACHED };
+FIXTURE_VARIANT_ADD(huge, undelayed) { false, 0, UNDELAYED };
+FIXTURE_VARIANT_ADD(huge, tracked_undelayed) { true, 0, UNDELAYED };
+
+/* Huge pages that were split since the kernel was started. */
+static long nr_split(void)
+{
+	FILE *vmstat = fopen("/proc/vmstat", "r");
+	char line[128];
+	long nr = -1;
+
+	while (vmstat && fgets(line, sizeof(line), vmstat))
+		sscanf(line, "thp_split_page %ld", &nr);
+	if (vmstat)
+		fclose(vmstat);
+	return nr;
+}
 
 static const char *split_all(struct race *race)
 {
-	race->successes += write_setting(SPLIT_ALL, "1");
+	const long before = nr_split();
+
+	if (before < 0 || !write_setting(SPLIT_ALL, "1"))
+		return "cannot split huge pages";
+	count_success(race, nr_split() > before);
 	return NULL;
 }
 
@@ -1152,6 +1350,8 @@ FIXTURE_SETUP(huge)
 	if (variant->tracked && !softdirty_supported())
 		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
 	self->race = new_race(_metadata, variant->point);
+	if (variant->point != UNDELAYED && !self->race->delayed)
+		SKIP(return, NEEDS_DELAYS);
 	self->race->len = 2 * pmd_span();
 	self->race->dst = variant->tracked ? SRC + self->race->len :
 					     DST + bytes(variant->offset);
@@ -1160,7 +1360,7 @@ FIXTURE_SETUP(huge)
 
 FIXTURE_TEARDOWN(huge)
 {
-	end_race(self->race);
+	end_race(_metadata, self->race);
 }
 
 /* One table of small pages, then a huge page. */
@@ -1191,19 +1391,26 @@ TEST_F_TIMEOUT(huge, pages_are_split, TIMEOUT)
 	struct race *race = self->race;
 	const unsigned long src = variant->tracked ? DST : SRC;
 
-	if (variant->tracked)
-		map_clean_neighbour(_metadata, race);
-	else
-		map_small_and_huge(_metadata, race, src);
-	if (smaps_kb(src, "AnonHugePages") <= 0)
-		SKIP(return, "needs transparent huge pages");
-	start_writer(_metadata, race, src + race->len / 2, true);
-	ASSERT_EQ(race->dst, raced(race, src, race->len, FIXED | DONTUNMAP,
-				   race->dst));
-	end_writer(race);
-	expect_counted(_metadata, race, race->dst + race->len / 2);
-	EXPECT_OK(check_stamps(race->dst, race->len, 1));
-	EXPECT_OK(check_zero(src, race->len));
+	while (another_round(race)) {
+		if (variant->tracked)
+			map_clean_neighbour(_metadata, race);
+		else
+			map_small_and_huge(_metadata, race, src);
+		if (smaps_kb(src, "AnonHugePages") <= 0) {
+			race->round = 0;
+			SKIP(return, "needs transparent huge pages");
+		}
+		start_writer(_metadata, race, src + race->len / 2, true);
+		ASSERT_EQ(race->dst, raced(race, src, race->len,
+					   FIXED | DONTUNMAP, race->dst));
+		end_writer(race);
+		EXPECT_OK(complaint_of(race));
+		expect_counted(_metadata, race, race->dst + race->len / 2);
+		EXPECT_OK(check_stamps(race->dst, race->len, 1));
+		EXPECT_OK(check_zero(src, race->len));
+		munmap(at(src), race->len);
+		munmap(at(SRC), race->dst + race->len - SRC);
+	}
 }
 
 TEST_HARNESS_MAIN
