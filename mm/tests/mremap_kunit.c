@@ -743,13 +743,15 @@ static bool note_place(struct folio *folio, struct vm_area_struct *vma,
 static void expect_rmap(struct kunit *test, struct page *page,
 			unsigned long addr)
 {
-	struct folio *folio = page_folio(page);
 	struct rmap_places places = {};
 	struct rmap_walk_control rwc = {
 		.rmap_one = note_place,
 		.arg = &places,
 	};
+	struct folio *folio;
 
+	KUNIT_ASSERT_NOT_NULL(test, page);
+	folio = page_folio(page);
 	folio_get(folio);
 	folio_lock(folio);
 	rmap_walk(folio, &rwc);
@@ -1895,18 +1897,36 @@ static void tables_move_back(struct kunit *test)
 	close_space(test);
 }
 
+/* A page in the middle of the range, behind the first that is there. */
+static unsigned long middle_page(const struct move_case *c)
+{
+	unsigned long page = min(c->len / 2, PMD_SIZE) >> PAGE_SHIFT;
+
+	if (c->nr_pages && (page <= c->pages[0] ||
+			    page > c->pages[c->nr_pages - 1]))
+		page = c->pages[0] + 1;
+	return page;
+}
+
 /* A move that got no further than to the middle of the range */
 static void part_moves_back(struct kunit *test)
 {
 	const struct move_case *c = test->param_value;
 	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
-	unsigned long end = src + c->len;
+	unsigned long middle = middle_page(c), end = src + c->len;
 	struct page *pages[MAX_PAGES];
 	struct pagetable_move pm;
+	unsigned int i;
 
 	set_up_move(test, c, &pm, pages);
-	pm.end = c->len > PMD_SIZE ? src + PMD_SIZE : src;
+	pm.end = src + PAGES(middle);
 	expect_moved(test, &pm);
+	for (i = 0; i < c->nr_pages; i++) {
+		unsigned long there = c->pages[i] < middle ? dst : src;
+
+		KUNIT_EXPECT_PTR_EQ(test, page_at(there + PAGES(c->pages[i])),
+				    pages[i]);
+	}
 	pm.end = end;
 	expect_moved_back(test, &pm);
 	expect_pages(test, c, pages, src, dst);
@@ -2205,6 +2225,8 @@ static void expect_kind_kept(struct kunit *test, enum entry_way way)
 	expect_moved(test, &pm);
 	KUNIT_EXPECT_EQ(test, pm.stats.pmds, way == IN_TABLE);
 	KUNIT_EXPECT_EQ(test, pm.stats.ptes, way != IN_TABLE);
+	if (can_detach_tables(&pm))
+		KUNIT_EXPECT_EQ(test, is_own_table(&pm, src), way == OWN_TABLE);
 	expect_entry(test, dst, moved);
 	expect_moved_back(test, &pm);
 	expect_entry(test, src, moved);
@@ -2394,7 +2416,7 @@ static void huge_zero_page_moves(struct kunit *test)
 	struct pagetable_move pm;
 
 	map_huge(test, SRC_AT, PMD_SIZE);
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), 0);
+	KUNIT_ASSERT_EQ(test, peek(test, SRC_AT), 0);
 	if (!is_huge_at(SRC_AT))
 		kunit_skip(test, "no huge zero page to be had");
 	copy_mapping(test, &pm, SRC_AT, PMD_SIZE, DST_AT, PMD_SIZE);
@@ -2440,6 +2462,8 @@ static void huge_entries_keep_their_kind(struct kunit *test)
 	struct page *page;
 	pmd_t pmd;
 
+	if (!IS_ENABLED(CONFIG_ARCH_ENABLE_THP_MIGRATION))
+		kunit_skip(test, "needs CONFIG_ARCH_ENABLE_THP_MIGRATION");
 	map_huge(test, SRC_AT, PMD_SIZE);
 	stamp(test, SRC_AT);
 	if (!is_huge_at(SRC_AT))
@@ -2448,8 +2472,6 @@ static void huge_entries_keep_their_kind(struct kunit *test)
 	expect_huge_entry_moves(test, pmd, pmd_mksoft_dirty(pmd));
 	KUNIT_EXPECT_EQ(test, vm_munmap(DST_AT, PMD_SIZE), 0);
 
-	if (!IS_ENABLED(CONFIG_ARCH_ENABLE_THP_MIGRATION))
-		kunit_skip(test, "needs CONFIG_ARCH_ENABLE_THP_MIGRATION");
 	stamp(test, SRC_AT);
 	KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT));
 	page = page_at(SRC_AT);
@@ -2598,6 +2620,7 @@ static void secondary_mmus_are_told(struct kunit *test)
 	stamp(test, WATCHED_FROM);
 	stamp(test, WATCHED_FROM + len - PAGE_SIZE);
 	page = page_at(WATCHED_FROM);
+	KUNIT_ASSERT_NOT_NULL(test, page);
 	copy_mapping(test, &pm, WATCHED_FROM, len, WATCHED_TO, len);
 	KUNIT_ASSERT_EQ(test, mmu_notifier_register(&w.notifier, current->mm), 0);
 	KUNIT_EXPECT_EQ(test, lock_and_move(&pm, false), 0);
