@@ -1280,7 +1280,7 @@ TEST(killed_while_waiting)
 
 #define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
 #define FAIL_PAGES	"/sys/kernel/debug/fail_page_alloc/"
-#define MANY		1000UL
+#define MANY		600UL
 
 FIXTURE(keeping)
 {
@@ -1333,7 +1333,7 @@ static void *move_without_blocks(void *arg)
 }
 
 /* The monitor may never answer, and other threads can wait for it as well. */
-TEST_F(keeping, no_memory_for_each_mapping_mended)
+TEST_F_TIMEOUT(keeping, no_memory_for_each_mapping_mended, 120)
 {
 	const size_t len = bytes(2 * MANY);
 	pthread_t thread;
