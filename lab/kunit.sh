@@ -23,7 +23,9 @@ case $arch in
 x86_64)
 	configs+=(mm/tests/x86.config ../../lab/config/kunit.config)
 	# Threads: see lab/guest.py. Two processors, so that there are TLBs to flush.
-	options=(--arch=x86_64 "--qemu_args=-accel tcg,thread=single -smp 2")
+	# An oops ends the run: a test that died may hold locks that others wait for.
+	options=(--arch=x86_64 "--qemu_args=-accel tcg,thread=single -smp 2"
+		--kernel_args=oops=panic --kernel_args=panic=-1)
 	;;
 um) configs+=(../../lab/config/kunit-um.config) options=() ;;
 *) die "$usage" ;;
@@ -46,7 +48,7 @@ kunit() {
 	cd build/tree || return
 	python3 tools/testing/kunit/kunit.py run "${options[@]}" "${configs[@]/#/--kunitconfig=}" \
 		--build_dir="../../$out" --jobs="$(nproc)" --make_options="CC=$kernel_gcc" \
-		--make_options="HOSTCC=ccache gcc" --timeout=600 "${filter[@]}"
+		--make_options="HOSTCC=ccache gcc" --timeout="${KUNIT_SECONDS:-600}" "${filter[@]}"
 }
 
 lab/deps.sh base build guest
