@@ -123,7 +123,7 @@ run_kunit() {
 	local out=$results/$1 test log=$scratch/build/kunit/x86_64/test.log status=0
 	test=$(head_of "$1" Test)
 	rm -f $log
-	$scratch/lab/kunit.sh x86_64 ${test:+"$test"} >"$out.out" 2>"$out.err" || status=$?
+	KUNIT_SECONDS=150 $scratch/lab/kunit.sh x86_64 ${test:+"$test"} >"$out.out" 2>"$out.err" || status=$?
 	echo $status >"$out.status"
 	[[ ! -f $log ]] || cp $log "$out.tap"
 }
