@@ -43,7 +43,7 @@ fragments=("lab/config/$flavor.config")
 excluded='^$'
 if [[ $flavor == rt ]]; then
 	fragments=(lab/config/debug.config "${fragments[@]}")
-	excluded='^CONFIG_(PREEMPT|TRANSPARENT_HUGEPAGE.*|NUMA_BALANCING)='
+	excluded='^CONFIG_(PREEMPT|TRANSPARENT_HUGEPAGE.*|NUMA_BALANCING|TEST_HMM)='
 fi
 # Options that only the patched source has.
 extra=lab/config/patched-${flavor/rt/debug}.config
