@@ -1917,14 +1917,14 @@ static void set_make_it_fail(META, SELF, bool fail)
 		ASSERT_EQ(1, pwrite(self->make_it_fail, fail ? "1" : "0", 1, 0));
 }
 
-static void set_probability(const char *percent)
+static bool set_probability(const char *percent)
 {
-	write_setting(FAILSLAB "task-filter", "Y");
-	write_setting(FAIL_PAGES "task-filter", "Y");
-	write_setting(FAILSLAB "times", "-1");
-	write_setting(FAIL_PAGES "times", "-1");
-	write_setting(FAILSLAB "probability", percent);
-	write_setting(FAIL_PAGES "probability", percent);
+	return write_setting(FAILSLAB "task-filter", "Y") &&
+	       write_setting(FAIL_PAGES "task-filter", "Y") &&
+	       write_setting(FAILSLAB "times", "-1") &&
+	       write_setting(FAIL_PAGES "times", "-1") &&
+	       write_setting(FAILSLAB "probability", percent) &&
+	       write_setting(FAIL_PAGES "probability", percent);
 }
 
 /* The call; whether an allocation of it has failed. */
@@ -2090,7 +2090,7 @@ TEST_F_TIMEOUT(sweep, every_allocation_from_one_on_mended, 120)
 {
 	SKIP_STOCK_BUG();
 	self->from_there_on = true;
-	set_probability("100");
+	ASSERT_TRUE(set_probability("100"));
 	sweep(_metadata, self, variant);
 }
 

@@ -1240,6 +1240,7 @@ TEST(killed_while_waiting)
 				   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	int ends[2], status;
 	struct pollfd pfd;
+	bool waits = false;
 	pid_t child;
 	char byte;
 
@@ -1252,24 +1253,28 @@ TEST(killed_while_waiting)
 		*mover = (struct mover) {
 			.addr = SRC, .to = DST, .len = bytes(4),
 		};
+		if (fd < 0)
+			_exit(1);
 		map_anon(SRC, bytes(4));
-		if (fd < 0 || register_range(fd, SRC, bytes(4), MISSING))
-			_exit(1);
-		if (write(ends[1], "", 1) != 1)
-			_exit(1);
+		if (register_range(fd, SRC, bytes(4), MISSING) ||
+		    write(ends[1], "", 1) != 1)
+			_exit(3);
 		run_mover(mover);
 		_exit(2);
 	}
 	close(ends[1]);
 	pfd = (struct pollfd) { .fd = ends[0], .events = POLLIN };
 	ASSERT_EQ(1, poll(&pfd, 1, -1));
-	if (read(ends[0], &byte, 1) != 1)
+	if (read(ends[0], &byte, 1) != 1) {
+		ASSERT_EQ(child, waitpid(child, &status, 0));
+		ASSERT_EQ(1, WEXITSTATUS(status));
 		SKIP(return, "needs userfaultfd with events");
-	for (int i = 0; i < 1000000; i++) {
-		if (mover->tid && is_asleep(child, mover->tid))
-			break;
+	}
+	for (int i = 0; !waits && i < 1000000; i++) {
+		waits = mover->tid && is_asleep(child, mover->tid);
 		sched_yield();
 	}
+	EXPECT_TRUE(waits);
 	ASSERT_EQ(0, kill(child, SIGKILL));
 	ASSERT_EQ(child, waitpid(child, &status, 0));
 	EXPECT_TRUE(WIFSIGNALED(status));

@@ -36,8 +36,7 @@ static const char *complain(const char *format, ...)
  * What cannot be read must not pass for an answer: two of them would be equal.
  * This is the end of the test, also from within its threads and children.
  */
-static void __attribute__((format(printf, 1, 2), noreturn))
-die(const char *format, ...)
+static __noreturn __printf(1, 2) void die(const char *format, ...)
 {
 	va_list args;
 
