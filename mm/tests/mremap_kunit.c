@@ -1041,6 +1041,8 @@ struct limit_case {
 	struct range_survey added;
 	struct range_survey freed;
 	unsigned long limit_as;
+	unsigned long limit_data;
+	unsigned long limit_data_max;
 	unsigned long limit_memlock;
 	bool may_lock;
 	int want;
@@ -1070,6 +1072,22 @@ static const struct limit_case limit_cases[] = {
 	  .added = { .total = 3 }, .limit_as = 100, .limit_memlock = 1 },
 	{ .name = "lock before size", .added = { .total = 3, .locked = 3 },
 	  .limit_as = 1, .limit_memlock = 6, .want = -EAGAIN },
+	{ .name = "data just fits", .added = { .total = 5, .data = 5 },
+	  .limit_as = 100, .limit_data = 13 },
+	{ .name = "one page of data too much",
+	  .added = { .total = 6, .data = 6 },
+	  .limit_as = 100, .limit_data = 13, .want = -ENOMEM },
+	{ .name = "takes the place of data", .added = { .total = 6, .data = 6 },
+	  .freed = { .total = 1, .data = 1 },
+	  .limit_as = 100, .limit_data = 13 },
+	{ .name = "takes the place of what is no data",
+	  .added = { .total = 6, .data = 6 }, .freed = { .total = 6 },
+	  .limit_as = 100, .limit_data = 13, .want = -ENOMEM },
+	{ .name = "no limit but a hard one", .added = { .total = 5, .data = 5 },
+	  .limit_as = 100, .limit_data_max = 13 },
+	{ .name = "hard limit, takes the place of what is no data",
+	  .added = { .total = 6, .data = 6 }, .freed = { .total = 6 },
+	  .limit_as = 100, .limit_data_max = 13, .want = -ENOMEM },
 };
 
 KUNIT_ARRAY_PARAM_DESC(limit, limit_cases, name);
@@ -1089,6 +1107,8 @@ static void limits_are_checked(struct kunit *test)
 		cap_clear(cred->cap_effective);
 	/* This thread's alone, and it ends with the test. */
 	rlim[RLIMIT_AS].rlim_cur = PAGES(c->limit_as);
+	rlim[RLIMIT_DATA].rlim_cur = PAGES(c->limit_data);
+	rlim[RLIMIT_DATA].rlim_max = PAGES(c->limit_data_max);
 	rlim[RLIMIT_MEMLOCK].rlim_cur = PAGES(c->limit_memlock);
 	op->added = c->added;
 	op->dst_old = c->freed;
