@@ -2461,7 +2461,7 @@ static pmd_t replace_pmd(unsigned long addr, pmd_t entry)
 	return old;
 }
 
-/* The entry of a huge page in migration or not dirty moves as it is, too. */
+/* The entry of a huge page in migration, not dirty, or of a device moves, too. */
 static void expect_huge_entry_moves(struct kunit *test, pmd_t made, pmd_t moved)
 {
 	struct pagetable_move pm;
@@ -2492,6 +2492,15 @@ static void huge_entries_keep_their_kind(struct kunit *test)
 	expect_huge_entry_moves(test, pmd, pmd_mksoft_dirty(pmd));
 	KUNIT_EXPECT_EQ(test, vm_munmap(DST_AT, PMD_SIZE), 0);
 
+	/* As a device's memory would be mapped. */
+	if (IS_ENABLED(CONFIG_ARCH_HAS_PTE_DEVMAP)) {
+		stamp(test, SRC_AT);
+		KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT));
+		pmd = pmd_mkdevmap(*mm_find_pmd(current->mm, SRC_AT));
+		expect_huge_entry_moves(test, pmd, pmd_mksoft_dirty(pmd));
+		KUNIT_EXPECT_EQ(test, vm_munmap(DST_AT, PMD_SIZE), 0);
+	}
+
 	stamp(test, SRC_AT);
 	KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT));
 	page = page_at(SRC_AT);
@@ -2501,8 +2510,54 @@ static void huge_entries_keep_their_kind(struct kunit *test)
 	unlock_page(page);
 	close_space(test);
 }
+
+/* A run of huge pages ends where the new place is taken. */
+static void huge_run_ends_at_a_table(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	spinlock_t *old_ptl, *new_ptl;
+	pmd_t *old_pmd, *new_pmd;
+	struct pagetable_move pm;
+	unsigned long nr;
+
+	map_huge(test, SRC_AT, 2 * PMD_SIZE);
+	stamp(test, SRC_AT);
+	stamp(test, SRC_AT + PMD_SIZE);
+	if (!is_huge_at(SRC_AT) || !is_huge_at(SRC_AT + PMD_SIZE))
+		kunit_skip(test, "no huge pages to be had");
+	copy_mapping(test, &pm, SRC_AT, 2 * PMD_SIZE, DST_AT, 2 * PMD_SIZE);
+	set_vma_flags(test, DST_AT, VM_NOHUGEPAGE, VM_HUGEPAGE);
+	leave_table(test, DST_AT + PMD_SIZE);
+
+	mmap_write_lock(mm);
+	old_pmd = mm_find_pmd(mm, SRC_AT);
+	new_pmd = mm_find_pmd(mm, DST_AT + PMD_SIZE) - 1;
+	old_ptl = pmd_lockptr(mm, old_pmd);
+	new_ptl = pmd_lockptr(mm, new_pmd);
+	take_rmap_locks(pm.src);
+	lock_both(old_ptl, new_ptl);
+	nr = move_huge_pmds(pm.src, SRC_AT, DST_AT, old_pmd, new_pmd, 2, old_ptl,
+			    new_ptl);
+	unlock_both(old_ptl, new_ptl);
+	flush_tlb_range(pm.src, SRC_AT, SRC_AT + 2 * PMD_SIZE);
+	drop_rmap_locks(pm.src);
+	mmap_write_unlock(mm);
+
+	KUNIT_EXPECT_EQ(test, nr, 1);
+	KUNIT_EXPECT_TRUE(test, is_huge_at(DST_AT));
+	KUNIT_EXPECT_FALSE(test, is_huge_at(DST_AT + PMD_SIZE));
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PMD_SIZE),
+			stamp_of(SRC_AT + PMD_SIZE));
+	close_space(test);
+}
 #else
 static void huge_entries_keep_their_kind(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
+}
+
+static void huge_run_ends_at_a_table(struct kunit *test)
 {
 	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
 }
@@ -3097,6 +3152,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(contiguous_entries_move),
 	KUNIT_CASE(huge_zero_page_moves),
 	KUNIT_CASE(huge_entries_keep_their_kind),
+	KUNIT_CASE(huge_run_ends_at_a_table),
 	KUNIT_CASE_PARAM(file_pages_move, file_gen_params),
 	KUNIT_CASE(device_tables_are_flushed_one_by_one),
 	KUNIT_CASE(secondary_mmus_are_told),
