@@ -3066,7 +3066,61 @@ static void stack_moves_down(struct kunit *test)
 	close_space(test);
 }
 
-/* Flushes that are due although nothing else of the move asks for them */
+/* What a window does, step by step */
+
+/* All of the move in one window, without planning. */
+static void begin_window(struct pagetable_move *pm, struct move_window *win)
+{
+	struct mm_struct *mm = current->mm;
+
+	vma_start_write(pm->src);
+	vma_start_write(pm->dst);
+	widen_to_tables(pm);
+	pm->cursor = pm->start;
+	init_window(win);
+	win->tables = 0;
+	win->start = pm->start;
+	win->end = pm->end;
+	win->old_pud = get_old_pud(mm, pm->start);
+	win->new_pud = alloc_new_pud(mm, new_addr_of(pm));
+	win->old_pmds = table_of_pmds(win->old_pud, pm->start);
+	win->new_pmds = table_of_pmds(win->new_pud, new_addr_of(pm));
+}
+
+/* Tables that hold entries of others as well stay where everybody finds them. */
+static void foreign_tables_are_not_detached(struct kunit *test)
+{
+	const unsigned long src = SRC_AT + PAGES(3), len = 2 * PMD_SIZE;
+	const unsigned long stamps[] = { src - PAGES(1), src, src + PMD_SIZE,
+					 src + len - PAGES(1), src + len };
+	struct mm_struct *mm = current->mm;
+	struct move_window *win;
+	struct pagetable_move pm;
+	unsigned int i, nr;
+
+	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, win);
+	map_at(test, src - PAGES(1), len + PAGES(2), RW);
+	for (i = 0; i < ARRAY_SIZE(stamps); i++)
+		stamp(test, stamps[i]);
+	copy_mapping(test, &pm, src, len, DST_AT + PAGES(4), len);
+	if (!can_detach_tables(&pm))
+		kunit_skip(test, "needs arch_can_detach_page_tables()");
+
+	mmap_write_lock(mm);
+	begin_window(&pm, win);
+	take_rmap_locks(pm.src);
+	detach_tables(&pm, win);
+	nr = win->nr_detached;
+	reattach_tables(&pm, win);
+	drop_rmap_locks(pm.src);
+	mmap_write_unlock(mm);
+
+	KUNIT_EXPECT_EQ(test, nr, 1);
+	for (i = 0; i < ARRAY_SIZE(stamps); i++)
+		KUNIT_EXPECT_EQ(test, peek(test, stamps[i]), stamp_of(stamps[i]));
+	close_space(test);
+}
 
 #ifdef CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH
 /* Reclaim has announced a flush for what it has unmapped, and not made it yet. */
@@ -3111,19 +3165,8 @@ static void window_not_as_planned_flushes(struct kunit *test)
 	copy_mapping(test, &pm, SRC_AT, PAGES(2), dst, PAGES(2));
 	leave_table(test, dst);
 
-	init_window(win);
 	mmap_write_lock(mm);
-	vma_start_write(pm.src);
-	vma_start_write(pm.dst);
-	widen_to_tables(&pm);
-	win->tables = 0;
-	win->start = pm.start;
-	win->end = pm.end;
-	win->old_pud = get_old_pud(mm, pm.start);
-	win->new_pud = alloc_new_pud(mm, dst);
-	win->old_pmds = table_of_pmds(win->old_pud, pm.start);
-	win->new_pmds = table_of_pmds(win->new_pud, dst);
-	pm.cursor = pm.start;
+	begin_window(&pm, win);
 	do {
 		err = move_window(&pm, win);
 	} while (!err && pm.cursor < pm.end);
@@ -3161,6 +3204,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(locks_are_taken_by_address),
 	KUNIT_CASE(locked_table_is_not_detached),
 	KUNIT_CASE_PARAM(stack_moves_down, stack_gen_params),
+	KUNIT_CASE(foreign_tables_are_not_detached),
 	KUNIT_CASE(owed_flush_is_made_up_for),
 	KUNIT_CASE(window_not_as_planned_flushes),
 	{}
