@@ -1726,7 +1726,7 @@ static bool reuse_detached_table(struct pagetable_move *pm,
  * A move back finds its tables; see "taking tables out of the tree" above. Two
  * cases are left in which it needs one after all: a huge page that was split at
  * the new place, on an architecture where no table moves whole; and a file's
- * table that was retracted although it had markers in it (UFFDIO_POISON).
+ * table that was retracted although it had entries of poisoned pages in it.
  */
 static int preload_table(struct pagetable_move *pm, struct move_window *win)
 {
@@ -2075,6 +2075,7 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 	bool moved = false;
 
 	take_rmap_locks(pm->src);
+	flush_tlb_batched_pending(pm->src->vm_mm);
 	while (move_normal_pud(pm, win, win->old_pud, win->new_pud)) {
 		moved = true;
 		pm->cursor += PUD_SIZE;
@@ -2202,7 +2203,8 @@ static int move_page_tables(struct pagetable_move *pm)
  * Undo a move that failed. The extents are the same ones, so what moved as a
  * whole finds its old slot empty, and what moved by entries finds its old table,
  * or brings one along. The last table is taken for one of the range alone only
- * if it did move as a whole: else what is there now may be a neighbour's.
+ * if it did move as a whole: else what is there now may be a neighbour's. Tables
+ * may go back whole also where they had to stay: entries that moved are marked.
  */
 static int move_page_tables_back(const struct pagetable_move *pm)
 {
@@ -2214,7 +2216,6 @@ static int move_page_tables_back(const struct pagetable_move *pm)
 		.shift = -pm->shift,
 		.wide_start = pm->wide_start + pm->shift,
 		.wide_end = max(pm->cursor, pm->moved_end) + pm->shift,
-		.keep_tables = pm->keep_tables,
 		.back = true,
 	};
 

@@ -2888,17 +2888,26 @@ static void stack_is_flushed_under_its_lock(struct kunit *test)
 struct contender {
 	struct mm_struct *mm;
 	struct pagetable_move *pm;
-	spinlock_t *one;
-	spinlock_t *other;
-	bool started;
+	spinlock_t *one;		/* to be taken, with @other */
+	spinlock_t *other;		/* to be taken, with @one */
+	bool go;
+	struct completion started;
 	struct completion done;
 };
+
+/* Does not take part before the other thread holds its lock. */
+static void wait_for_go(struct contender *c)
+{
+	complete(&c->started);
+	while (!READ_ONCE(c->go))
+		cond_resched();
+}
 
 static int take_both_locks(void *arg)
 {
 	struct contender *c = arg;
 
-	WRITE_ONCE(c->started, true);
+	wait_for_go(c);
 	lock_both(c->one, c->other);
 	unlock_both(c->one, c->other);
 	complete(&c->done);
@@ -2910,7 +2919,7 @@ static int move_elsewhere(void *arg)
 	struct contender *c = arg;
 
 	kthread_use_mm(c->mm);
-	WRITE_ONCE(c->started, true);
+	wait_for_go(c);
 	lock_and_move(c->pm, false);
 	kthread_unuse_mm(c->mm);
 	complete(&c->done);
@@ -2926,18 +2935,19 @@ static bool waits_for(struct contender *c, int (*fn)(void *), spinlock_t *lock)
 	unsigned int cpu = raw_smp_processor_id();
 	struct task_struct *thread;
 
+	init_completion(&c->started);
 	init_completion(&c->done);
 	set_cpus_allowed_ptr(current, cpumask_of(cpu));
 	thread = kthread_create_on_cpu(fn, c, cpumask_any_but(cpu_online_mask, cpu),
 				       "mremap_kunit/%u");
-	if (IS_ERR(thread))
+	if (IS_ERR(thread)) {
 		complete(&c->done);
+	} else {
+		wake_up_process(thread);
+		wait_for_completion(&c->started);
+	}
 	spin_lock(lock);
-	if (IS_ERR(thread))
-		return false;
-	wake_up_process(thread);
-	while (!READ_ONCE(c->started))
-		cpu_relax();
+	WRITE_ONCE(c->go, true);
 	mdelay(20);
 	return !completion_done(&c->done);
 }
@@ -2959,8 +2969,8 @@ static void skip_without_contention(struct kunit *test)
 static void locks_are_taken_by_address(struct kunit *test)
 {
 	struct {
-		spinlock_t low;
-		spinlock_t high;
+		spinlock_t low;		/* at the lower address */
+		spinlock_t high;	/* at the higher one */
 	} locks;
 	struct contender c = { .one = &locks.high, .other = &locks.low };
 	bool waits, holds_high;
@@ -2981,7 +2991,7 @@ static void locked_table_is_not_detached(struct kunit *test)
 	struct pagetable_move pm;
 	struct contender c = { .mm = current->mm, .pm = &pm };
 	bool waits, is_there;
-	spinlock_t *ptl;
+	spinlock_t *ptl;		/* of the table at @pmd */
 	pmd_t *pmd;
 
 	skip_without_contention(test);

@@ -2341,7 +2341,7 @@ FIXTURE_SETUP(sparse)
 	self->make_it_fail = open("/proc/self/make-it-fail", O_RDWR);
 	ASSERT_LE(0, self->fail_nth);
 	ASSERT_LE(0, self->make_it_fail);
-	set_probability("100");
+	ASSERT_TRUE(set_probability("100"));
 }
 
 FIXTURE_TEARDOWN(sparse)

@@ -667,13 +667,15 @@ static void refuse(META, const FIXTURE_DATA(driver) *self, unsigned long addr,
 /* In the child ASSERTs end the child only; what they say counts all the same. */
 #define IN_CHILD(...) do {						\
 	const pid_t child = fork();					\
+	int status = -1;						\
 									\
 	ASSERT_LE(0, child);						\
 	if (!child) {							\
 		__VA_ARGS__;						\
 		_exit(0);						\
 	}								\
-	ASSERT_EQ(child, waitpid(child, &(int){ 0 }, 0));		\
+	ASSERT_EQ(child, waitpid(child, &status, 0));			\
+	EXPECT_TRUE(WIFEXITED(status));					\
 } while (0)
 
 TEST_F(driver, refuses)
