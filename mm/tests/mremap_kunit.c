@@ -3442,6 +3442,10 @@ static void unsplittable_is_left_alone(struct kunit *test)
 	driver.unsplittable = SRC_AT + PAGES(10);
 	req.flags = 0;
 	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
+	/* The other end of what moves, where nothing is dropped */
+	req.old_len = req.new_len;
+	req.flags = MAYMOVE | FIXED;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
 	/* Where the old destination is cut */
 	req.addr = DST_AT;
 	req.old_len = PAGES(5);
