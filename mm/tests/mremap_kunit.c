@@ -1971,6 +1971,8 @@ struct layout {
 	unsigned long nr_pages;
 	unsigned long stop;		/* pages that move */
 	struct page **pages;
+	unsigned long beside;		/* address of a neighbour's page */
+	struct page *beside_page;	/* NULL if it was not touched */
 };
 
 static unsigned long draw(struct layout *l, unsigned long below)
@@ -1984,6 +1986,9 @@ static void touch_pages(struct kunit *test, struct layout *l)
 	unsigned long last = draw(l, 3) ? l->nr_pages : draw(l, l->nr_pages) + 1;
 	unsigned long page, table;
 
+	/* What has no pages merges with any neighbour. */
+	if (!draw(l, 4))
+		return;
 	for (table = 0; table < LAYOUT_TABLES; table++) {
 		unsigned int left = draw(l, 2) * (1 + draw(l, 3));
 
@@ -2002,11 +2007,15 @@ static void add_neighbour(struct kunit *test, struct layout *l)
 {
 	unsigned long above = l->dst + PAGES(l->nr_pages);
 
+	l->beside = above + PAGES(draw(l, TABLE_PAGES / 4));
+	l->beside_page = NULL;
 	if (draw(l, 2))
 		return;
 	map_at(test, above, PAGES(TABLE_PAGES), draw(l, 2) ? RW : RWX);
-	if (draw(l, 2))
-		stamp(test, above + PAGES(draw(l, TABLE_PAGES)));
+	if (draw(l, 2)) {
+		stamp(test, l->beside);
+		l->beside_page = page_at(l->beside);
+	}
 }
 
 static void draw_layout(struct kunit *test, struct layout *l, bool congruent)
@@ -2022,6 +2031,9 @@ static void draw_layout(struct kunit *test, struct layout *l, bool congruent)
 	map_at(test, l->src, PAGES(l->nr_pages), RW);
 	touch_pages(test, l);
 	add_neighbour(test, l);
+	/* So that there is a table of PMDs at the old place, whatever was touched. */
+	map_at(test, SRC_AT + ROOM - PAGES(1), PAGES(1), RW);
+	stamp(test, SRC_AT + ROOM - PAGES(1));
 }
 
 static unsigned long nr_misplaced(struct layout *l, unsigned long start,
@@ -2056,6 +2068,7 @@ static void layout_moves_back(struct kunit *test, struct layout *l,
 	expect_moved_back(test, &pm);
 	KUNIT_EXPECT_LE(test, mm_pgtables_bytes(current->mm), tables);
 	KUNIT_EXPECT_EQ(test, nr_misplaced(l, l->src, l->nr_pages, 0), 0);
+	KUNIT_EXPECT_PTR_EQ(test, page_at(l->beside), l->beside_page);
 }
 
 struct layout_case {
@@ -3419,6 +3432,42 @@ static void refused_call_changes_nothing(struct kunit *test)
 	close_space(test);
 }
 
+/* Page faults could not lock it alone any more. */
+static bool is_marked_detached(unsigned long addr)
+{
+#ifdef CONFIG_PER_VMA_LOCK
+	return vma_at(addr)->detached;
+#else
+	return false;
+#endif
+}
+
+/* What was taken off for unmapping, of this and of another mapping, is put back. */
+static void refused_sources_are_put_back(struct kunit *test)
+{
+	const struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(DRIVER_PAGES + 5),
+		.new_len = PAGES(DRIVER_PAGES),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+	const unsigned long above = SRC_AT + PAGES(DRIVER_PAGES);
+
+	map_driver(test, true);
+	map_at(test, above, PAGES(5), RW);
+	stamp(test, above);
+	driver.refused = DST_AT;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EXDEV);
+	KUNIT_ASSERT_NOT_NULL(test, vma_at(SRC_AT));
+	KUNIT_ASSERT_NOT_NULL(test, vma_at(above));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(above));
+	expect_driver_pages(test, SRC_AT, 0, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, peek(test, above), stamp_of(above));
+	close_space(test);
+}
+
 /* Where a driver does not split, it is asked before anything changes. */
 static void unsplittable_is_left_alone(struct kunit *test)
 {
@@ -3541,6 +3590,7 @@ static void call_keeps_to_its_map_budget(struct kunit *test)
 static struct kunit_case call_tests[] = {
 	KUNIT_CASE_PARAM(call_is_granted, call_gen_params),
 	KUNIT_CASE_PARAM(refused_call_changes_nothing, call_gen_params),
+	KUNIT_CASE(refused_sources_are_put_back),
 	KUNIT_CASE(unsplittable_is_left_alone),
 	KUNIT_CASE(driver_moves_alone),
 	KUNIT_CASE(full_map_is_left_alone),
