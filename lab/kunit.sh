@@ -59,7 +59,21 @@ take_lock "$out.lock" "KUnit's kernel for $arch"
 mkdir -p "$out"
 rm -f "$kernel_log"
 
+# kunit.py says nothing while it builds, which takes minutes from nothing.
+tell_progress() {
+	local made
+	while sleep 10; do
+		[[ ! -e $kernel_log ]] || return 0
+		made=$(find "$out" -name '*.o' -newer "$out.lock" | wc -l)
+		echo "kunit $arch: $made objects of about 770, $SECONDS s" >&2
+	done
+}
+
 good=1
+touch "$out.lock"
+tell_progress &
+ticker=$!
+trap 'kill $ticker 2>/dev/null' EXIT
 (kunit) >"$log" 2>&1 || good=0
 [[ -e $kernel_log ]] || { tail -n 20 "$log" >&2; die "no kernel for $arch came about, see $log"; }
 # All that was not passed.
