@@ -2138,6 +2138,7 @@ static void holes_are_passed_at_once(struct kunit *test)
 
 enum entry_kind {
 	CLEAN,
+	NO_ACCESS,
 	UFFD_WP,
 	SWAPPED,
 	SWAPPED_UFFD_WP,
@@ -2160,6 +2161,7 @@ struct entry_case {
 
 static const struct entry_case entry_cases[] = {
 	{ "clean", CLEAN },
+	{ "may not be accessed", NO_ACCESS },
 	{ "write-protected", UFFD_WP },
 	{ "swapped out", SWAPPED },
 	{ "swapped out and write-protected", SWAPPED_UFFD_WP },
@@ -2177,6 +2179,8 @@ static pte_t make_entry(enum entry_kind kind, pte_t page)
 	switch (kind) {
 	case CLEAN:
 		return pte_clear_soft_dirty(page);
+	case NO_ACCESS:
+		return pte_clear_soft_dirty(pte_modify(page, PAGE_NONE));
 	case UFFD_WP:
 		return pte_mkuffd_wp(page);
 	case SWAPPED:
