@@ -1487,7 +1487,6 @@ enum layout_flags {
 	WIDE_HEAD	= BIT(9),	/* the first table is to move whole */
 	WIDE_TAIL	= BIT(10),	/* the last one, too */
 	NEEDS_PUD	= BIT(11),
-	GAPS		= BIT(12),	/* so that a move back makes tables */
 };
 
 #define MAX_PAGES 6
@@ -1527,7 +1526,7 @@ static const struct move_case move_cases[] = {
 	  .pages = { 0, TABLE_PAGES - 4, TABLE_PAGES - 3, 2 * TABLE_PAGES - 1 },
 	  .ptes = 4 },
 	{ .name = "more tables than a window has room for", .dst = PAGES(1),
-	  .len = (WINDOW_TABLES + 8) * PMD_SIZE, .flags = GAPS, .nr_pages = 6,
+	  .len = (WINDOW_TABLES + 8) * PMD_SIZE, .nr_pages = 6,
 	  .pages = { 0, WINDOW_TABLES * TABLE_PAGES - 1,
 		     WINDOW_TABLES * TABLE_PAGES,
 		     WINDOW_TABLES * TABLE_PAGES + 1,
@@ -1649,7 +1648,7 @@ static const struct move_case move_cases[] = {
 	  .len = PUD_SIZE, .flags = NEEDS_PUD, .nr_pages = 2,
 	  .pages = { 0, LAST_PAGE(PUD_SIZE) }, .pmds = 2 },
 	{ .name = "a PMD table to one page above", .dst = PAGES(1),
-	  .len = PUD_SIZE, .flags = NEEDS_PUD | GAPS, .nr_pages = 3,
+	  .len = PUD_SIZE, .flags = NEEDS_PUD, .nr_pages = 3,
 	  .pages = { 0, LAST_PAGE(PUD_SIZE) - 1, LAST_PAGE(PUD_SIZE) },
 	  .ptes = 3 },
 	{ .name = "a PMD table, tables have to stay", .len = PUD_SIZE,
@@ -1909,8 +1908,7 @@ static void tables_move_back(struct kunit *test)
 	table_bytes = mm_pgtables_bytes(current->mm);
 	expect_moved_back(test, &pm);
 	/* It must not fail, so it may not need memory. */
-	if (!(c->flags & GAPS))
-		KUNIT_EXPECT_LE(test, mm_pgtables_bytes(current->mm), table_bytes);
+	KUNIT_EXPECT_LE(test, mm_pgtables_bytes(current->mm), table_bytes);
 	expect_pages(test, c, pages, src, dst);
 	expect_neighbours(test, c);
 	expect_empty(test, c, dst);
