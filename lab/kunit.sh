@@ -73,7 +73,8 @@ good=1
 touch "$out.lock"
 tell_progress &
 ticker=$!
-trap 'kill $ticker 2>/dev/null' EXIT
+# The ticker may have ended by itself, and a trap that fails would be the status.
+trap 'kill $ticker 2>/dev/null || true' EXIT
 (kunit) >"$log" 2>&1 || good=0
 [[ -e $kernel_log ]] || { tail -n 20 "$log" >&2; die "no kernel for $arch came about, see $log"; }
 # All that was not passed.

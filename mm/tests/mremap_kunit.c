@@ -2941,11 +2941,8 @@ static int move_elsewhere(void *arg)
 	return 0;
 }
 
-/*
- * Start @fn on another processor, which is to wait for @lock, held here. There is
- * no telling when it has come to that, so it gets a moment for it.
- */
-static bool waits_for(struct contender *c, int (*fn)(void *), spinlock_t *lock)
+/* Start @fn on another processor, which waits there until c->go. */
+static void start_contender(struct contender *c, int (*fn)(void *))
 {
 	unsigned int cpu = raw_smp_processor_id();
 	struct task_struct *thread;
@@ -2961,15 +2958,21 @@ static bool waits_for(struct contender *c, int (*fn)(void *), spinlock_t *lock)
 		wake_up_process(thread);
 		wait_for_completion(&c->started);
 	}
-	spin_lock(lock);
+}
+
+/*
+ * Does the other processor wait for a lock that is held here? There is no telling
+ * when it has come to that, so it gets a moment for it.
+ */
+static bool is_kept_waiting(struct contender *c)
+{
 	WRITE_ONCE(c->go, true);
 	mdelay(20);
 	return !completion_done(&c->done);
 }
 
-static void let_go(struct contender *c, spinlock_t *lock)
+static void wait_for_contender(struct contender *c)
 {
-	spin_unlock(lock);
 	wait_for_completion(&c->done);
 	set_cpus_allowed_ptr(current, cpu_possible_mask);
 }
@@ -2993,9 +2996,12 @@ static void locks_are_taken_by_address(struct kunit *test)
 	skip_without_contention(test);
 	spin_lock_init(&locks.low);
 	spin_lock_init(&locks.high);
-	waits = waits_for(&c, take_both_locks, &locks.low);
+	start_contender(&c, take_both_locks);
+	spin_lock(&locks.low);
+	waits = is_kept_waiting(&c);
 	holds_high = spin_is_locked(&locks.high);
-	let_go(&c, &locks.low);
+	spin_unlock(&locks.low);
+	wait_for_contender(&c);
 	KUNIT_EXPECT_TRUE(test, waits);
 	KUNIT_EXPECT_FALSE(test, holds_high);
 }
@@ -3017,9 +3023,12 @@ static void locked_table_is_not_detached(struct kunit *test)
 	pmd = mm_find_pmd(current->mm, SRC_AT);
 	KUNIT_ASSERT_NOT_NULL(test, pmd);
 	ptl = pte_lockptr(current->mm, pmd);
-	waits = waits_for(&c, move_elsewhere, ptl);
+	start_contender(&c, move_elsewhere);
+	spin_lock(ptl);
+	waits = is_kept_waiting(&c);
 	is_there = !pmd_none(pmdp_get_lockless(pmd));
-	let_go(&c, ptl);
+	spin_unlock(ptl);
+	wait_for_contender(&c);
 	KUNIT_EXPECT_TRUE(test, waits);
 	KUNIT_EXPECT_TRUE(test, is_there);
 	KUNIT_EXPECT_EQ(test, peek(test, DST_AT + PAGES(1)), stamp_of(SRC_AT));
