@@ -37,7 +37,7 @@
  * reads entries, takes a reference and looks again. So one flush does for a
  * whole window of entries. Device mappings and the stack of an execve() are
  * flushed table by table, under the page table locks. hugetlb has its own
- * mover, in mm/hugetlb.c, which takes i_mmap_rwsem alone and flushes at its end.
+ * mover, in mm/hugetlb.c, which takes the same locks and flushes at its end.
  *
  * Sizes and addresses are in bytes and page aligned unless a comment says
  * pages. "src" and "dst" keep their meaning through the whole call, also while
@@ -1149,13 +1149,21 @@ static void note_flush(struct move_window *win, unsigned long start,
 /*
  * Where a table moved, or left the tree, only flush_tlb_range() will do: it also
  * drops what a CPU remembers of tables that were taken away. Where nothing but
- * huge pages moved, an architecture can have something cheaper.
+ * huge pages moved, an architecture can have something cheaper. That of arc
+ * flushes a single huge page, whatever the range.
  */
+static bool can_flush_as_huge(const struct move_window *win)
+{
+	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && !win->flush_small &&
+	       (!IS_ENABLED(CONFIG_ARC) ||
+		win->flush_end - win->flush_start == PMD_SIZE);
+}
+
 static void flush_window(struct pagetable_move *pm, struct move_window *win)
 {
 	if (win->flush_start >= win->flush_end)
 		return;
-	if (IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && !win->flush_small)
+	if (can_flush_as_huge(win))
 		flush_pmd_tlb_range(pm->src, win->flush_start, win->flush_end);
 	else
 		flush_tlb_range(pm->src, win->flush_start, win->flush_end);
@@ -2593,7 +2601,6 @@ static void book_copies(struct mremap_op *op)
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
 		if (!mv->dst)
 			continue;
-		disown(mv->dst);
 		book_destination(op, mv);
 		if (mv->vm_flags & VM_ACCOUNT)
 			owned += mv->dst_len >> PAGE_SHIFT;
@@ -2611,19 +2618,26 @@ static void remove_copy(struct mremap_op *op, const struct vma_move *mv)
 }
 
 /*
- * Pages that cannot go back stay mapped where they are rather than be unmapped:
- * moved against the caller's expectation, but not lost.
+ * What hangs on a copy stays with the source, but only once the pages are back:
+ * who takes hugetlb pages away gives them back to the reservations of the VMA in
+ * which they are. Pages that cannot go back stay mapped where they are rather
+ * than be unmapped: moved against the caller's expectation, but not lost.
  */
 static void move_all_pages_back(struct mremap_op *op)
 {
 	struct vma_move *mv;
 
 	for (mv = end_of_moves(op); mv-- > op->moves;) {
+		struct vm_area_struct *dst = mv->dst;
+
+		if (!dst)
+			continue;
 		/* Only a vDSO or the like: these do not refuse. */
 		if (mv->told)
 			tell_driver(mv->src);
 		if (move_page_tables_back(&mv->tables))
 			mv->dst = NULL;
+		disown(dst);
 	}
 }
 

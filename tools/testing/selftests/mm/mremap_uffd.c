@@ -2816,6 +2816,39 @@ static void move_with_signals(META, struct monitor *monitor)
 	EXPECT_OK(check_events(monitor));
 }
 
+/*
+ * hugetlb looks for tables to share where a gigabyte of a file is mapped at a
+ * multiple of that. The moved poison must not get lost there, nor get into the
+ * table of another mapping.
+ */
+TEST(poison_moves_where_tables_may_be_shared_mended)
+{
+	const size_t unit = default_huge_page_size(), len = pud_span();
+	const unsigned long src = SRC + unit;
+	struct monitor monitor = { .page = unit };
+	int fd = memfd_create("poison", MFD_HUGETLB);
+
+	SKIP_STOCK_BUG();
+	if (meminfo_kb("HugePages_Free") < 2)
+		SKIP(return, "needs 2 free huge pages (vm.nr_hugepages)");
+	NEED_MONITOR(&monitor, UFFD_FEATURE_POISON);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, len));
+	ASSERT_EQ(THIRD, map_at(THIRD, len, PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_NORESERVE, fd, 0));
+	stamp(THIRD, 1);
+	ASSERT_EQ(src, map_at(src, len, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_NORESERVE, fd, 0));
+	ASSERT_EQ(0, register_range(monitor.fd, src, len, MISSING));
+	ASSERT_EQ(0, poison(monitor.fd, src + unit, unit));
+	ASSERT_EQ(DST, move_to(src, len, len, DST));
+	EXPECT_TRUE(is_poisoned(DST + unit, unit));
+	EXPECT_FALSE(is_poisoned(THIRD + unit, unit));
+	EXPECT_OK(check_stamp(DST, 1));
+	EXPECT_OK(check_stamp(THIRD, 1));
+	close(fd);
+}
+
 TEST(signals_follow)
 {
 	struct monitor monitor = {};
