@@ -3158,14 +3158,12 @@ static int check_planned_move(struct mremap_op *op, struct vma_move *mv)
 		return -EFAULT;
 	if (!can_modify_vma(vma))
 		return -EPERM;
-	if (is_vm_hugetlb_page(vma) &&
-	    !IS_ALIGNED(mv->addr | mv->dst_addr, huge_page_size(hstate_vma(vma))))
-		return -EINVAL;
 	if (keeps_source(op->req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
 		return -EINVAL;
 	err = check_move_out(vma, mv->addr, mv->addr + mv->len);
 	if (err)
 		return err;
+	/* hugetlb refuses what does not start, or end, with a huge page. */
 	return fix_destination(mv, mv->dst_addr);
 }
 
