@@ -1286,6 +1286,75 @@ static void ticket_can_be_returned(struct kunit *test)
 	close_space(test);
 }
 
+/* Page faults could not lock it alone any more. */
+static bool is_marked_detached(unsigned long addr)
+{
+#ifdef CONFIG_PER_VMA_LOCK
+	return vma_at(addr)->detached;
+#else
+	return false;
+#endif
+}
+
+/* What cannot be taken off, here for being sealed, leaves nothing taken off. */
+#ifdef CONFIG_64BIT
+static void tickets_are_returned(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(16),
+		.new_len = PAGES(4),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+	struct mremap_op *op = new_op(test, &req);
+	struct unmap_ticket *tickets;
+	struct mm_struct *mm = op->mm;
+	struct old_range *olds;
+
+	tickets = kunit_kcalloc(test, 2, sizeof(*tickets), GFP_KERNEL);
+	olds = kunit_kcalloc(test, 2, sizeof(*olds), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, tickets);
+	KUNIT_ASSERT_NOT_NULL(test, olds);
+	map_survey_area(test);
+	set_vma_flags(test, SRC_AT, VM_SEALED, 0);
+
+	/* The tail comes first. */
+	void_ticket(&tickets[0]);
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, take_source_tickets(op, &tickets[0], &tickets[1]), -EPERM);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(4)));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(12)));
+
+	/* As old destinations, the other way round */
+	olds[0].start = SRC_AT + PAGES(4);
+	olds[0].end = SRC_AT + PAGES(8);
+	olds[0].occupied = true;
+	olds[1].start = SRC_AT;
+	olds[1].end = SRC_AT + PAGES(4);
+	olds[1].occupied = true;
+	op->olds = olds;
+	op->nr_olds = 2;
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, unmap_old_destinations(op), -EPERM);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(4)));
+	KUNIT_EXPECT_EQ(test, mm->map_count, 3);
+	KUNIT_EXPECT_EQ(test, mm->total_vm, 12);
+
+	set_vma_flags(test, SRC_AT, 0, VM_SEALED);
+	unmap_survey_area(test);
+}
+#else
+static void tickets_are_returned(struct kunit *test)
+{
+	kunit_skip(test, "no sealing on 32 bits");
+}
+#endif
+
 /* A move of several VMAs makes two copies, four cuts, and so six more VMAs. */
 static void map_count_is_checked_for_all(struct kunit *test)
 {
@@ -1454,6 +1523,7 @@ static struct kunit_case vma_tests[] = {
 	KUNIT_CASE(seams_come_and_go),
 	KUNIT_CASE(seams_without_match_stay),
 	KUNIT_CASE(ticket_can_be_returned),
+	KUNIT_CASE(tickets_are_returned),
 	KUNIT_CASE(map_count_is_checked_for_all),
 	KUNIT_CASE(old_ranges_are_joined),
 	KUNIT_CASE(stack_table_aligns_within_its_vma),
@@ -1647,6 +1717,9 @@ static const struct move_case move_cases[] = {
 	{ .name = "a PMD table to another offset", .dst = PMD_SIZE,
 	  .len = PUD_SIZE, .flags = NEEDS_PUD, .nr_pages = 2,
 	  .pages = { 0, LAST_PAGE(PUD_SIZE) }, .pmds = 2 },
+	{ .name = "no PMD table, then one, to another offset, the new slot is taken",
+	  .dst = PMD_SIZE, .len = 2 * PUD_SIZE, .flags = NEEDS_PUD | TABLE_AT_DST,
+	  .nr_pages = 1, .pages = { LAST_PAGE(2 * PUD_SIZE) }, .pmds = 1 },
 	{ .name = "a PMD table to one page above", .dst = PAGES(1),
 	  .len = PUD_SIZE, .flags = NEEDS_PUD, .nr_pages = 3,
 	  .pages = { 0, LAST_PAGE(PUD_SIZE) - 1, LAST_PAGE(PUD_SIZE) },
@@ -3443,16 +3516,6 @@ static void refused_call_changes_nothing(struct kunit *test)
 	close_space(test);
 }
 
-/* Page faults could not lock it alone any more. */
-static bool is_marked_detached(unsigned long addr)
-{
-#ifdef CONFIG_PER_VMA_LOCK
-	return vma_at(addr)->detached;
-#else
-	return false;
-#endif
-}
-
 /* What was taken off for unmapping, of this and of another mapping, is put back. */
 static void refused_sources_are_put_back(struct kunit *test)
 {
@@ -3544,6 +3607,70 @@ static void driver_moves_alone(struct kunit *test)
 	close_space(test);
 }
 
+/* Where the kernel's own mappings are, as they were told */
+static struct {
+	unsigned long refused;
+	unsigned int nr;
+	unsigned long places[4];
+} special;
+
+static int special_mremap(const struct vm_special_mapping *sm,
+			  struct vm_area_struct *vma)
+{
+	if (special.nr < ARRAY_SIZE(special.places))
+		special.places[special.nr] = vma->vm_start;
+	special.nr++;
+	return vma->vm_start == special.refused ? -EXDEV : 0;
+}
+
+static const struct vm_special_mapping special_mapping = {
+	.name = "[mremap_kunit]",
+	.mremap = special_mremap,
+};
+
+static void map_special(struct kunit *test, unsigned long addr)
+{
+	struct vm_area_struct *vma;
+
+	mmap_write_lock(current->mm);
+	vma = _install_special_mapping(current->mm, addr, PAGES(1),
+				       VM_READ | VM_MAYREAD, &special_mapping);
+	mmap_write_unlock(current->mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(vma));
+}
+
+/* The kernel's own mappings move with others. If one refuses, all are told again. */
+static void special_mappings_are_told_back(struct kunit *test)
+{
+	const struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(2),
+		.new_len = PAGES(2),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+
+	special.nr = 0;
+	special.refused = DST_AT + PAGES(1);
+	map_special(test, SRC_AT);
+	map_special(test, SRC_AT + PAGES(1));
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EXDEV);
+	KUNIT_EXPECT_EQ(test, special.nr, 3);
+	KUNIT_EXPECT_EQ(test, special.places[0], DST_AT);
+	KUNIT_EXPECT_EQ(test, special.places[1], DST_AT + PAGES(1));
+	KUNIT_EXPECT_EQ(test, special.places[2], SRC_AT);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(1));
+	expect_vma(test, SRC_AT + PAGES(1), SRC_AT + PAGES(2));
+	KUNIT_EXPECT_NULL(test, vma_at(DST_AT));
+	KUNIT_EXPECT_NULL(test, vma_at(DST_AT + PAGES(1)));
+
+	/* And now it may. */
+	special.refused = 0;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), DST_AT);
+	KUNIT_EXPECT_EQ(test, special.nr, 5);
+	close_space(test);
+}
+
 /* With too many VMAs, a call that could need more is refused. */
 static void full_map_is_left_alone(struct kunit *test)
 {
@@ -3604,6 +3731,7 @@ static struct kunit_case call_tests[] = {
 	KUNIT_CASE(refused_sources_are_put_back),
 	KUNIT_CASE(unsplittable_is_left_alone),
 	KUNIT_CASE(driver_moves_alone),
+	KUNIT_CASE(special_mappings_are_told_back),
 	KUNIT_CASE(full_map_is_left_alone),
 	KUNIT_CASE(call_keeps_to_its_map_budget),
 	{}
