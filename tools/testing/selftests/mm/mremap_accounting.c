@@ -1422,7 +1422,10 @@ static void protect_source(META, VARIANT)
 				      bytes(variant->above), PROT_READ));
 }
 
-/* What a call may unmap. Its second half is a mapping of its own. */
+/*
+ * What a call may unmap. Its second half is a mapping of its own. Unless it is
+ * registered, both halves go on beyond it.
+ */
 static void map_old_destination(META, SELF, VARIANT)
 {
 	const unsigned long dst = sweep_dst(variant);
@@ -1442,11 +1445,13 @@ static void map_destination(META, SELF, VARIANT)
 
 	if (!(variant->with & OCCUPIED))
 		return;
-	ASSERT_EQ(dst - psize(), map_anon(dst - psize(), psize()));
+	/* As one, so that what is mapped in between later is one with both. */
+	ASSERT_EQ(dst - psize(), map_anon(dst - psize(),
+					  new_len(variant) + bytes(2)));
 	stamp(dst - psize(), 4000);
-	ASSERT_EQ(dst + new_len(variant), map_anon(dst + new_len(variant),
-						   psize()));
 	stamp(dst + new_len(variant), 4001);
+	ASSERT_EQ(0, mprotect(at(dst + new_len(variant)), psize(), PROT_READ));
+	ASSERT_EQ(0, munmap(at(dst), new_len(variant)));
 	map_old_destination(_metadata, self, variant);
 }
 

@@ -134,6 +134,8 @@ ROW(dontunmap_both_zero, ANON, SRC, 0, 0, DONTUNMAP, 0, EINVAL);
 ROW(old_len_wraps_to_zero, ANON, SRC, -1UL, LEN, MREMAP_MAYMOVE, 0, EINVAL);
 ROW(old_len_huge, ANON, SRC, -P, LEN, 0, 0, EINVAL);
 ROW(old_len_huge_fixed, ANON, SRC, -P, LEN, FIXED, DST, EINVAL, DESTROYS);
+/* What is to be dropped starts at the guard page below the source. */
+ROW(dropped_wraps, ANON, SRC + P, -P, -2 * P, 0, 0, EINVAL, .base = -1);
 
 /* ---- the destination ---- */
 
@@ -344,6 +346,8 @@ ROW(both_as_and_beyond, LIMIT_AS, SRC, 2 * LEN, 3 * LEN, MREMAP_MAYMOVE, 0,
 ROW(both_hugetlb_grow_and_source_beyond, HUGETLB, SRC, 3 * H, 4 * H,
     MREMAP_MAYMOVE, 0, EINVAL);
 ROW(both_hugetlb_grow_and_overlap, HUGETLB, SRC, 2 * H, 3 * H, FIXED, SRC,
+    EINVAL);
+ROW(both_hugetlb_new_addr_and_beyond, HUGETLB, SRC, 4 * H, 3 * H, FIXED, DST + P,
     EINVAL);
 ROW(both_dontunmap_and_beyond, VDSO, SRC, MB, MB, DONTUNMAP, 0, EINVAL);
 ROW(both_dontexpand_and_beyond, VDSO, SRC, MB, 2 * MB, MREMAP_MAYMOVE, 0,

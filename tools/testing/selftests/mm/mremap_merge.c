@@ -2060,4 +2060,25 @@ TEST(kept_source_stays_apart)
 	EXPECT_OK(check_stamps(SRC + bytes(8), bytes(8), 9));
 }
 
+/*
+ * What is left behind empty is like a mapping just made there, wherever its pages
+ * came from. Stock keeps the offset.
+ */
+TEST(kept_source_joins_what_is_mapped_beside_mended)
+{
+	const struct vma want = { SRC, SRC + bytes(16), "rw-p", 0, 0 };
+
+	SKIP_STOCK_BUG();
+	use_small_pages();
+	ASSERT_EQ(AWAY, map_anon(AWAY, bytes(8)));
+	stamp_range(AWAY, bytes(8), 1);
+	ASSERT_EQ(SRC, move_to(AWAY, bytes(8), bytes(8), SRC));
+	ASSERT_EQ(AWAY, do_mremap(SRC, bytes(8), bytes(8), FIXED | DONTUNMAP,
+				  AWAY));
+	ASSERT_EQ(SRC + bytes(8), map_anon(SRC + bytes(8), bytes(8)));
+	EXPECT_OK(check_vmas(SRC, SRC + bytes(16), &want, 1));
+	EXPECT_OK(check_stamps(AWAY, bytes(8), 1));
+	EXPECT_OK(check_zero(SRC, bytes(16)));
+}
+
 TEST_HARNESS_MAIN

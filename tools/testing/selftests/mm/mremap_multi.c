@@ -1721,6 +1721,32 @@ TEST_F(multi, peak_is_not_raised_mended)
 	EXPECT_OK(check_world(w));
 }
 
+/* A table is freed if all that it was for is gone, even in two pieces. */
+TEST_F(multi, table_of_two_old_destinations_is_freed_mended)
+{
+	const unsigned long dst = SRC + GB;
+	struct counters before, after;
+
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	/* The upper tables are those of others, too. */
+	guard_page(WINDOW);
+	for (size_t page = 0; page < 16; page += 8) {
+		ASSERT_EQ(SRC + bytes(page), map_anon(SRC + bytes(page), bytes(4)));
+		ASSERT_EQ(dst + bytes(page), map_anon(dst + bytes(page), bytes(4)));
+	}
+	read_counters(&before);
+	read_counters(&before);
+	for (size_t page = 0; page < 16; page += 8)
+		stamp_range(dst + bytes(page), bytes(4), 1);
+	read_counters(&after);
+	ASSERT_LT(before.page_tables, after.page_tables);
+	ASSERT_EQ(dst, move_to(SRC, bytes(12), bytes(12), dst));
+	read_counters(&after);
+	EXPECT_EQ(before.page_tables, after.page_tables);
+	EXPECT_OK(check_zero(dst, bytes(4)));
+	EXPECT_OK(check_zero(dst + bytes(8), bytes(4)));
+}
+
 /* A range as long as may be, nearly all of it a gap. */
 TEST_F(multi, trailing_gap_of_terabytes_mended)
 {

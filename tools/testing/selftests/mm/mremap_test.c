@@ -1125,6 +1125,56 @@ TEST(whole_tables_move_as_they_are)
 		EXPECT_OK(check_stamp(dst + done, done));
 }
 
+/* What stays of a mapping and what is dropped share a table: both let go of it. */
+TEST(page_table_of_a_shrinking_move_is_freed)
+{
+	const unsigned long src = WINDOW + GB, dst = WINDOW + 2 * GB;
+	struct counters before, after;
+
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(src, map_anon(src, bytes(8)));
+	stamp_range(src, bytes(8), 1);
+	read_counters(&before);
+	read_counters(&before);
+	ASSERT_EQ(dst, move_to(src, bytes(8), bytes(4), dst));
+	read_counters(&after);
+	EXPECT_EQ(before.page_tables, after.page_tables);
+	EXPECT_OK(check_stamps(dst, bytes(4), 1));
+}
+
+/* ---- old and new place in one mapping ---- */
+
+/* What is unmapped cuts the mapping of which a part moves, below or above. */
+static void leave_behind(META, size_t from, size_t to, size_t pages)
+{
+	const unsigned long src = WINDOW + GB;
+	const size_t low = from < to ? from : to;
+	const size_t high = from < to ? to : from;
+
+	ASSERT_EQ(src, map_anon(src, bytes(16)));
+	stamp_range(src, bytes(16), 1);
+	ASSERT_EQ(src + bytes(to),
+		  do_mremap(src + bytes(from), bytes(pages), bytes(pages),
+			    FIXED | DONTUNMAP, src + bytes(to)));
+	EXPECT_OK(check_stamps(src, bytes(low), 1));
+	EXPECT_OK(check_stamps(src + bytes(low + pages),
+			       bytes(high - low - pages), 1 + low + pages));
+	EXPECT_OK(check_stamps(src + bytes(high + pages),
+			       bytes(16 - high - pages), 1 + high + pages));
+	EXPECT_OK(check_stamps(src + bytes(to), bytes(pages), 1 + from));
+	EXPECT_OK(check_zero(src + bytes(from), bytes(pages)));
+	ASSERT_EQ(0, munmap(at(src), bytes(16)));
+}
+
+TEST(dontunmap_within_a_mapping)
+{
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	for (size_t from = 0; from <= 12; from += 4)
+		for (size_t to = 0; to <= 12; to += 4)
+			if (from != to)
+				leave_behind(_metadata, from, to, 4);
+}
+
 /* ---- overlap ---- */
 
 TEST(adjacent_is_no_overlap)

@@ -721,6 +721,108 @@ TEST_F(trace, place_for_a_table_of_tables)
 	EXPECT_OK(check_sparse(to, pages, 9000));
 }
 
+/* ---- places in an address space that is full ---- */
+
+#define LEAST	MB
+
+/* Where something was mapped to fill it. */
+struct filler {
+	unsigned long start;
+	size_t len;
+};
+
+/*
+ * Maps all that is free, but for holes of less than LEAST. When nothing is left
+ * of the usual area, the kernel goes on above it: the biggest one there is *above,
+ * of length 0 if there is none. Returns the biggest one of all.
+ */
+static struct filler fill_address_space(struct filler *above)
+{
+	const int prot = PROT_NONE;
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	struct filler biggest = { 0 };
+	/* The highest free page of the usual area, so there is none above it. */
+	void *last = mmap(NULL, psize(), prot, flags, -1, 0);
+
+	*above = (struct filler) { 0 };
+	for (size_t len = 1UL << 46; len >= LEAST; len /= 2) {
+		void *p;
+
+		while ((p = mmap(NULL, len, prot, flags, -1, 0)) != MAP_FAILED) {
+			if (!biggest.len)
+				biggest = (struct filler) { (unsigned long)p, len };
+			if (p > last && !above->len)
+				*above = (struct filler) { (unsigned long)p, len };
+		}
+	}
+	return biggest;
+}
+
+/* A hole in the middle of a filler, at an offset that tables do not have. */
+static unsigned long make_hole(META, struct filler filler, size_t len)
+{
+	const unsigned long middle = filler.start + filler.len / 2;
+	const unsigned long hole = middle / pud_span() * pud_span() + bytes(37);
+
+	ASSERT_LT(2 * (len + pud_span()), filler.len);
+	ASSERT_EQ(0, munmap(at(hole), len));
+	return hole;
+}
+
+/* The trace is read with memory that has to be there by then. */
+static void rehearse(META, SELF)
+{
+	traced(_metadata, self, SRC, psize(), psize(), 0, 0);
+}
+
+/*
+ * There is a place for whole tables, but only where mappings go when nothing else
+ * is free, near the stack. That is not what the kernel looks for a place for.
+ */
+TEST_F(trace, place_in_the_usual_area)
+{
+	const size_t pages = 2 * table_pages();
+	const size_t len = bytes(pages + 1);
+	struct filler biggest, above;
+	unsigned long hole;
+
+	map_sparse(_metadata, SRC, pages, 8);
+	guard_page(SRC + bytes(pages));
+	rehearse(_metadata, self);
+	biggest = fill_address_space(&above);
+	if (above.len < 64 * MB)
+		SKIP(return, "needs room above the usual area");
+	hole = make_hole(_metadata, biggest, len);
+	ASSERT_EQ(0, munmap(at(above.start + 16 * MB), 32 * MB));
+	ASSERT_EQ(hole, traced(_metadata, self, SRC, bytes(pages), len,
+			       MREMAP_MAYMOVE, 0));
+	EXPECT_COUNTS(.vmas = 1, .ptes = pages / 8);
+	EXPECT_OK(check_sparse(hole, pages, 8));
+}
+
+/* There is no place for a table of tables, but for the tables that it is of. */
+TEST_F(trace, place_for_tables_of_a_table)
+{
+	const size_t pages = pud_span() / psize();
+	const size_t room = pud_span() + 8 * pmd_span();
+	struct filler biggest, above;
+	unsigned long hole, to;
+
+	map_sparse(_metadata, SRC, pages, 9000);
+	guard_page(SRC + pud_span());
+	rehearse(_metadata, self);
+	biggest = fill_address_space(&above);
+	hole = make_hole(_metadata, biggest, room);
+	to = traced(_metadata, self, SRC, pud_span(), pud_span() + psize(),
+		    MREMAP_MAYMOVE, 0);
+	ASSERT_EQ(0, error_of(to));
+	EXPECT_LE(hole, to);
+	EXPECT_GE(hole + room, to + pud_span() + psize());
+	EXPECT_EQ(0UL, (to - SRC) % pmd_span());
+	EXPECT_COUNTS(.vmas = 1, .pmds = pages / 9000 + 1);
+	EXPECT_OK(check_sparse(to, pages, 9000));
+}
+
 /* ---- huge pages ---- */
 
 #define HUGE_PAGES	4

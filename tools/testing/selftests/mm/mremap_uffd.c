@@ -3299,6 +3299,7 @@ TEST_F_TIMEOUT(collector, cycles, 120)
 FIXTURE(failing)
 {
 	struct monitor monitor;
+	struct monitor other;
 	unsigned long src;
 	unsigned long dst;
 	size_t len;
@@ -3318,6 +3319,7 @@ FIXTURE_VARIANT(failing)
 	int resize;		/* in tables */
 	unsigned long flags;
 	bool occupied;		/* something registered is at the destination */
+	bool shared;		/* and half of it with another monitor */
 	bool markers;		/* untouched pages are protected, too */
 };
 
@@ -3385,6 +3387,11 @@ FIXTURE_VARIANT_ADD(failing, occupied_shrinking) {
 	.resize = -1, .flags = FIXED, .occupied = true,
 };
 
+FIXTURE_VARIANT_ADD(failing, occupied_by_two_monitors) {
+	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
+	.flags = FIXED, .occupied = true, .shared = true,
+};
+
 #define SELF	FIXTURE_DATA(failing) *self
 #define VARIANT	const FIXTURE_VARIANT(failing) *variant
 
@@ -3406,6 +3413,8 @@ FIXTURE_SETUP(failing)
 	self->monitor.page = hugetlb ? default_huge_page_size() : psize();
 	NEED_MONITOR(&self->monitor, variant->features |
 		     wp_features(variant->memory, variant->markers));
+	if (variant->shared)
+		NEED_MONITOR(&self->other, UNMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
 	if (variant->memory != ANON_HUGE)
 		no_huge_pages();
 	self->fail_nth = open(FAIL_NTH, O_RDWR);
@@ -3439,7 +3448,26 @@ static void build(META, SELF, VARIANT)
 	if (!variant->occupied)
 		return;
 	ASSERT_EQ(self->dst, map_anon(self->dst, self->new_len));
-	ASSERT_EQ(0, register_range(fd, self->dst, self->new_len, WP));
+	if (!variant->shared) {
+		ASSERT_EQ(0, register_range(fd, self->dst, self->new_len, WP));
+		return;
+	}
+	ASSERT_EQ(0, register_range(fd, self->dst, pmd_span(), WP));
+	ASSERT_EQ(0, register_range(self->other.fd, self->dst + pmd_span(),
+				    self->new_len - pmd_span(), WP));
+}
+
+/* Each monitor of the old destination is told of all that is unmapped. */
+static void want_unmapped_destination(SELF, VARIANT)
+{
+	want_unmap(&self->monitor, self->dst, self->new_len);
+	if (variant->shared)
+		want_unmap(&self->other, self->dst, self->new_len);
+}
+
+static const char *check_other(SELF, VARIANT)
+{
+	return variant->shared ? check_events(&self->other) : NULL;
 }
 
 static const char *check_stepped(SELF, unsigned long addr, size_t len)
@@ -3471,11 +3499,12 @@ static void check_failed_move(META, SELF, VARIANT)
 		EXPECT_TRUE(variant->occupied);
 		EXPECT_STREQ("uw", registration(self->dst));
 	} else if (variant->occupied) {
-		want_unmap(&self->monitor, self->dst, self->new_len);
+		want_unmapped_destination(self, variant);
 	}
 	EXPECT_EQ(0, set_protection(self->monitor.fd, self->src, self->protect,
 				    true));
 	EXPECT_OK(check_events(&self->monitor));
+	EXPECT_OK(check_other(self, variant));
 }
 
 static void check_done_move(META, SELF, VARIANT)
@@ -3487,13 +3516,14 @@ static void check_done_move(META, SELF, VARIANT)
 		self->len : self->new_len;
 
 	if (variant->occupied)
-		want_unmap(monitor, self->dst, self->new_len);
+		want_unmapped_destination(self, variant);
 	want_remap(monitor, self->src, self->dst, kept);
 	if (kept < self->len)
 		want_unmap(monitor, self->src + kept, self->len - kept);
 	if (!(variant->flags & MREMAP_DONTUNMAP))
 		want_unmap(monitor, self->src, kept);
 	EXPECT_OK(check_events(monitor));
+	EXPECT_OK(check_other(self, variant));
 	EXPECT_STREQ(if_followed(monitor, "uw"), registration(self->dst));
 	EXPECT_EQ(protected, count_protected(self->dst, self->new_len));
 	EXPECT_OK(check_stepped(self, self->dst, kept));
@@ -3520,6 +3550,9 @@ static bool fail_once(META, SELF, VARIANT, int nth)
 	/* What that has told is of no interest. */
 	ASSERT_TRUE(ask_monitor(&self->monitor, 'p'));
 	self->monitor.nr_got = 0;
+	if (variant->shared)
+		ASSERT_TRUE(ask_monitor(&self->other, 'p'));
+	self->other.nr_got = 0;
 	return injected;
 }
 
