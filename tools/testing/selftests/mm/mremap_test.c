@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../kselftest_harness.h"
@@ -1144,6 +1145,19 @@ TEST(page_table_of_a_shrinking_move_is_freed)
 
 /* ---- old and new place in one mapping ---- */
 
+/* Also what a child inherits, which the mapping has to be known to have pages for. */
+static const char *check_inherited(unsigned long addr, size_t len, unsigned long id)
+{
+	int status = -1;
+	pid_t child = fork();
+
+	if (!child)
+		_exit(!!check_stamps(addr, len, id));
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		return "cannot fork";
+	return status ? "a child does not find the pages" : NULL;
+}
+
 /* What is unmapped cuts the mapping of which a part moves, below or above. */
 static void leave_behind(META, size_t from, size_t to, size_t pages)
 {
@@ -1162,6 +1176,7 @@ static void leave_behind(META, size_t from, size_t to, size_t pages)
 	EXPECT_OK(check_stamps(src + bytes(high + pages),
 			       bytes(16 - high - pages), 1 + high + pages));
 	EXPECT_OK(check_stamps(src + bytes(to), bytes(pages), 1 + from));
+	EXPECT_OK(check_inherited(src + bytes(to), bytes(pages), 1 + from));
 	EXPECT_OK(check_zero(src + bytes(from), bytes(pages)));
 	ASSERT_EQ(0, munmap(at(src), bytes(16)));
 }
