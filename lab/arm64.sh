@@ -30,7 +30,7 @@ kbuild=(make -C build/tree O="$PWD/$out/kernel" ARCH=arm64 CROSS_COMPILE="$cross
 
 build() {
 	mkdir -p "$out/kernel"
-	cat lab/config/debug.config lab/config/arm64.config >"$out/wanted.config"
+	cat lab/config/{guest,debug,arm64}.config >"$out/wanted.config"
 	if ! cmp -s "$out/wanted.config" "$out/kernel/.config.wanted"; then
 		"${kbuild[@]}" KCONFIG_ALLCONFIG="$PWD/$out/wanted.config" allnoconfig
 		cp "$out/wanted.config" "$out/kernel/.config.wanted"

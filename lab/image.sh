@@ -5,7 +5,7 @@
 
 . "$(dirname "$0")/common.sh"
 
-(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug|rt
+(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug|rt|lean
 peer is the kernel source in the folder \$PEER"
 tree=$1 flavor=$2
 
@@ -30,19 +30,20 @@ prod)
 	}
 	completion=(olddefconfig)
 	objects=2280
+	fragments=(lab/config/prod.config)
 	;;
-debug | rt)
+debug | rt | lean)
 	seed() { :; }
 	completion=(KCONFIG_ALLCONFIG=.config.wanted allnoconfig)
 	objects=1300
+	fragments=(lab/config/guest.config "lab/config/$flavor.config")
 	;;
-*) die "no flavor '$flavor': prod, debug or rt" ;;
+*) die "no flavor '$flavor': prod, debug, rt or lean" ;;
 esac
 
-fragments=("lab/config/$flavor.config")
 excluded='^$'
 if [[ $flavor == rt ]]; then
-	fragments=(lab/config/debug.config "${fragments[@]}")
+	fragments=(lab/config/{guest,debug,rt}.config)
 	excluded='^CONFIG_(PREEMPT|TRANSPARENT_HUGEPAGE.*|NUMA_BALANCING|TEST_HMM)='
 fi
 # Options that only the patched source has.

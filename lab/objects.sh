@@ -27,7 +27,7 @@ for argument; do
 done
 ((${#goals[@]})) || goals=("${objects[@]}")
 
-fragments=(lab/config/debug.config lab/config/check.config)
+fragments=(lab/config/{guest,debug,check}.config)
 shadow=build/objects/$name
 out=$shadow/obj
 log=$shadow.log
