@@ -12,8 +12,8 @@ suites=(mremap_test mremap_errno mremap_features mremap_multi mremap_merge mrema
 # Not in a guest of ours: the kernel's own kunit.py builds and boots a kernel.
 kunit=1
 
-usage="usage: lab/test.sh [--base] [-f prod|debug|rt] [-s SUITE] [-t TEST] [-- HARNESS_ARG...]
-  --base  the unpatched kernel (prod unless told), whose own behaviour the tests then expect;
+usage="usage: lab/test.sh [--base] [-f prod|debug|rt|lean] [-s SUITE] [-t TEST] [-- HARNESS_ARG...]
+  --base  the unpatched kernel (lean unless told), whose own behaviour the tests then expect;
           MREMAP_EXPECT=patched shows where the two kernels differ
   -f, -s  only this flavor, only this suite: ${suites[*]}, or kunit
   -t      only tests of this name; what follows -- goes to the suite"
@@ -24,7 +24,7 @@ expect=patched
 arguments=()
 flavor_given=0
 
-declare -A seconds=([prod]=600 [debug]=1500 [rt]=1500)	# limit for one suite
+declare -A seconds=([prod]=600 [lean]=600 [debug]=1500 [rt]=1500)	# limit for one suite
 declare -A append=([mremap_race]="numa=fake=2")	# on the command line
 
 is_one_of() {
@@ -37,7 +37,7 @@ while (($#)); do
 	case $1 in
 	--base)
 		tree=base expect=${MREMAP_EXPECT:-base} kunit=0
-		((flavor_given)) || flavors=(prod)
+		((flavor_given)) || flavors=(lean)
 		;;
 	-h | --help)
 		echo "$usage"
@@ -51,7 +51,7 @@ while (($#)); do
 	-f | -s | -t)
 		(($# > 1)) || die "$1 needs a value"
 		case $1 in
-		-f) is_one_of "$2" prod debug rt || die "no flavor '$2': prod, debug or rt"
+		-f) is_one_of "$2" prod debug rt lean || die "no flavor '$2': prod, debug, rt or lean"
 			flavors=("$2") flavor_given=1 kunit=0 ;;
 		-s) is_one_of "$2" "${suites[@]}" kunit || die "no suite '$2': ${suites[*]} kunit"
 			[[ $2 == kunit ]] || kunit=0
