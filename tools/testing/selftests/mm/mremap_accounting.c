@@ -1589,23 +1589,20 @@ static int count_events(SELF)
 	return nr;
 }
 
-static const char *open_uffd(SELF, VARIANT)
+static const char *start_uffd(SELF, VARIANT)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-	};
+	uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP;
 
 	self->uffd = -1;
 	if (!(variant->with & UFFD))
 		return NULL;
 	if (is_hugetlb(variant))
-		api.features |= UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+		features |= UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 	if (variant->with & UFFD_EVENTS)
-		api.features |= UFFD_FEATURE_EVENT_REMAP |
-				UFFD_FEATURE_EVENT_UNMAP;
-	self->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (self->uffd < 0 || ioctl(self->uffd, UFFDIO_API, &api))
+		features |= UFFD_FEATURE_EVENT_REMAP |
+			    UFFD_FEATURE_EVENT_UNMAP;
+	self->uffd = open_uffd(features);
+	if (self->uffd < 0)
 		return "needs userfaultfd that can write-protect such memory";
 	if (!(variant->with & UFFD_EVENTS))
 		return NULL;
@@ -2069,7 +2066,7 @@ FIXTURE_SETUP(sweep)
 	stay_on_one_processor();
 	write_setting(KSM_DIR "pages_to_scan", "1000");
 	write_setting(KSM_DIR "sleep_millisecs", "1");
-	why = open_uffd(self, variant);
+	why = start_uffd(self, variant);
 	if (why)
 		SKIP(return, "%s", why);
 	self->fail_nth = open(FAIL_NTH, O_RDWR);

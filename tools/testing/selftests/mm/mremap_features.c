@@ -175,22 +175,6 @@ TEST(flags_move_along)
 
 /* ---- fork ---- */
 
-/* Runs check in a child; its complaint, if any, is printed there. */
-static bool child_agrees(META, const char *(*check)(void))
-{
-	int status;
-	pid_t child = fork();
-
-	if (!child) {
-		const char *why = check();
-
-		if (why)
-			TH_LOG("child: %s", why);
-		_exit(!!why);
-	}
-	return waitpid(child, &status, 0) == child && !status;
-}
-
 static const char *child_lacks_dst(void)
 {
 	return check_unmapped(DST, bytes(8));
@@ -201,7 +185,7 @@ TEST(dontfork_moves_along)
 	map_touched(_metadata, SRC, 8);
 	ASSERT_EQ(0, madvise(at(SRC), bytes(8), MADV_DONTFORK));
 	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(8), DST));
-	EXPECT_TRUE(child_agrees(_metadata, child_lacks_dst));
+	EXPECT_OK_IN_CHILD(child_lacks_dst());
 }
 
 #define COW_PAGES	32
@@ -218,7 +202,7 @@ TEST(child_of_a_moved_mapping)
 {
 	map_touched(_metadata, SRC, COW_PAGES);
 	ASSERT_EQ(DST, move_to(SRC, bytes(COW_PAGES), bytes(COW_PAGES), DST));
-	EXPECT_TRUE(child_agrees(_metadata, child_writes_its_copy));
+	EXPECT_OK_IN_CHILD(child_writes_its_copy());
 	EXPECT_OK(check_stamps(DST, bytes(COW_PAGES), 1));
 }
 
@@ -244,7 +228,7 @@ static const char *child_moves(void)
 TEST(child_moves_shared_pages)
 {
 	map_touched(_metadata, SRC, COW_PAGES);
-	EXPECT_TRUE(child_agrees(_metadata, child_moves));
+	EXPECT_OK_IN_CHILD(child_moves());
 	EXPECT_OK(check_stamps(SRC, bytes(COW_PAGES), 1));
 }
 
@@ -1407,13 +1391,13 @@ static const char *exec_with_environment(void)
 TEST(exec_keeps_megabytes_of_arguments)
 {
 	for (int i = 0; i < 3; i++)
-		EXPECT_TRUE(child_agrees(_metadata, exec_with_arguments));
+		EXPECT_OK_IN_CHILD(exec_with_arguments());
 }
 
 TEST(exec_keeps_megabytes_of_environment)
 {
 	for (int i = 0; i < 3; i++)
-		EXPECT_TRUE(child_agrees(_metadata, exec_with_environment));
+		EXPECT_OK_IN_CHILD(exec_with_environment());
 }
 
 int main(int argc, char **argv)

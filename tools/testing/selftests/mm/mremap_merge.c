@@ -18,7 +18,6 @@
 #include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -50,17 +49,6 @@
 #define NEED_SOFT_DIRTY()						\
 	if (!softdirty_supported())					\
 		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY")
-
-static const char *say(const char *format, ...)
-{
-	static char text[256];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-	return text;
-}
 
 static void use_small_pages(void)
 {
@@ -129,7 +117,7 @@ static const char *scan_soft_dirty(unsigned long addr, size_t pages)
 		arg.start = arg.walk_end;
 	}
 	close(fd);
-	return nr < 0 ? say("PAGEMAP_SCAN: %s", strerror(errno)) : NULL;
+	return nr < 0 ? complain("PAGEMAP_SCAN: %s", strerror(errno)) : NULL;
 }
 
 static const char *read_soft_dirty(unsigned long addr, size_t pages)
@@ -146,9 +134,9 @@ static const char *check_entry(unsigned long addr, size_t page, bool dirty)
 
 	if (told == dirty && scanned[page] == dirty)
 		return NULL;
-	return say("page %#lx is %s by pagemap and %s by PAGEMAP_SCAN, not %s",
-		   addr + bytes(page), told ? "dirty" : "clean",
-		   scanned[page] ? "dirty" : "clean", dirty ? "dirty" : "clean");
+	return complain("page %#lx is %s by pagemap and %s by PAGEMAP_SCAN, not %s",
+			addr + bytes(page), told ? "dirty" : "clean",
+			scanned[page] ? "dirty" : "clean", dirty ? "dirty" : "clean");
 }
 
 /* All pages of the range, with or without contents. */
@@ -359,8 +347,8 @@ static const char *check_dirty(DIRTY_SELF, unsigned long addr, size_t first,
 		const bool contents = entries[page] & CONTENTS;
 
 		if (contents != is_touched(self, page))
-			return say("page %#lx has %s contents",
-				   addr + bytes(page), contents ? "" : "no");
+			return complain("page %#lx has %s contents",
+					addr + bytes(page), contents ? "" : "no");
 		if (contents)
 			why = check_entry(addr, page,
 					  page >= first && page < first + nr);
@@ -499,8 +487,8 @@ static const char *check_reclaim(unsigned long addr, size_t len, size_t pages)
 	}
 	if (swapped == pages)
 		return NULL;
-	return say("%#lx-%#lx: %zu pages swapped out, not %zu", addr,
-		   addr + len, swapped, pages);
+	return complain("%#lx-%#lx: %zu pages swapped out, not %zu", addr,
+			addr + len, swapped, pages);
 }
 
 FIXTURE_SETUP(swapped)
@@ -1397,22 +1385,6 @@ static void come_home(META, JOIN_SELF, unsigned long flags)
 						part_at(self, MID)));
 }
 
-/* Runs check in a child; its complaint, if any, is printed there. */
-static bool child_agrees(META, JOIN_SELF, const char *(*check)(JOIN_SELF))
-{
-	int status;
-	pid_t child = fork();
-
-	if (!child) {
-		const char *why = check(self);
-
-		if (why)
-			TH_LOG("child: %s", why);
-		_exit(!!why);
-	}
-	return waitpid(child, &status, 0) == child && !status;
-}
-
 TEST_F(join, becomes_one_mended)
 {
 	if (!stock_merges(self))
@@ -1483,11 +1455,11 @@ TEST_F(join, fork)
 {
 	NEED_SWAP();
 	come_home(_metadata, self, 0);
-	EXPECT_TRUE(child_agrees(_metadata, self, write_own_copies));
+	EXPECT_OK_IN_CHILD(write_own_copies(self));
 	EXPECT_OK(check_parts(self));
 	EXPECT_OK(reclaim_parts(self));
 	stamp_all(self);
-	EXPECT_TRUE(child_agrees(_metadata, self, write_own_copies));
+	EXPECT_OK_IN_CHILD(write_own_copies(self));
 	EXPECT_OK(reclaim_parts(self));
 }
 
@@ -1537,7 +1509,7 @@ TEST_F(join, mid_alone)
 	self->kinds[NEXT] = NONE;
 	EXPECT_OK(check_parts(self));
 	EXPECT_OK(reclaim_parts(self));
-	EXPECT_TRUE(child_agrees(_metadata, self, write_own_copies));
+	EXPECT_OK_IN_CHILD(write_own_copies(self));
 	stamp_all(self);
 	EXPECT_OK(reclaim_parts(self));
 }
@@ -1551,7 +1523,7 @@ TEST_F(join, neighbours_alone)
 	EXPECT_OK(check_parts(self));
 	stamp_all(self);
 	EXPECT_OK(reclaim_parts(self));
-	EXPECT_TRUE(child_agrees(_metadata, self, write_own_copies));
+	EXPECT_OK_IN_CHILD(write_own_copies(self));
 }
 
 /* Cuts across the seams where parts have become one. */
@@ -1651,7 +1623,7 @@ static const char *fork_move(unsigned long from, unsigned long to)
 {
 	const unsigned long ret = move_to(from, FORK_LEN, FORK_LEN, to);
 
-	return ret == to ? NULL : say("the move to %#lx returned %#lx", to, ret);
+	return ret == to ? NULL : complain("the move to %#lx returned %#lx", to, ret);
 }
 
 /* The mid part goes away, blank neighbours are mapped, and it comes back. */

@@ -22,7 +22,6 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -127,17 +126,6 @@ struct world {
 	int nr_away;
 	struct cell away_cells[CELLS];
 };
-
-static const char *complain(const char *format, ...)
-{
-	static char text[512];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-	return text;
-}
 
 static unsigned long cell_addr(const struct world *w, int cell)
 {
@@ -2793,18 +2781,6 @@ struct monitor {
 	struct uffd_msg msg[16];
 };
 
-static int open_uffd(uint64_t features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
-		close(fd);
-		fd = -1;
-	}
-	return fd;
-}
-
 /* Events are waited for: somebody has to read them. */
 static void *read_events(void *arg)
 {
@@ -3079,22 +3055,6 @@ TEST_F(multi, aio_ring_mended)
 	EXPECT_OK(check_contents(w));
 }
 
-/* Runs check in a child; its complaint, if any, is printed there. */
-static bool child_agrees(META, const char *(*check)(void))
-{
-	int status;
-	pid_t child = fork();
-
-	if (!child) {
-		const char *why = check();
-
-		if (why)
-			TH_LOG("child: %s", why);
-		_exit(!!why);
-	}
-	return waitpid(child, &status, 0) == child && !status;
-}
-
 /* ---- the vDSO ---- */
 
 typedef int clock_function(clockid_t clock, struct timespec *ts);
@@ -3236,14 +3196,14 @@ TEST_F(multi, vdso_moves_mended)
 {
 	if (!look_for_vdso())
 		SKIP(return, "needs a vDSO with a clock");
-	EXPECT_TRUE(child_agrees(_metadata, vdso_moves));
+	EXPECT_OK_IN_CHILD(vdso_moves());
 }
 
 TEST_F(multi, vdso_stays_mended)
 {
 	if (!look_for_vdso())
 		SKIP(return, "needs a vDSO with a clock");
-	EXPECT_TRUE(child_agrees(_metadata, vdso_stays));
+	EXPECT_OK_IN_CHILD(vdso_stays());
 }
 
 /* ---- beside threads and processes ---- */
@@ -3401,7 +3361,7 @@ TEST_F(shaped, shared_with_child_mended)
 
 	ASSERT_OK(build(w, variant->shape, "wwrr.ppdso", ""));
 	inherited_world = w;
-	EXPECT_TRUE(child_agrees(_metadata, child_moves));
+	EXPECT_OK_IN_CHILD(child_moves());
 	EXPECT_OK(settle(w) ?: check_world(w));
 	EXPECT_OK(move_and_write(w, UP(5)));
 }

@@ -1217,16 +1217,6 @@ static const char *exchange_pages(struct race *race)
 	return why;
 }
 
-static int open_uffd(void)
-{
-	struct uffdio_api api = {
-		.api = UFFD_API, .features = UFFD_FEATURE_MOVE,
-	};
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC);
-
-	return fd < 0 || ioctl(fd, UFFDIO_API, &api) ? -1 : fd;
-}
-
 static void map_registered(META, int fd, unsigned long addr)
 {
 	struct uffdio_register reg = {
@@ -1276,7 +1266,7 @@ TEST_F_TIMEOUT(exchange, pages_are_exchanged, TIMEOUT)
 {
 	struct race *race = self->race;
 
-	race->fd = open_uffd();
+	race->fd = open_uffd(UFFD_FEATURE_MOVE);
 	if (race->fd < 0)
 		SKIP(return, "needs userfaultfd with UFFDIO_MOVE");
 	map_registered(_metadata, race->fd, BESIDE_SRC);

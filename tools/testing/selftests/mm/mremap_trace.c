@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -30,17 +29,6 @@
 
 #define SRC	(WINDOW + GB)
 #define DST	(WINDOW + 4 * GB)
-
-static const char *say(const char *format, ...)
-{
-	static char text[1024];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-	return text;
-}
 
 /* ---- reading the trace ---- */
 
@@ -244,9 +232,9 @@ static const char *check_counts(SELF, struct counts want)
 
 	if (!memcmp(is, &want, sizeof(want)))
 		return NULL;
-	return say("not vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu, but \"%s\"",
-		   want.vmas, want.puds, want.pmds, want.huge, want.ptes,
-		   self->line);
+	return complain("not vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu, but \"%s\"",
+			want.vmas, want.puds, want.pmds, want.huge, want.ptes,
+			self->line);
 }
 
 #define EXPECT_COUNTS(...)						\
@@ -1020,7 +1008,7 @@ static const char *check_nothing_moved(SELF)
 	const char *why = check_counts(self, (struct counts) { 0 });
 
 	if (!why && self->event.flushes)
-		why = say("%lu flushes, not 0", self->event.flushes);
+		why = complain("%lu flushes, not 0", self->event.flushes);
 	return why;
 }
 

@@ -20,7 +20,6 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -49,17 +48,6 @@
 	if (!start_monitor(monitor, features))				\
 		SKIP(return, "%s", lacks_features(features))
 
-static const char *wrong(const char *format, ...)
-{
-	static char line[256];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(line, sizeof(line), format, args);
-	va_end(args);
-	return line;
-}
-
 /* ---- the monitor ---- */
 
 #define MESSAGES	64
@@ -82,18 +70,6 @@ struct monitor {
 	int nr_want;
 };
 
-static int open_uffd(uint64_t features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
-		close(fd);
-		fd = -1;
-	}
-	return fd;
-}
-
 /* Write protection where there is no page of anonymous memory. */
 #define WITH_MARKERS							\
 	(UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED |	\
@@ -111,8 +87,8 @@ static const char *lacks_features(uint64_t features)
 	features &= ~api.features;
 	if (features & WITH_MARKERS)
 		return "needs CONFIG_PTE_MARKER_UFFD_WP";
-	return wrong("needs userfaultfd with features %#llx",
-		     (unsigned long long)features);
+	return complain("needs userfaultfd with features %#llx",
+			(unsigned long long)features);
 }
 
 /* All of these return 0 or the errno. */
@@ -333,18 +309,18 @@ static const char *check_events(struct monitor *monitor)
 		trim_message(want, monitor->page);
 		if (!memcmp(got, want, sizeof(*got)))
 			continue;
-		return wrong("event %d: %#x %#llx %#llx %#llx, not %#x %#llx %#llx %#llx",
-			     i, got->event, got->arg.reserved.reserved1,
-			     got->arg.reserved.reserved2,
-			     got->arg.reserved.reserved3, want->event,
-			     want->arg.reserved.reserved1,
-			     want->arg.reserved.reserved2,
-			     want->arg.reserved.reserved3);
+		return complain("event %d: %#x %#llx %#llx %#llx, not %#x %#llx %#llx %#llx",
+				i, got->event, got->arg.reserved.reserved1,
+				got->arg.reserved.reserved2,
+				got->arg.reserved.reserved3, want->event,
+				want->arg.reserved.reserved1,
+				want->arg.reserved.reserved2,
+				want->arg.reserved.reserved3);
 	}
 	if (nr_got == nr_want)
 		return NULL;
-	return wrong("%d events, not %d; the first one too many: %#x", nr_got,
-		     nr_want, nr_got > nr_want ? monitor->got[nr_want].event : 0);
+	return complain("%d events, not %d; the first one too many: %#x", nr_got,
+			nr_want, nr_got > nr_want ? monitor->got[nr_want].event : 0);
 }
 
 /* ---- what can be seen of a mapping ---- */
@@ -1731,10 +1707,10 @@ static const char *check_protection(SELF, unsigned long addr, size_t start,
 		const bool want = kept && in_protected_unit(self, first + i);
 
 		if (!!(bits[i] & PM_UFFD_WP) != want)
-			return wrong("page %zu at %#lx: pagemap %#llx, is%s to be protected",
-				     first + i, addr + bytes(i),
-				     (unsigned long long)bits[i],
-				     want ? "" : " not");
+			return complain("page %zu at %#lx: pagemap %#llx, is%s to be protected",
+					first + i, addr + bytes(i),
+					(unsigned long long)bits[i],
+					want ? "" : " not");
 	}
 	return NULL;
 }
@@ -2227,11 +2203,11 @@ static const char *check_written(SELF, unsigned long addr, uint64_t flags,
 	const int err = scan_written(addr, self->len, flags, written);
 
 	if (err)
-		return wrong("PAGEMAP_SCAN: %s", strerror(err));
+		return complain("PAGEMAP_SCAN: %s", strerror(err));
 	for (size_t page = 0; page < self->len / psize(); page++)
 		if (written[page] != is_written(self, page, steps, nr))
-			return wrong("page %zu at %#lx is told to be %swritten to",
-				     page, addr, written[page] ? "" : "not ");
+			return complain("page %zu at %#lx is told to be %swritten to",
+					page, addr, written[page] ? "" : "not ");
 	return NULL;
 }
 

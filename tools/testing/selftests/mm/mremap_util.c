@@ -2,9 +2,11 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,16 +22,17 @@
 #define TEXT_SIZE	(8 * MB)
 
 static char text[TEXT_SIZE];
-static char complaint[512];
+static char complaint[1024];
 
-static const char *complain(const char *format, ...)
+const char *complain(const char *format, ...)
 {
+	char line[sizeof(complaint)];
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(complaint, sizeof(complaint), format, args);
+	vsnprintf(line, sizeof(line), format, args);
 	va_end(args);
-	return complaint;
+	return strcpy(complaint, line);
 }
 
 /*
@@ -54,6 +57,18 @@ unsigned long do_mremap(unsigned long addr, size_t old_len, size_t new_len,
 	long ret = syscall(__NR_mremap, addr, old_len, new_len, flags, new_addr);
 
 	return ret == -1 ? -errno : ret;
+}
+
+int open_uffd(uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
 }
 
 int seal(unsigned long addr, size_t len)

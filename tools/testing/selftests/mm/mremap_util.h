@@ -15,7 +15,10 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include "../kselftest.h"
 #include "vm_util.h"
 
 #ifndef MREMAP_DONTUNMAP
@@ -51,6 +54,25 @@
 	ASSERT_EQ(NULL, __why)						\
 		TH_LOG("%s", __why);					\
 } while (0)
+
+/* The same for a check that is made in a child, which prints the line. */
+#define EXPECT_OK_IN_CHILD(check) do {					\
+	const pid_t __child = fork();					\
+	int __status = -1;						\
+									\
+	if (!__child) {							\
+		const char *__why = (check);				\
+									\
+		if (__why)						\
+			TH_LOG("child: %s", __why);			\
+		_exit(!!__why);						\
+	}								\
+	EXPECT_EQ(__child, waitpid(__child, &__status, 0));		\
+	EXPECT_EQ(0, __status);						\
+} while (0)
+
+/* A check's line. It stays until the next one, whose arguments it may be among. */
+const char *complain(const char *format, ...) __printf(1, 2);
 
 /* Addresses covered by one page table, and by one table of page tables. */
 static inline size_t pmd_span(void)
@@ -91,6 +113,9 @@ static inline unsigned long move_to(unsigned long addr, size_t old_len,
 }
 
 int seal(unsigned long addr, size_t len);
+
+/* A userfaultfd with these features that does not block, or -1. */
+int open_uffd(uint64_t features);
 
 /* Maps at exactly addr; the place must be free. */
 unsigned long map_at(unsigned long addr, size_t len, int prot, int flags,
