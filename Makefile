@@ -3,9 +3,10 @@
 # The commands of the laboratory; the work is done in lab/.
 
 TREE ?= patched
-FLAVOR ?= prod
+# For trying things out: the kernel that is built soonest.
+small = $(or $(FLAVOR),lean)
 
-scripts := base tree image run test basetest bench series shell check upstream matrix docs arm64
+scripts := base tree image run test basetest bench series shell guest check upstream matrix docs arm64
 .PHONY: help clean $(scripts)
 
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
@@ -16,8 +17,11 @@ help:
 	@echo "make test     run all tests"
 	@echo "make basetest run them on the unpatched kernel, with what that is expected to do"
 	@echo "make shell    an interactive shell on the patched kernel"
-	@echo "make image    build a kernel, print its path: TREE=base|patched FLAVOR=prod|debug|rt"
-	@echo "              (TREE=$(TREE) FLAVOR=$(FLAVOR) unless told)"
+	@echo "make guest CMD='COMMAND...'"
+	@echo "              run a command of this machine on it (GUEST='...': options of lab/guest.py)"
+	@echo "make image    build a kernel and print its path"
+	@echo "              (TREE=base|patched FLAVOR=prod|debug|rt|lean; TREE=patched FLAVOR=prod"
+	@echo "              unless told, for run, shell and guest FLAVOR=lean)"
 	@echo "make base     install and unpack the unpatched source to build/base/"
 	@echo "make tree     the same with our files and patches on it, build/tree/"
 	@echo "make bench    compare the patched kernel's costs with the unpatched one's"
@@ -38,12 +42,24 @@ tree: base
 	@lab/tree.py
 
 image:
-	@lab/image.sh '$(TREE)' '$(FLAVOR)'
+	@lab/image.sh '$(TREE)' '$(or $(FLAVOR),prod)'
+
+run:
+	@lab/run.sh '$(TREE)' '$(small)'
+
+boot = image=$$(lab/image.sh '$(TREE)' '$(small)' | tail -n 1) && test -n "$$image" && \
+	lab/guest.py --image "$$image" --root host
 
 shell:
 	@lab/deps.sh build guest
-	@image=$$(lab/image.sh '$(TREE)' '$(FLAVOR)' | tail -n 1) && test -n "$$image" && \
-		lab/guest.py --image "$$image" --root host --interactive -- bash
+	@$(boot) $(GUEST) --interactive -- bash
+
+# As CMD is written: what looks like a variable in there is the shell's.
+guest: export COMMAND = $(value CMD)
+guest:
+	@test -n "$$COMMAND" || { echo "usage: make guest CMD='COMMAND...'" >&2; exit 1; }
+	@lab/deps.sh build guest
+	@$(boot) $(GUEST) -- sh -c "$$COMMAND"
 
 matrix:
 	@lab/matrix.py
@@ -51,7 +67,7 @@ matrix:
 basetest:
 	@lab/test.sh --base
 
-run test bench series check upstream docs arm64:
+test bench series check upstream docs arm64:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
 
