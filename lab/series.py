@@ -14,8 +14,8 @@ of our files the patch brings, one to a line:
     PATH lines REGEX    the lines of which a part matches; until this patch they
                         are left out. What matches may span several lines
 
-In the cover letter {version} is upstream's, {costs} and {tests} come from the
-README.
+In the cover letter {version} is upstream's, {costs} comes from README.md and
+{tests} from lab/README.md.
 
 The mails are applied by git am to a copy of the base, build/series.tree/. After
 each, what it touches is compiled and tested (warnings are errors), and
@@ -192,24 +192,24 @@ def upstream_version() -> str:
     return (ROOT / "lab/base.sums").read_text().splitlines()[0].removeprefix("# ")
 
 
-def readme_block(first_words: str) -> list[str]:
-    """The lines of the README's block that starts so."""
-    blocks = re.finditer(r"^```\n(.*?)^```$", (ROOT / "README.md").read_text(),
+def readme_block(readme: str, first_words: str) -> list[str]:
+    """The lines of the file's block that starts so."""
+    blocks = re.finditer(r"^```\n(.*?)^```$", (ROOT / readme).read_text(),
                          re.MULTILINE | re.DOTALL)
     for block in blocks:
         if block[1].startswith(first_words):
             return str(block[1]).splitlines()
-    raise SeriesError(f"README.md: no block begins with '{first_words}'")
+    raise SeriesError(f"{readme}: no block begins with '{first_words}'")
 
 
 def cover_letter(cover: Recipe) -> str:
-    costs = readme_block("instructions ")
+    costs = readme_block("README.md", "instructions ")
     if "ratio" not in costs[0]:
         raise SeriesError("README.md: no ratios among the costs")
     width = costs[0].index("ratio") + len("ratio")
     text = cover.message.replace("{version}", upstream_version())
     text = text.replace("{costs}", "\n".join(line[:width].rstrip() for line in costs))
-    return text.replace("{tests}", readme_block("kunit ")[-1])
+    return text.replace("{tests}", readme_block("lab/README.md", "kunit ")[-1])
 
 
 def write(cover: Recipe, recipes: list[Recipe], histories: dict[str, History]) -> list[pathlib.Path]:
