@@ -18,12 +18,8 @@ image=$out/kernel/arch/arm64/boot/Image
 cross=aarch64-linux-gnu-
 minutes=40
 
-splat='BUG: |WARNING: |kernel BUG at|Oops|Kernel panic|Unable to handle|bad p[gmu4]d |Bad swap|DEBUG_LOCKS_WARN_ON|corruption'
-
-export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
-export KBUILD_BUILD_TIMESTAMP="Thu Jan  1 00:00:00 UTC 2026" LOCALVERSION=""
-export KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=arm64 PYTHONDONTWRITEBYTECODE=1
-unset MAKEFLAGS MFLAGS MAKELEVEL
+kbuild_environment arm64
+export CCACHE_BASEDIR=$PWD PYTHONDONTWRITEBYTECODE=1
 
 kbuild=(make -C build/tree O="$PWD/$out/kernel" ARCH=arm64 CROSS_COMPILE="$cross" -j"$(nproc)"
 	CC="ccache ${cross}gcc" HOSTCC="ccache gcc")
@@ -40,7 +36,7 @@ build() {
 	make -C build/tree/tools/testing/selftests/mm ARCH=arm64 CROSS_COMPILE=$cross \
 		OUTPUT="$PWD/$out" KHDR_INCLUDES="-isystem $PWD/$out/headers/include" \
 		EXTRA_CFLAGS=-static "${suites[@]/#/$PWD/$out/}"
-	${cross}gcc -O2 -Wall -Wextra -static -o "$out/init" lab/arm64/init.c
+	CROSS_COMPILE=$cross lab/programs.sh "$out" lab/arm64/init.c
 }
 
 # The suites' programs under their names in /bin, and init.
@@ -96,9 +92,7 @@ report kunit "$out/kernel.log"
 for run in "${runs[@]}"; do
 	report "$run" "$out/$run.tap"
 done
-printf '%s\n' "${verdicts[@]}" | awk '
-	{ passed += $1; failed += $3; skipped += $5 }
-	END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }'
+printf '%s\n' "${verdicts[@]}" | sum_up -
 if grep -E "$splat" "$out/kernel.log" >&2; then
 	echo "the kernel complained, see $out/kernel.log" >&2
 	good=0

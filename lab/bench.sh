@@ -55,12 +55,8 @@ build_images() {
 	done
 }
 
-build_programs() {
-	gcc -O2 -Wall -Wextra -static -o "$out/bench" lab/bench/bench.c
-	gcc -O2 -Wall -Wextra -static -nostdlib -fno-stack-protector -o "$out/nop" lab/bench/nop.c
-}
-
 # What the guest prints are results and, for whoever waits, where it is.
+# shellcheck disable=SC2317 # start_job calls it
 measure() {
 	local kernel=$1 what=$2 name=$1-$2 status=0 arguments=() guest=()
 	# Addresses decide how much there is to do: they are not to be random.
@@ -89,6 +85,7 @@ measure() {
 	return "$status"
 }
 
+# shellcheck disable=SC2317 # measure calls it
 progress() {
 	local line
 	while read -r line; do
@@ -99,24 +96,15 @@ progress() {
 lab/deps.sh guest bench
 mkdir -p "$out"
 ((${#kernels[@]})) || build_images
-build_programs
+lab/programs.sh "$out" lab/bench/bench.c lab/bench/nop.c
 
-# A guest keeps one processor busy: as many at a time as there are.
-broken=0 running=0
+# A guest keeps one processor busy.
 for what in cost flushes; do
 	for kernel in "${kernels[@]}"; do
-		if ((running == $(nproc))); then
-			wait -n || broken=1
-			((running--)) || true
-		fi
-		measure "$kernel" "$what" &
-		((++running))
+		start_job measure "$kernel" "$what"
 	done
 done
-while ((running--)); do
-	wait -n || broken=1
-done
-((!broken)) || exit 1
+wait_for_jobs || exit 1
 
 lab/bench/report.py "$out" "${kernels[@]}"
 ((quick)) || {

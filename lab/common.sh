@@ -32,3 +32,45 @@ take_lock() {
 # includes the compressed kernel: it would take an old one of the same length.
 # shellcheck disable=SC2016,SC2034 # make expands it, in each recipe
 kernel_gcc='$(if $(filter %/piggy.o,$@),,ccache )gcc'
+
+# kbuild_environment HOST: what would otherwise make two builds of one source differ,
+# and ccache useless. "make image TREE=..." would hand its variables on to Kbuild.
+# Depend mode spares a run of the preprocessor per object, a fifth of the time.
+kbuild_environment() {
+	export KBUILD_BUILD_TIMESTAMP="Thu Jan  1 00:00:00 UTC 2026"
+	export KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=$1 LOCALVERSION="" LC_ALL=C
+	export CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
+	unset MAKEFLAGS MFLAGS MAKELEVEL
+}
+
+# start_job COMMAND...: in the background, as many at a time as there are processors.
+jobs_running=0 jobs_failed=0
+start_job() {
+	((jobs_running < $(nproc))) || end_job
+	"$@" &
+	((++jobs_running))
+}
+
+end_job() {
+	wait -n || jobs_failed=1
+	((jobs_running--)) || true
+}
+
+# Fails if one of them did.
+wait_for_jobs() {
+	while ((jobs_running)); do
+		end_job
+	done
+	((!jobs_failed))
+}
+
+# sum_up FILE...: adds up the lines "N passed, N failed, N skipped".
+sum_up() {
+	cat "$@" | sed 's/[^0-9 ]//g' | awk '
+		{ for (i = 1; i <= 3; i++) sum[i] += $i }
+		END { printf "%d passed, %d failed, %d skipped\n", sum[1], sum[2], sum[3] }'
+}
+
+# What a kernel says only if something is wrong, where lab/guest.py does not look.
+# shellcheck disable=SC2034
+splat='BUG: |WARNING: |kernel BUG at|Oops|Kernel panic|general protection|Unable to handle|UBSAN: |bad p[gmu4]d |Bad swap|DEBUG_LOCKS_WARN_ON|corruption'

@@ -35,14 +35,9 @@ out=build/kunit/$arch
 log=$out.log
 kernel_log=$out/test.log
 
-# What the kernel says only if something is wrong. The tests check most of it.
-splat='BUG: |WARNING: |kernel BUG at|Oops|Kernel panic|general protection|UBSAN: |bad p[gmu4]d |Bad swap|DEBUG_LOCKS_WARN_ON|corruption'
-
 # What makes ccache serve one clone from another; see lab/image.sh.
-export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
-export KBUILD_BUILD_TIMESTAMP="Thu Jan  1 00:00:00 UTC 2026" LOCALVERSION=""
-export KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=kunit PYTHONDONTWRITEBYTECODE=1
-unset MAKEFLAGS MFLAGS MAKELEVEL
+kbuild_environment kunit
+export CCACHE_BASEDIR=$PWD PYTHONDONTWRITEBYTECODE=1
 
 kunit() {
 	cd build/tree || return

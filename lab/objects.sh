@@ -33,9 +33,7 @@ out=$shadow/obj
 log=$shadow.log
 
 # See lab/image.sh: the source is "..", whichever it is, for ccache's sake.
-export KBUILD_BUILD_TIMESTAMP="Thu Jan  1 00:00:00 UTC 2026" LOCALVERSION="" LC_ALL=C
-export KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=objects CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
-unset MAKEFLAGS MFLAGS MAKELEVEL
+kbuild_environment objects
 kbuild=(make -C "$shadow" O=obj -j"$(nproc)" CC="ccache gcc" HOSTCC="ccache gcc" W=1
 	${variables[@]+"${variables[@]}"})
 

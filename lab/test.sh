@@ -76,6 +76,7 @@ build_suites() {
 	lab/selftests.sh build/tree "$out" -static "${suites[@]}"
 }
 
+# shellcheck disable=SC2317 # start_job calls it
 run_suite() {
 	local image=$1 flavor=$2 suite=$3 name=$tree-$2-$3 start=$SECONDS status=0 verdict good=1
 	local tap=build/test/$name.tap log=build/test/$name.log report=build/test/$name.report
@@ -101,13 +102,6 @@ run_suite() {
 	((good))
 }
 
-# Adds up the lines "N passed, N failed, N skipped" of the files.
-sum_up() {
-	sed 's/[^0-9 ]//g' "$@" | awk '
-		{ for (i = 1; i <= 3; i++) sum[i] += $i }
-		END { printf "%d passed, %d failed, %d skipped\n", sum[1], sum[2], sum[3] }'
-}
-
 run_kunit() {
 	local report=build/test/kunit.report verdict good=1
 
@@ -121,7 +115,7 @@ run_kunit() {
 }
 
 rm -f build/test/*.verdict
-broken=0 running=0
+broken=0
 ((!kunit)) || run_kunit || broken=1
 if [[ ${suites[0]} == kunit ]]; then
 	exit "$broken"
@@ -134,20 +128,13 @@ for flavor in "${flavors[@]}"; do
 	[[ -n ${images[$flavor]} ]] || die "no $tree $flavor image"
 done
 
-# A guest keeps one processor busy: as many at a time as there are. The slowest
-# kernel comes last in the list of flavors and first to the guests.
+# A guest keeps one processor busy. The slowest kernel comes last in the list of
+# flavors and first to the guests.
 for ((i = ${#flavors[@]} - 1; i >= 0; i--)); do
 	for suite in "${suites[@]}"; do
-		if ((running == $(nproc))); then
-			wait -n || broken=1
-			((running--))
-		fi
-		run_suite "${images[${flavors[i]}]}" "${flavors[i]}" "$suite" &
-		((++running))
+		start_job run_suite "${images[${flavors[i]}]}" "${flavors[i]}" "$suite"
 	done
 done
-while ((running--)); do
-	wait -n || broken=1
-done
+wait_for_jobs || broken=1
 sum_up build/test/*.verdict
 exit "$broken"

@@ -3,6 +3,7 @@
  * A plugin for QEMU that counts every instruction between the two marks of
  * "bench --mark", by its address and by the calls that led to it. usage:
  * -plugin profile.so,out=FILE
+ * built with: -shared -fPIC
  *
  * The file gets, for each marked stretch:
  *   stretch

@@ -125,16 +125,8 @@ def print_profile(label: str, stretch: Stretch, symbols: Symbols, least: float) 
 
 
 def build() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
-    here = LAB / "bench"
-    commands: tuple[list[str | Path], ...] = (
-        ["gcc", "-O2", "-static", "-o", OUT / "bench", here / "bench.c"],
-        ["gcc", "-O2", "-static", "-nostdlib", "-fno-stack-protector",
-         "-o", OUT / "nop", here / "nop.c"],
-        ["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC",
-         "-o", OUT / "profile.so", here / "profile.c"])
-    for command in commands:
-        subprocess.run(command, check=True)
+    sources = [LAB / "bench" / name for name in ("bench.c", "nop.c", "profile.c")]
+    subprocess.run([LAB / "programs.sh", OUT, *sources], check=True)
 
 
 def run_guest(image: str, case: str) -> str:
