@@ -32,10 +32,7 @@ build() {
 		cp "$out/wanted.config" "$out/kernel/.config.wanted"
 	fi
 	"${kbuild[@]}" Image
-	"${kbuild[@]}" INSTALL_HDR_PATH="$PWD/$out/headers" headers_install
-	make -C build/tree/tools/testing/selftests/mm ARCH=arm64 CROSS_COMPILE=$cross \
-		OUTPUT="$PWD/$out" KHDR_INCLUDES="-isystem $PWD/$out/headers/include" \
-		EXTRA_CFLAGS=-static "${suites[@]/#/$PWD/$out/}"
+	ARCH=arm64 CROSS_COMPILE=$cross lab/selftests.sh build/tree "$out/tests" -static "${suites[@]}"
 	CROSS_COMPILE=$cross lab/programs.sh "$out" lab/arm64/init.c
 }
 
@@ -46,7 +43,7 @@ pack() {
 		sys.path.insert(0, "lab")
 		import initramfs
 		out, *suites = sys.argv[1:]
-		files = {f"/bin/{suite}": initramfs.read_file(f"{out}/{suite}") for suite in suites}
+		files = {f"/bin/{suite}": initramfs.read_file(f"{out}/tests/{suite}") for suite in suites}
 		files["/init"] = initramfs.read_file(f"{out}/init")
 		with open(f"{out}/initrd", "wb") as initrd:
 		    initrd.write(initramfs.archive(files))

@@ -8,7 +8,7 @@
 
 (($# >= 3)) || die "usage: lab/selftests.sh SOURCE OUT CFLAGS [TEST...]
 The tests of the kernel source SOURCE go to the folder OUT, all of mremap unless told.
-Warnings are errors."
+Warnings are errors. ARCH and CROSS_COMPILE in the environment are those of Kbuild."
 source=$(realpath -e "$1") cflags=$3
 mkdir -p "$2"
 out=$(realpath "$2")
@@ -28,16 +28,17 @@ run_logged() {
 }
 
 unset MAKEFLAGS MFLAGS MAKELEVEL
-take_lock build/headers.lock "the kernel's headers"
-if [[ ! build/headers/usr/include -nt build/tree.version ]]; then
-	run_logged build/headers.log "installing the kernel's headers" \
-		make -C "$source" O="$PWD/build/headers" headers_install
-	touch build/headers/usr/include
+headers=build/headers${ARCH:+.$ARCH}
+take_lock "$headers.lock" "the kernel's headers"
+if [[ ! $headers/usr/include -nt build/tree.version ]]; then
+	run_logged "$headers.log" "installing the kernel's headers" \
+		make -C "$source" O="$PWD/$headers" headers_install
+	touch "$headers/usr/include"
 fi
 exec 9>&-
 run_logged "$out.log" "building the tests" \
-	make -C "$folder" OUTPUT="$out" CC="ccache gcc" \
-	KHDR_INCLUDES="-isystem $PWD/build/headers/usr/include" \
+	make -C "$folder" OUTPUT="$out" CC="ccache ${CROSS_COMPILE-}gcc" \
+	KHDR_INCLUDES="-isystem $PWD/$headers/usr/include" \
 	EXTRA_CFLAGS="$cflags" "${tests[@]/#/$out/}"
 # What upstream's own files are warned of is not ours to mend. As what is compiled
 # is not warned of again, it is taken away.
