@@ -110,15 +110,15 @@ struct range_survey {
  * Splits that are made before it is sure that the call succeeds: two ends of the
  * source, the end of what a shrinking move drops, two ends of a destination.
  */
-#define MAX_SEAMS 3
+#define MAX_SPLITS 3
 
 /**
- * struct seam_list - where VMAs were split for this call
+ * struct split_list - where VMAs were split for this call
  * @at: addresses
  * @nr: number of these
  */
-struct seam_list {
-	unsigned long at[MAX_SEAMS];
+struct split_list {
+	unsigned long at[MAX_SPLITS];
 	unsigned int nr;
 };
 
@@ -185,13 +185,13 @@ struct pagetable_move {
 };
 
 /**
- * struct unmap_ticket - VMAs taken off for unmapping, not yet unmapped
+ * struct unmapping - VMAs that are taken off for unmapping
  * @vmi: iterator over the address space
  * @detached: the VMAs
  * @mas: state for @detached
  * @vms: the core's record of the unmapping
  */
-struct unmap_ticket {
+struct unmapping {
 	struct vma_iterator vmi;
 	struct maple_tree detached;
 	struct ma_state mas;
@@ -209,7 +209,7 @@ struct unmap_ticket {
  * @dst: VMA that covers the new range; NULL until copied
  * @vm_flags: flags of the source when the call came
  * @tables: the move of the page tables
- * @told: the new mapping's driver was told of it
+ * @notified: the new mapping's driver was notified of it
  */
 struct vma_move {
 	unsigned long addr;
@@ -221,25 +221,25 @@ struct vma_move {
 	vm_flags_t vm_flags;
 
 	struct pagetable_move tables;
-	bool told;
+	bool notified;
 };
 
 /**
- * struct old_range - a range that what was mapped before has to leave
+ * struct dst_range - a range that what was mapped before has to leave
  * @start: its first byte
  * @end: the byte behind its last
  * @occupied: something is mapped there
- * @ticket: the VMAs there
- * @seams: where VMAs were split to cut it out
+ * @unmapping: the VMAs there
+ * @splits: where VMAs were split to cut it out
  *
  * Neighbouring moves share one.
  */
-struct old_range {
+struct dst_range {
 	unsigned long start;
 	unsigned long end;
 	bool occupied;
-	struct unmap_ticket ticket;
-	struct seam_list seams;
+	struct unmapping unmapping;
+	struct split_list splits;
 };
 
 /**
@@ -250,13 +250,13 @@ struct old_range {
  *	   first with the VMA at the old address also if nothing has to move
  * @nr_moves: number of these
  * @only: the one, if there is only one
- * @olds: ranges to clear for MREMAP_FIXED, in the order of the addresses
- * @nr_olds: number of these; 0 without MREMAP_FIXED
- * @max_olds: room for so many
- * @only_old: the one, if there is only one
- * @dst_old: what was mapped where something is to go
+ * @ranges: ranges to clear for MREMAP_FIXED, in the order of the addresses
+ * @nr_ranges: number of these; 0 without MREMAP_FIXED
+ * @max_ranges: room for so many
+ * @only_range: the one, if there is only one
+ * @replaced: what was mapped where something is to go
  * @added: what the call adds to the address space
- * @seams: where the source's VMAs were split
+ * @splits: where the source's VMAs were split
  * @charged: pages charged for this call and not yet owned by a VMA
  * @owed: pages whose charge is still to be taken over from old destinations
  * @populate_addr: start of what to fault in after the call
@@ -275,14 +275,14 @@ struct mremap_op {
 	struct vma_move *moves;
 	struct vma_move *only;
 	unsigned long nr_moves;
-	struct old_range *olds;
-	struct old_range *only_old;
-	unsigned long nr_olds;
-	unsigned long max_olds;
+	struct dst_range *ranges;
+	struct dst_range *only_range;
+	unsigned long nr_ranges;
+	unsigned long max_ranges;
 
-	struct range_survey dst_old;
+	struct range_survey replaced;
 	struct range_survey added;
-	struct seam_list seams;
+	struct split_list splits;
 	unsigned long charged;
 	unsigned long owed;
 
@@ -550,7 +550,7 @@ static void survey_addition(struct mremap_op *op)
 static int check_limits(const struct mremap_op *op)
 {
 	const struct range_survey *added = &op->added;
-	const struct range_survey *freed = &op->dst_old;
+	const struct range_survey *freed = &op->replaced;
 	unsigned long locked = op->mm->locked_vm - freed->locked + added->locked;
 
 	if (!added->total)
@@ -654,7 +654,7 @@ static void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
 		split_huge_pud(vma, pud, addr);
 }
 
-/* Splitting VMAs and mending the splits */
+/* Splitting VMAs, and undoing the splits */
 
 /* Is @addr inside of a VMA, so that a boundary there takes a split? */
 static struct vm_area_struct *vma_around(struct mm_struct *mm, unsigned long addr)
@@ -669,7 +669,7 @@ static struct vm_area_struct *vma_around(struct mm_struct *mm, unsigned long add
  * mmap_lock for write and room in the map count.
  */
 static int split_at(struct mm_struct *mm, unsigned long addr,
-		    struct seam_list *seams)
+		    struct split_list *splits)
 {
 	struct vm_area_struct *vma = vma_around(mm, addr);
 	int err;
@@ -683,7 +683,7 @@ static int split_at(struct mm_struct *mm, unsigned long addr,
 	split_leaf_pud_at(vma, addr);
 	err = split_vma(&vmi, vma, addr, /* new_below = */ 1);
 	if (!err)
-		seams->at[seams->nr++] = addr;
+		splits->at[splits->nr++] = addr;
 	return err;
 }
 
@@ -692,7 +692,7 @@ static int split_at(struct mm_struct *mm, unsigned long addr,
  * then, and for VMAs that never merge, an additional boundary stays behind,
  * which changes nothing but the look of /proc/PID/maps.
  */
-static void mend_seam(struct mm_struct *mm, unsigned long addr)
+static void undo_split(struct mm_struct *mm, unsigned long addr)
 {
 	struct vm_area_struct *below = vma_lookup(mm, addr - 1);
 	struct vm_area_struct *above = vma_lookup(mm, addr);
@@ -707,10 +707,10 @@ static void mend_seam(struct mm_struct *mm, unsigned long addr)
 			      /* give_up_on_oom = */ true);
 }
 
-static void mend_seams(struct mm_struct *mm, struct seam_list *seams)
+static void undo_splits(struct mm_struct *mm, struct split_list *splits)
 {
-	while (seams->nr)
-		mend_seam(mm, seams->at[--seams->nr]);
+	while (splits->nr)
+		undo_split(mm, splits->at[--splits->nr]);
 }
 
 /* Ledger of committed memory, in pages */
@@ -723,7 +723,7 @@ static int charge(struct mremap_op *op)
 {
 	unsigned long pages = op->added.charged;
 
-	op->owed = min(pages, op->dst_old.charged);
+	op->owed = min(pages, op->replaced.charged);
 	pages -= op->owed;
 	if (pages && security_vm_enough_memory_mm(op->mm, pages))
 		return -ENOMEM;
@@ -1965,7 +1965,7 @@ static bool is_window_done(const struct pagetable_move *pm,
  * One round of the rmap locks. However it ends, what has moved is flushed, and
  * what was detached is back, before they are dropped.
  */
-static int move_window(struct pagetable_move *pm, struct move_window *win)
+static int move_under_locks(struct pagetable_move *pm, struct move_window *win)
 {
 	int err;
 
@@ -1985,10 +1985,10 @@ static int move_window(struct pagetable_move *pm, struct move_window *win)
 }
 
 /*
- * Between plan_window() and move_window() an entry of the range may change, but
- * only from huge to a table, or to none. In a table that is shared, neighbours'
- * faults and retractions may come in between. All of that is rare, so this ends
- * long before:
+ * Between plan_window() and move_under_locks() an entry of the range may change,
+ * but only from huge to a table, or to none. In a table that is shared, faults and
+ * retractions of neighbours may come in between. All of that is rare, so this
+ * ends long before:
  */
 #define WINDOW_TRIES 8
 
@@ -2026,7 +2026,7 @@ static int move_next_window(struct pagetable_move *pm, struct move_window *win,
 		err = plan_window(pm, win, room_end);
 		if (err)
 			return err;
-		err = move_window(pm, win);
+		err = move_under_locks(pm, win);
 	} while (err == -EAGAIN && pm->cursor == start && --tries);
 	/* What got on will be tried again from there. */
 	return err == -EAGAIN && tries ? 0 : err;
@@ -2261,65 +2261,68 @@ int move_stack_page_tables(struct vm_area_struct *vma, unsigned long old_start,
 
 /* Move: what unmaps the source */
 
-/* One that stands for nothing. */
-static void void_ticket(struct unmap_ticket *ticket)
+/* Nothing is to be unmapped, until gather_unmapping() finds something. */
+static void init_unmapping(struct unmapping *unmapping)
 {
-	ticket->vms.vma = NULL;
+	unmapping->vms.vma = NULL;
 }
 
 /*
  * Take the VMAs of [start, end) off for unmapping. The range must start and end
- * at VMA boundaries. It can be undone until punch_ticket().
+ * at VMA boundaries. It can be undone until complete_unmapping().
  */
-static int take_ticket(struct unmap_ticket *ticket, struct mm_struct *mm,
-		       unsigned long start, unsigned long end,
-		       struct list_head *uf)
+static int gather_unmapping(struct unmapping *unmapping, struct mm_struct *mm,
+			    unsigned long start, unsigned long end,
+			    struct list_head *uf)
 {
 	struct vm_area_struct *vma;
 
-	void_ticket(ticket);
+	init_unmapping(unmapping);
 	if (start == end)
 		return 0;
-	vma_iter_init(&ticket->vmi, mm, start);
-	vma = vma_find(&ticket->vmi, end);
-	init_vma_munmap(&ticket->vms, &ticket->vmi, vma, start, end, uf,
+	vma_iter_init(&unmapping->vmi, mm, start);
+	vma = vma_find(&unmapping->vmi, end);
+	init_vma_munmap(&unmapping->vms, &unmapping->vmi, vma, start, end, uf,
 			/* unlock = */ false);
-	mt_init_flags(&ticket->detached,
+	mt_init_flags(&unmapping->detached,
 		      mm->mm_mt.ma_flags & MT_FLAGS_LOCK_MASK);
-	mt_on_stack(ticket->detached);
-	mas_init(&ticket->mas, &ticket->detached, 0);
-	return vma ? vms_gather_munmap_vmas(&ticket->vms, &ticket->mas) : 0;
+	mt_on_stack(unmapping->detached);
+	mas_init(&unmapping->mas, &unmapping->detached, 0);
+	if (!vma)
+		return 0;
+	return vms_gather_munmap_vmas(&unmapping->vms, &unmapping->mas);
 }
 
-static void return_ticket(struct unmap_ticket *ticket)
+static void abort_unmapping(struct unmapping *unmapping)
 {
-	if (ticket->vms.vma)
-		reattach_vmas(&ticket->mas);
+	if (unmapping->vms.vma)
+		reattach_vmas(&unmapping->mas);
 }
 
 /*
  * Unmap for good. Everything that could fail has been done, but for the store
  * into the tree of VMAs, which may need nodes: it waits for them.
  */
-static void punch_ticket(struct unmap_ticket *ticket, struct mm_struct *mm)
+static void complete_unmapping(struct unmapping *unmapping,
+			       struct mm_struct *mm)
 {
-	struct vma_munmap_struct *vms = &ticket->vms;
+	struct vma_munmap_struct *vms = &unmapping->vms;
 
 	if (!vms->vma)
 		return;
-	vma_iter_init(&ticket->vmi, mm, vms->start);
-	WARN_ON_ONCE(vma_iter_clear_gfp(&ticket->vmi, vms->start, vms->end,
+	vma_iter_init(&unmapping->vmi, mm, vms->start);
+	WARN_ON_ONCE(vma_iter_clear_gfp(&unmapping->vmi, vms->start, vms->end,
 					GFP_KERNEL | __GFP_NOFAIL));
-	vms_complete_munmap_vmas(vms, &ticket->mas);
+	vms_complete_munmap_vmas(vms, &unmapping->mas);
 }
 
 /*
- * Page tables are freed as far as there were no neighbours when the ticket was
- * taken. If one of them is gone since, by another ticket, there may be more.
+ * Page tables are freed as far as there were no neighbours when the range was
+ * taken. If one of them is gone since, by another unmapping, there may be more.
  */
-static void renew_ticket(struct unmap_ticket *ticket, struct mm_struct *mm)
+static void refresh_unmapping(struct unmapping *unmapping, struct mm_struct *mm)
 {
-	struct vma_munmap_struct *vms = &ticket->vms;
+	struct vma_munmap_struct *vms = &unmapping->vms;
 	struct vm_area_struct *prev, *next;
 
 	if (!vms->vma)
@@ -2357,11 +2360,11 @@ static int isolate_source(struct mremap_op *op, struct vma_move *mv)
 	if (!needs_isolation(op, mv))
 		return 0;
 	if (mv->src->vm_start != mv->addr)
-		err = split_at(op->mm, mv->addr, &op->seams);
+		err = split_at(op->mm, mv->addr, &op->splits);
 	if (!err && mv->src->vm_end != end)
-		err = split_at(op->mm, end, &op->seams);
+		err = split_at(op->mm, end, &op->splits);
 	if (!err && shrinkage(req))
-		err = split_at(op->mm, req->addr + req->old_len, &op->seams);
+		err = split_at(op->mm, req->addr + req->old_len, &op->splits);
 	return err;
 }
 
@@ -2381,60 +2384,60 @@ static int break_ksm(struct vma_move *mv)
  * Each range has a list of events of its own until it is complete, because the
  * core searches it for each registered mapping.
  */
-static int take_off_old_range(struct mremap_op *op, struct old_range *old)
+static int gather_dst_range(struct mremap_op *op, struct dst_range *range)
 {
 	LIST_HEAD(events);
 	int err;
 
-	err = split_at(op->mm, old->start, &old->seams);
+	err = split_at(op->mm, range->start, &range->splits);
 	if (!err)
-		err = split_at(op->mm, old->end, &old->seams);
+		err = split_at(op->mm, range->end, &range->splits);
 	if (!err)
-		err = take_ticket(&old->ticket, op->mm, old->start, old->end,
-				  &events);
+		err = gather_unmapping(&range->unmapping, op->mm, range->start,
+				       range->end, &events);
 	list_splice_tail(&events, &op->uffd_unmap_dst);
 	return err;
 }
 
 /* All old destinations, or, if one of them refuses, none. */
-static int unmap_old_destinations(struct mremap_op *op)
+static int unmap_dst_ranges(struct mremap_op *op)
 {
-	struct old_range *end = op->olds + op->nr_olds;
-	struct old_range *old;
+	struct dst_range *end = op->ranges + op->nr_ranges;
+	struct dst_range *range;
 	int err;
 
-	for (old = op->olds; old < end; old++) {
+	for (range = op->ranges; range < end; range++) {
 		err = resched_or_killed();
-		if (!err && old->occupied)
-			err = take_off_old_range(op, old);
+		if (!err && range->occupied)
+			err = gather_dst_range(op, range);
 		if (err)
 			goto put_back;
 	}
-	for (old = op->olds; old < end; old++) {
-		if (!old->ticket.vms.vma)
+	for (range = op->ranges; range < end; range++) {
+		if (!range->unmapping.vms.vma)
 			continue;
-		if (op->nr_olds > 1)
-			renew_ticket(&old->ticket, op->mm);
-		take_over_charge(op, &old->ticket.vms);
-		punch_ticket(&old->ticket, op->mm);
+		if (op->nr_ranges > 1)
+			refresh_unmapping(&range->unmapping, op->mm);
+		take_over_charge(op, &range->unmapping.vms);
+		complete_unmapping(&range->unmapping, op->mm);
 	}
 	return 0;
 
 put_back:
-	while (old-- > op->olds)
-		return_ticket(&old->ticket);
+	while (range-- > op->ranges)
+		abort_unmapping(&range->unmapping);
 	userfaultfd_unmap_abort(&op->uffd_unmap_dst);
 	return err;
 }
 
 static void undo_prepare(struct mremap_op *op)
 {
-	struct old_range *old;
+	struct dst_range *range;
 
 	uncharge(op);
-	for (old = op->olds + op->nr_olds; old-- > op->olds;)
-		mend_seams(op->mm, &old->seams);
-	mend_seams(op->mm, &op->seams);
+	for (range = op->ranges + op->nr_ranges; range-- > op->ranges;)
+		undo_splits(op->mm, &range->splits);
+	undo_splits(op->mm, &op->splits);
 }
 
 /* All that can fail before the old destination is unmapped, and that last. */
@@ -2455,7 +2458,7 @@ static int prepare_move(struct mremap_op *op)
 		if (err)
 			goto undo;
 	}
-	err = unmap_old_destinations(op);
+	err = unmap_dst_ranges(op);
 undo:
 	if (err)
 		undo_prepare(op);
@@ -2470,7 +2473,7 @@ static int copy_source(struct mremap_op *op, struct vma_move *mv)
 	struct vm_area_struct *src = mv->src;
 
 	/* Another one, if it was split, or cut by an old destination. */
-	if (op->seams.nr || op->dst_old.total) {
+	if (op->splits.nr || op->replaced.total) {
 		src = vma_lookup(op->mm, mv->addr);
 		mv->src = src;
 	}
@@ -2496,21 +2499,21 @@ static int copy_sources(struct mremap_op *op)
 	return 0;
 }
 
-static int tell_driver(struct vm_area_struct *vma)
+static int notify_driver(struct vm_area_struct *vma)
 {
 	return vma->vm_ops && vma->vm_ops->mremap ? vma->vm_ops->mremap(vma) : 0;
 }
 
-static int tell_drivers(struct mremap_op *op)
+static int notify_drivers(struct mremap_op *op)
 {
 	struct vma_move *mv;
 	int err;
 
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		err = tell_driver(mv->dst);
+		err = notify_driver(mv->dst);
 		if (err)
 			return err;
-		mv->told = true;
+		mv->notified = true;
 	}
 	return 0;
 }
@@ -2565,7 +2568,7 @@ static int move_all_pages(struct mremap_op *op)
 
 /* Move: the new mappings' place in the books */
 
-static void book_destination(struct mremap_op *op, const struct vma_move *mv)
+static void account_destination(struct mremap_op *op, const struct vma_move *mv)
 {
 	unsigned long pages = mv->dst_len >> PAGE_SHIFT;
 
@@ -2579,7 +2582,7 @@ static void book_destination(struct mremap_op *op, const struct vma_move *mv)
  * never left the original. Let go of it in the one that is to be unmapped, so
  * that it is not given back then.
  */
-static void disown(struct vm_area_struct *loser)
+static void give_up_ownership(struct vm_area_struct *loser)
 {
 	if (is_vm_hugetlb_page(loser))
 		clear_vma_resv_huge_pages(loser);
@@ -2593,7 +2596,7 @@ static void disown(struct vm_area_struct *loser)
  * Enter the copies into the books as the mappings of their own that they are
  * until they are unmapped, and for good if even that fails.
  */
-static void book_copies(struct mremap_op *op)
+static void account_copies(struct mremap_op *op)
 {
 	unsigned long owned = 0;
 	struct vma_move *mv;
@@ -2601,7 +2604,7 @@ static void book_copies(struct mremap_op *op)
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
 		if (!mv->dst)
 			continue;
-		book_destination(op, mv);
+		account_destination(op, mv);
 		if (mv->vm_flags & VM_ACCOUNT)
 			owned += mv->dst_len >> PAGE_SHIFT;
 	}
@@ -2633,11 +2636,11 @@ static void move_all_pages_back(struct mremap_op *op)
 		if (!dst)
 			continue;
 		/* Only a vDSO or the like: these do not refuse. */
-		if (mv->told)
-			tell_driver(mv->src);
+		if (mv->notified)
+			notify_driver(mv->src);
 		if (move_page_tables_back(&mv->tables))
 			mv->dst = NULL;
-		disown(dst);
+		give_up_ownership(dst);
 	}
 }
 
@@ -2647,7 +2650,7 @@ static void revert_move(struct mremap_op *op)
 	unsigned long hiwater_vm = op->mm->hiwater_vm;
 	struct vma_move *mv;
 
-	book_copies(op);
+	account_copies(op);
 	move_all_pages_back(op);
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
 		if (mv->dst)
@@ -2699,29 +2702,29 @@ static void commit_kept_source(struct mremap_op *op, struct vma_move *mv)
 }
 
 static void commit_unmapped_sources(struct mremap_op *op,
-				    struct unmap_ticket *source,
-				    struct unmap_ticket *tail)
+				    struct unmapping *source,
+				    struct unmapping *tail)
 {
 	struct vma_move *mv;
 
 	for (mv = op->moves; mv < end_of_moves(op); mv++)
-		disown(mv->src);
+		give_up_ownership(mv->src);
 	/* The charge for these pages goes on as the destination's. */
 	source->vms.nr_accounted = 0;
 	source->vms.emptied = true;
 	if (tail->vms.vma) {
-		punch_ticket(tail, op->mm);
-		renew_ticket(source, op->mm);
+		complete_unmapping(tail, op->mm);
+		refresh_unmapping(source, op->mm);
 	}
-	punch_ticket(source, op->mm);
+	complete_unmapping(source, op->mm);
 	/* Only now, or total_vm would show both for a moment, and hiwater_vm. */
 	for (mv = op->moves; mv < end_of_moves(op); mv++)
-		book_destination(op, mv);
+		account_destination(op, mv);
 }
 
 /* Take off what goes away: the moved range, and what a shrinking call drops. */
-static int take_source_tickets(struct mremap_op *op, struct unmap_ticket *source,
-			       struct unmap_ticket *tail)
+static int gather_sources(struct mremap_op *op, struct unmapping *source,
+			  struct unmapping *tail)
 {
 	const struct mremap_request *req = op->req;
 	unsigned long kept_end = req->addr + moved_len(req);
@@ -2729,14 +2732,14 @@ static int take_source_tickets(struct mremap_op *op, struct unmap_ticket *source
 
 	if (keeps_source(req))
 		return 0;
-	err = take_ticket(tail, op->mm, kept_end, req->addr + req->old_len,
-			  &op->uffd_unmap_src);
+	err = gather_unmapping(tail, op->mm, kept_end, req->addr + req->old_len,
+			       &op->uffd_unmap_src);
 	if (err)
 		return err;
-	err = take_ticket(source, op->mm, req->addr, kept_end,
-			  &op->uffd_unmap_src);
+	err = gather_unmapping(source, op->mm, req->addr, kept_end,
+			       &op->uffd_unmap_src);
 	if (err)
-		return_ticket(tail);
+		abort_unmapping(tail);
 	return err;
 }
 
@@ -2758,8 +2761,8 @@ static void sum_up_stats(struct mremap_op *op)
 }
 
 /* Everything that can still fail, with the sources still linked. */
-static int move_pages_over(struct mremap_op *op, struct unmap_ticket *source,
-			   struct unmap_ticket *tail)
+static int move_pages_over(struct mremap_op *op, struct unmapping *source,
+			   struct unmapping *tail)
 {
 	int err;
 
@@ -2769,15 +2772,15 @@ static int move_pages_over(struct mremap_op *op, struct unmap_ticket *source,
 	err = move_all_pages(op);
 	if (err)
 		return err;
-	err = take_source_tickets(op, source, tail);
+	err = gather_sources(op, source, tail);
 	if (err)
 		goto forget_events;
-	err = tell_drivers(op);
+	err = notify_drivers(op);
 	if (!err)
 		return 0;
 
-	return_ticket(source);
-	return_ticket(tail);
+	abort_unmapping(source);
+	abort_unmapping(tail);
 forget_events:
 	userfaultfd_unmap_abort(&op->uffd_unmap_src);
 	return err;
@@ -2792,8 +2795,8 @@ static void populate_growth(struct mremap_op *op)
 	op->populate_len = growth(op->req);
 }
 
-static void commit_move(struct mremap_op *op, struct unmap_ticket *source,
-			struct unmap_ticket *tail)
+static void commit_move(struct mremap_op *op, struct unmapping *source,
+			struct unmapping *tail)
 {
 	struct vma_move *mv;
 
@@ -2817,15 +2820,15 @@ static void commit_move(struct mremap_op *op, struct unmap_ticket *source,
  */
 static int move_vmas(struct mremap_op *op)
 {
-	struct unmap_ticket source __uninitialized, tail __uninitialized;
+	struct unmapping source __uninitialized, tail __uninitialized;
 	struct vma_move *mv;
 	int err;
 
-	void_ticket(&source);
-	void_ticket(&tail);
+	init_unmapping(&source);
+	init_unmapping(&tail);
 	for (mv = op->moves; mv < end_of_moves(op); mv++) {
 		mv->dst = NULL;
-		mv->told = false;
+		mv->notified = false;
 		memset(&mv->tables, 0, sizeof(mv->tables));
 	}
 	err = prepare_move(op);
@@ -2975,41 +2978,42 @@ static int find_destination(struct vma_move *mv, unsigned long hint)
  * What is mapped in [start, end) has to go. The whole range is asked for at once
  * if it continues that of the last call.
  */
-static void add_old_range(struct mremap_op *op, unsigned long start,
+static void add_dst_range(struct mremap_op *op, unsigned long start,
 			  unsigned long end)
 {
-	struct old_range *last = op->olds + op->nr_olds - 1;
+	struct dst_range *last = op->ranges + op->nr_ranges - 1;
 
-	if (op->nr_olds && last->end == start) {
+	if (op->nr_ranges && last->end == start) {
 		last->end = end;
 		return;
 	}
-	if (WARN_ON_ONCE(op->nr_olds == op->max_olds))
+	if (WARN_ON_ONCE(op->nr_ranges == op->max_ranges))
 		return;
 	last++;
 	last->start = start;
 	last->end = end;
 	last->occupied = false;
-	last->seams.nr = 0;
-	void_ticket(&last->ticket);
-	op->nr_olds++;
+	last->splits.nr = 0;
+	init_unmapping(&last->unmapping);
+	op->nr_ranges++;
 }
 
 /* May what is mapped at the new places be unmapped? And what will that free? */
-static int check_old_ranges(struct mremap_op *op)
+static int check_dst_ranges(struct mremap_op *op)
 {
 	unsigned long before;
-	struct old_range *old;
+	struct dst_range *range;
 	int err;
 
-	for (old = op->olds; old < op->olds + op->nr_olds; old++) {
-		before = op->dst_old.total;
+	for (range = op->ranges; range < op->ranges + op->nr_ranges; range++) {
+		before = op->replaced.total;
 		err = resched_or_killed();
 		if (!err)
-			err = check_unmap(op->mm, old->start, old->end, &op->dst_old);
+			err = check_unmap(op->mm, range->start, range->end,
+					  &op->replaced);
 		if (err)
 			return err;
-		old->occupied = op->dst_old.total != before;
+		range->occupied = op->replaced.total != before;
 	}
 	return 0;
 }
@@ -3028,8 +3032,8 @@ static int mremap_to(struct mremap_op *op)
 	if (err)
 		return err;
 	if (fixed)
-		add_old_range(op, req->new_addr, req->new_addr + req->new_len);
-	err = check_old_ranges(op);
+		add_dst_range(op, req->new_addr, req->new_addr + req->new_len);
+	err = check_dst_ranges(op);
 	if (err)
 		return err;
 	err = check_shrinkage(op->moves->src, req);
@@ -3119,14 +3123,14 @@ static int make_room_for_moves(struct mremap_op *op)
 		nr++;
 	}
 	op->nr_moves = nr;
-	op->max_olds = nr_ranges;
+	op->max_ranges = nr_ranges;
 	if (nr > 1)
 		op->moves = kvmalloc_array(nr, sizeof(*op->moves),
 					   GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	if (nr_ranges > 1)
-		op->olds = kvmalloc_array(nr_ranges, sizeof(*op->olds),
-					  GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	return op->moves && op->olds ? 0 : -ENOMEM;
+		op->ranges = kvmalloc_array(nr_ranges, sizeof(*op->ranges),
+					    GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	return op->moves && op->ranges ? 0 : -ENOMEM;
 }
 
 static int plan_moves(struct mremap_op *op)
@@ -3143,7 +3147,7 @@ static int plan_moves(struct mremap_op *op)
 	mv = op->moves;
 	for_each_vma_range(vmi, vma, end) {
 		plan_move(mv, vma, op->req);
-		add_old_range(op, mv->dst_addr, mv->dst_addr + mv->dst_len);
+		add_dst_range(op, mv->dst_addr, mv->dst_addr + mv->dst_len);
 		mv++;
 	}
 	return 0;
@@ -3172,13 +3176,13 @@ static int check_map_count_for_all(struct mremap_op *op)
 {
 	const struct mremap_request *req = op->req;
 	int wanted = op->nr_moves;
-	struct old_range *old;
+	struct dst_range *range;
 
 	wanted += !!vma_around(op->mm, req->addr);
 	wanted += !!vma_around(op->mm, req->addr + req->old_len);
-	for (old = op->olds; old < op->olds + op->nr_olds; old++) {
-		wanted += !!vma_around(op->mm, old->start);
-		wanted += !!vma_around(op->mm, old->end);
+	for (range = op->ranges; range < op->ranges + op->nr_ranges; range++) {
+		wanted += !!vma_around(op->mm, range->start);
+		wanted += !!vma_around(op->mm, range->end);
 	}
 	return check_map_count(op->mm, wanted);
 }
@@ -3211,7 +3215,7 @@ static int mremap_several(struct mremap_op *op, struct mremap_request *req)
 		if (err)
 			return err;
 	}
-	err = check_old_ranges(op);
+	err = check_dst_ranges(op);
 	if (err)
 		return err;
 	survey_addition(op);
@@ -3228,13 +3232,13 @@ static int mremap_several(struct mremap_op *op, struct mremap_request *req)
  * Remember that a helper may split a VMA at @addr. Here the split is left to
  * munmap(), which may still split when the map count is at its limit.
  */
-static void expect_seam(struct mremap_op *op, unsigned long addr)
+static void expect_split(struct mremap_op *op, unsigned long addr)
 {
 	struct vm_area_struct *vma = op->moves->src;
 	bool is_inside = addr > vma->vm_start && addr < vma->vm_end;
 
 	if (is_inside || (addr > vma->vm_end && vma_around(op->mm, addr)))
-		op->seams.at[op->seams.nr++] = addr;
+		op->splits.at[op->splits.nr++] = addr;
 }
 
 /* Unmap the end. The range may reach over more VMAs than the first. */
@@ -3250,8 +3254,8 @@ static int shrink_in_place(struct mremap_op *op)
 	err = check_shrinkage(vma, op->req);
 	if (err)
 		return err;
-	expect_seam(op, start);
-	expect_seam(op, start + len);
+	expect_split(op, start);
+	expect_split(op, start + len);
 
 	/* Drops mmap_lock, if and only if it succeeds. */
 	err = do_vmi_munmap(&vmi, op->mm, start, len, &op->uffd_unmap_src,
@@ -3259,7 +3263,7 @@ static int shrink_in_place(struct mremap_op *op)
 	op->unlocked = !err;
 	if (err) {
 		userfaultfd_unmap_abort(&op->uffd_unmap_src);
-		mend_seams(op->mm, &op->seams);
+		undo_splits(op->mm, &op->splits);
 	}
 	return err;
 }
@@ -3388,8 +3392,8 @@ static void free_plans(struct mremap_op *op)
 {
 	if (op->moves != op->only)
 		kvfree(op->moves);
-	if (op->olds != op->only_old)
-		kvfree(op->olds);
+	if (op->ranges != op->only_range)
+		kvfree(op->ranges);
 }
 
 static int run_op(struct mremap_op *op, struct mremap_request *req)
@@ -3425,7 +3429,7 @@ static int run_op(struct mremap_op *op, struct mremap_request *req)
 static unsigned long do_mremap(const struct mremap_request *asked)
 {
 	struct mremap_request req = *asked;
-	struct old_range only_old __uninitialized;
+	struct dst_range only_range __uninitialized;
 	struct vma_move only __uninitialized;
 	struct mremap_op op = {
 		.req = &req,
@@ -3433,9 +3437,9 @@ static unsigned long do_mremap(const struct mremap_request *asked)
 		.moves = &only,
 		.only = &only,
 		.nr_moves = 1,
-		.olds = &only_old,
-		.only_old = &only_old,
-		.max_olds = 1,
+		.ranges = &only_range,
+		.only_range = &only_range,
+		.max_ranges = 1,
 		.uffd_remap = NULL_VM_UFFD_CTX,
 		.uffd_unmap_dst = LIST_HEAD_INIT(op.uffd_unmap_dst),
 		.uffd_unmap_src = LIST_HEAD_INIT(op.uffd_unmap_src),

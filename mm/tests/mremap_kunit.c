@@ -771,13 +771,14 @@ static struct mremap_op *new_op(struct kunit *test, struct mremap_request *req)
 	op->req = req;
 	op->mm = current->mm;
 	op->only = kunit_kzalloc(test, sizeof(*op->only), GFP_KERNEL);
-	op->only_old = kunit_kzalloc(test, sizeof(*op->only_old), GFP_KERNEL);
+	op->only_range = kunit_kzalloc(test, sizeof(*op->only_range),
+				       GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, op->only);
-	KUNIT_ASSERT_NOT_NULL(test, op->only_old);
+	KUNIT_ASSERT_NOT_NULL(test, op->only_range);
 	op->moves = op->only;
 	op->nr_moves = 1;
-	op->olds = op->only_old;
-	op->max_olds = 1;
+	op->ranges = op->only_range;
+	op->max_ranges = 1;
 	INIT_LIST_HEAD(&op->uffd_unmap_dst);
 	INIT_LIST_HEAD(&op->uffd_unmap_src);
 	return op;
@@ -1111,7 +1112,7 @@ static void limits_are_checked(struct kunit *test)
 	rlim[RLIMIT_DATA].rlim_max = PAGES(c->limit_data_max);
 	rlim[RLIMIT_MEMLOCK].rlim_cur = PAGES(c->limit_memlock);
 	op->added = c->added;
-	op->dst_old = c->freed;
+	op->replaced = c->freed;
 	op->mm->total_vm = 12;
 	op->mm->data_vm = 8;
 	op->mm->locked_vm = 4;
@@ -1155,7 +1156,7 @@ static void ledger_balances(struct kunit *test)
 
 	vm_acct_memory(c->owed);
 	op->added.charged = c->added;
-	op->dst_old.charged = c->given_back;
+	op->replaced.charged = c->given_back;
 	KUNIT_EXPECT_EQ(test, charge(op), 0);
 	KUNIT_EXPECT_EQ(test, op->charged, c->charged);
 	KUNIT_EXPECT_EQ(test, op->owed, c->owed);
@@ -1181,36 +1182,36 @@ static void refused_charge_is_not_owned(struct kunit *test)
 	close_space(test);
 }
 
-static void seams_come_and_go(struct kunit *test)
+static void splits_come_and_go(struct kunit *test)
 {
 	struct mm_struct *mm = current->mm;
-	struct seam_list seams = {};
+	struct split_list splits = {};
 
 	map_at(test, SRC_AT, PAGES(10), RW);
 	stamp(test, SRC_AT + PAGES(3));
 	stamp(test, SRC_AT + PAGES(6));
 
 	mmap_write_lock(mm);
-	/* What is a boundary, or unmapped, is no seam. */
-	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT, &seams), 0);
-	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(10), &seams), 0);
-	KUNIT_EXPECT_EQ(test, split_at(mm, DST_AT, &seams), 0);
-	KUNIT_EXPECT_EQ(test, seams.nr, 0);
+	/* What is a boundary, or unmapped, is no split. */
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT, &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(10), &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, DST_AT, &splits), 0);
+	KUNIT_EXPECT_EQ(test, splits.nr, 0);
 	KUNIT_EXPECT_EQ(test, mm->map_count, 1);
 
-	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(3), &seams), 0);
-	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &seams), 0);
-	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &seams), 0);
-	KUNIT_EXPECT_EQ(test, seams.nr, 2);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(3), &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &splits), 0);
+	KUNIT_EXPECT_EQ(test, splits.nr, 2);
 	mmap_write_unlock(mm);
 	expect_vma(test, SRC_AT, SRC_AT + PAGES(3));
 	expect_vma(test, SRC_AT + PAGES(3), SRC_AT + PAGES(6));
 	expect_vma(test, SRC_AT + PAGES(6), SRC_AT + PAGES(10));
 
 	mmap_write_lock(mm);
-	mend_seams(mm, &seams);
+	undo_splits(mm, &splits);
 	mmap_write_unlock(mm);
-	KUNIT_EXPECT_EQ(test, seams.nr, 0);
+	KUNIT_EXPECT_EQ(test, splits.nr, 0);
 	KUNIT_EXPECT_EQ(test, mm->map_count, 1);
 	expect_vma(test, SRC_AT, SRC_AT + PAGES(10));
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(3)),
@@ -1220,48 +1221,48 @@ static void seams_come_and_go(struct kunit *test)
 	close_space(test);
 }
 
-/* Something may have been unmapped, or become different, behind a seam. */
-static void seams_without_match_stay(struct kunit *test)
+/* Something may have been unmapped, or become different, behind a split. */
+static void splits_without_match_stay(struct kunit *test)
 {
 	struct mm_struct *mm = current->mm;
-	struct seam_list seams = {};
+	struct split_list splits = {};
 
 	map_at(test, SRC_AT, PAGES(10), RW);
 	mmap_write_lock(mm);
-	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(3), &seams), 0);
-	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &seams), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(3), &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &splits), 0);
 	mmap_write_unlock(mm);
 	set_vma_flags(test, SRC_AT, VM_DONTCOPY, 0);
 	KUNIT_EXPECT_EQ(test, vm_munmap(SRC_AT + PAGES(6), PAGES(4)), 0);
 
 	mmap_write_lock(mm);
-	mend_seams(mm, &seams);
+	undo_splits(mm, &splits);
 	mmap_write_unlock(mm);
-	KUNIT_EXPECT_EQ(test, seams.nr, 0);
+	KUNIT_EXPECT_EQ(test, splits.nr, 0);
 	expect_vma(test, SRC_AT, SRC_AT + PAGES(3));
 	expect_vma(test, SRC_AT + PAGES(3), SRC_AT + PAGES(6));
 	KUNIT_EXPECT_NULL(test, vma_at(SRC_AT + PAGES(6)));
 	close_space(test);
 }
 
-static void ticket_can_be_returned(struct kunit *test)
+static void unmapping_can_be_aborted(struct kunit *test)
 {
 	struct mm_struct *mm = current->mm;
-	struct unmap_ticket *ticket;
+	struct unmapping *unmapping;
 	LIST_HEAD(uf);
 
-	ticket = kunit_kzalloc(test, sizeof(*ticket), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, ticket);
+	unmapping = kunit_kzalloc(test, sizeof(*unmapping), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, unmapping);
 	map_at(test, SRC_AT, PAGES(4), RW);
 	map_at(test, SRC_AT + PAGES(4), PAGES(4), RWX);
 	stamp(test, SRC_AT);
 	stamp(test, SRC_AT + PAGES(7));
 
 	mmap_write_lock(mm);
-	KUNIT_EXPECT_EQ(test, 0, take_ticket(ticket, mm, SRC_AT,
-					     SRC_AT + PAGES(8), &uf));
-	KUNIT_EXPECT_EQ(test, ticket->vms.nr_pages, 8);
-	return_ticket(ticket);
+	KUNIT_EXPECT_EQ(test, 0, gather_unmapping(unmapping, mm, SRC_AT,
+						  SRC_AT + PAGES(8), &uf));
+	KUNIT_EXPECT_EQ(test, unmapping->vms.nr_pages, 8);
+	abort_unmapping(unmapping);
 	mmap_write_unlock(mm);
 	KUNIT_EXPECT_EQ(test, mm->map_count, 2);
 	KUNIT_EXPECT_EQ(test, mm->total_vm, 8);
@@ -1270,18 +1271,19 @@ static void ticket_can_be_returned(struct kunit *test)
 			stamp_of(SRC_AT + PAGES(7)));
 
 	mmap_write_lock(mm);
-	KUNIT_EXPECT_EQ(test, 0, take_ticket(ticket, mm, SRC_AT,
-					     SRC_AT + PAGES(8), &uf));
-	punch_ticket(ticket, mm);
+	KUNIT_EXPECT_EQ(test, 0, gather_unmapping(unmapping, mm, SRC_AT,
+						  SRC_AT + PAGES(8), &uf));
+	complete_unmapping(unmapping, mm);
 	mmap_write_unlock(mm);
 	KUNIT_EXPECT_EQ(test, mm->map_count, 0);
 	KUNIT_EXPECT_NULL(test, page_at(SRC_AT));
 
 	/* For nothing */
 	mmap_write_lock(mm);
-	KUNIT_EXPECT_EQ(test, 0, take_ticket(ticket, mm, SRC_AT, SRC_AT, &uf));
-	return_ticket(ticket);
-	punch_ticket(ticket, mm);
+	KUNIT_EXPECT_EQ(test, 0, gather_unmapping(unmapping, mm, SRC_AT,
+						  SRC_AT, &uf));
+	abort_unmapping(unmapping);
+	complete_unmapping(unmapping, mm);
 	mmap_write_unlock(mm);
 	close_space(test);
 }
@@ -1298,7 +1300,7 @@ static bool is_marked_detached(unsigned long addr)
 
 /* What cannot be taken off, here for being sealed, leaves nothing taken off. */
 #ifdef CONFIG_64BIT
-static void tickets_are_returned(struct kunit *test)
+static void unmappings_are_aborted(struct kunit *test)
 {
 	struct mremap_request req = {
 		.addr = SRC_AT,
@@ -1308,37 +1310,38 @@ static void tickets_are_returned(struct kunit *test)
 		.new_addr = DST_AT,
 	};
 	struct mremap_op *op = new_op(test, &req);
-	struct unmap_ticket *tickets;
+	struct unmapping *unmappings;
 	struct mm_struct *mm = op->mm;
-	struct old_range *olds;
+	struct dst_range *ranges;
 
-	tickets = kunit_kcalloc(test, 2, sizeof(*tickets), GFP_KERNEL);
-	olds = kunit_kcalloc(test, 2, sizeof(*olds), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, tickets);
-	KUNIT_ASSERT_NOT_NULL(test, olds);
+	unmappings = kunit_kcalloc(test, 2, sizeof(*unmappings), GFP_KERNEL);
+	ranges = kunit_kcalloc(test, 2, sizeof(*ranges), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, unmappings);
+	KUNIT_ASSERT_NOT_NULL(test, ranges);
 	map_survey_area(test);
 	set_vma_flags(test, SRC_AT, VM_SEALED, 0);
 
 	/* The tail comes first. */
-	void_ticket(&tickets[0]);
+	init_unmapping(&unmappings[0]);
 	mmap_write_lock(mm);
-	KUNIT_EXPECT_EQ(test, take_source_tickets(op, &tickets[0], &tickets[1]), -EPERM);
+	KUNIT_EXPECT_EQ(test, gather_sources(op, &unmappings[0], &unmappings[1]),
+			-EPERM);
 	mmap_write_unlock(mm);
 	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT));
 	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(4)));
 	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(12)));
 
-	/* As old destinations, the other way round */
-	olds[0].start = SRC_AT + PAGES(4);
-	olds[0].end = SRC_AT + PAGES(8);
-	olds[0].occupied = true;
-	olds[1].start = SRC_AT;
-	olds[1].end = SRC_AT + PAGES(4);
-	olds[1].occupied = true;
-	op->olds = olds;
-	op->nr_olds = 2;
+	/* As destination ranges, the other way round */
+	ranges[0].start = SRC_AT + PAGES(4);
+	ranges[0].end = SRC_AT + PAGES(8);
+	ranges[0].occupied = true;
+	ranges[1].start = SRC_AT;
+	ranges[1].end = SRC_AT + PAGES(4);
+	ranges[1].occupied = true;
+	op->ranges = ranges;
+	op->nr_ranges = 2;
 	mmap_write_lock(mm);
-	KUNIT_EXPECT_EQ(test, unmap_old_destinations(op), -EPERM);
+	KUNIT_EXPECT_EQ(test, unmap_dst_ranges(op), -EPERM);
 	mmap_write_unlock(mm);
 	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT));
 	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(4)));
@@ -1349,7 +1352,7 @@ static void tickets_are_returned(struct kunit *test)
 	unmap_survey_area(test);
 }
 #else
-static void tickets_are_returned(struct kunit *test)
+static void unmappings_are_aborted(struct kunit *test)
 {
 	kunit_skip(test, "no sealing on 32 bits");
 }
@@ -1376,7 +1379,7 @@ static void map_count_is_checked_for_all(struct kunit *test)
 	mmap_write_lock(mm);
 	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
 	KUNIT_EXPECT_EQ(test, op->nr_moves, 2);
-	KUNIT_EXPECT_EQ(test, op->nr_olds, 1);
+	KUNIT_EXPECT_EQ(test, op->nr_ranges, 1);
 	mm->map_count = sysctl_max_map_count - wanted - 1;
 	KUNIT_EXPECT_EQ(test, check_map_count_for_all(op), 0);
 	mm->map_count++;
@@ -1390,7 +1393,7 @@ static void map_count_is_checked_for_all(struct kunit *test)
 }
 
 /* Ranges to clear that meet are cleared as one. */
-static void old_ranges_are_joined(struct kunit *test)
+static void dst_ranges_are_joined(struct kunit *test)
 {
 	struct mremap_request req = {
 		.addr = SRC_AT,
@@ -1410,17 +1413,17 @@ static void old_ranges_are_joined(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
 	mmap_write_unlock(op->mm);
 	KUNIT_EXPECT_EQ(test, op->nr_moves, 3);
-	KUNIT_EXPECT_EQ(test, op->nr_olds, 2);
-	if (op->nr_olds == 2) {
-		KUNIT_EXPECT_EQ(test, op->olds[0].start, DST_AT);
-		KUNIT_EXPECT_EQ(test, op->olds[0].end, DST_AT + PAGES(8));
-		KUNIT_EXPECT_EQ(test, op->olds[1].start, DST_AT + PAGES(12));
-		KUNIT_EXPECT_EQ(test, op->olds[1].end, DST_AT + PAGES(20));
+	KUNIT_EXPECT_EQ(test, op->nr_ranges, 2);
+	if (op->nr_ranges == 2) {
+		KUNIT_EXPECT_EQ(test, op->ranges[0].start, DST_AT);
+		KUNIT_EXPECT_EQ(test, op->ranges[0].end, DST_AT + PAGES(8));
+		KUNIT_EXPECT_EQ(test, op->ranges[1].start, DST_AT + PAGES(12));
+		KUNIT_EXPECT_EQ(test, op->ranges[1].end, DST_AT + PAGES(20));
 	}
 	if (op->moves != op->only)
 		kvfree(op->moves);
-	if (op->olds != op->only_old)
-		kvfree(op->olds);
+	if (op->ranges != op->only_range)
+		kvfree(op->ranges);
 	close_space(test);
 }
 
@@ -1520,12 +1523,12 @@ static struct kunit_case vma_tests[] = {
 	KUNIT_CASE_PARAM(limits_are_checked, limit_gen_params),
 	KUNIT_CASE_PARAM(ledger_balances, ledger_gen_params),
 	KUNIT_CASE(refused_charge_is_not_owned),
-	KUNIT_CASE(seams_come_and_go),
-	KUNIT_CASE(seams_without_match_stay),
-	KUNIT_CASE(ticket_can_be_returned),
-	KUNIT_CASE(tickets_are_returned),
+	KUNIT_CASE(splits_come_and_go),
+	KUNIT_CASE(splits_without_match_stay),
+	KUNIT_CASE(unmapping_can_be_aborted),
+	KUNIT_CASE(unmappings_are_aborted),
 	KUNIT_CASE(map_count_is_checked_for_all),
-	KUNIT_CASE(old_ranges_are_joined),
+	KUNIT_CASE(dst_ranges_are_joined),
 	KUNIT_CASE(stack_table_aligns_within_its_vma),
 	KUNIT_CASE(table_aligns_up_to_what_is_mapped),
 	KUNIT_CASE(soft_dirty_decides_about_tables),
@@ -3275,7 +3278,7 @@ static void window_not_as_planned_flushes(struct kunit *test)
 	mmap_write_lock(mm);
 	begin_window(&pm, win);
 	do {
-		err = move_window(&pm, win);
+		err = move_under_locks(&pm, win);
 	} while (!err && pm.cursor < pm.end);
 	mmap_write_unlock(mm);
 
