@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Cross-builds an arm64 kernel, boots it in QEMU, and runs the KUnit tests of
-# mm/mremap.c and the selftests on it: the way without detached tables, with
+# mremap() and the selftests on it: the way without detached tables, with
 # contiguous PTEs. usage: lab/arm64.sh [SUITE | SUITE@64k]...
 # @64k: the suite's anonymous memory is of folios of that size
 

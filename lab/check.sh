@@ -12,7 +12,7 @@
 checks=(shell python spelling mutants checkpatch maintainers kernel_doc selftests gcc stack sparse
 	clang coccinelle smatch)
 skipped=77
-# No function of mm/mremap.c may take more bytes of the stack, of which there are 16 KB.
+# No function of mm/mremap*.c may take more bytes of the stack, of which there are 16 KB.
 most_stack=2304
 selftest_flags="-Wextra -Wshadow -Wstrict-prototypes"
 
@@ -125,14 +125,17 @@ check_gcc() {
 	compile tree
 }
 
-# The functions of the KUnit tests are in mremap.o as well.
+# The functions of the KUnit tests are in the objects as well.
 check_stack() {
+	local name
 	compile tree >/dev/null
-	objdump -d build/objects/tree/obj/mm/mremap.o |
-		perl build/tree/scripts/checkstack.pl x86_64 "$most_stack" >"$out/stack.list"
-	while read -r _ function rest; do
-		! grep -qw "$function" mm/mremap.c || echo "$function $rest"
-	done <"$out/stack.list" | fail_if_any
+	for name in mremap mremap_call; do
+		objdump -d build/objects/tree/obj/mm/$name.o |
+			perl build/tree/scripts/checkstack.pl x86_64 "$most_stack" >"$out/stack.list"
+		while read -r _ function rest; do
+			! grep -qw "$function" mm/$name.c || echo "$function $rest"
+		done <"$out/stack.list"
+	done | fail_if_any
 }
 
 # pte_offset_map_lock() does not tell sparse that it locks, so that every
@@ -178,7 +181,7 @@ check_coccinelle() {
 
 check_smatch() {
 	command -v smatch >/dev/null || { echo "smatch, which Debian does not have"; return $skipped; }
-	lab/objects.sh build/tree tree C=2 CHECK="smatch -p=kernel" mm/mremap.o | fail_if_any
+	lab/objects.sh build/tree tree C=2 CHECK="smatch -p=kernel" mm/mremap.o mm/mremap_call.o | fail_if_any
 }
 
 lab/deps.sh base build test check

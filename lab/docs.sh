@@ -29,7 +29,7 @@ build() {
 check_name() {
 	local suite=${1%%.*} part source parts
 	source=tools/testing/selftests/mm/$suite.c
-	[[ -e $source ]] || source=mm/tests/mremap_kunit.c
+	[[ -e $source ]] || source=$(grep -lE "\.name = \"$suite\"" mm/tests/mremap*_kunit.c) || return
 	grep -qE "\.name = \"$suite\"" "$source" || [[ $source == *"/$suite.c" ]] || return
 	IFS=. read -ra parts <<<"${1#*.}"
 	for part in "${parts[@]}"; do

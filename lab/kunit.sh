@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Builds a small kernel with the KUnit tests of mm/mremap.c, boots it by the
+# Builds a small kernel with the KUnit tests of mremap(), boots it by the
 # kernel's own tools/testing/kunit, and judges what it prints.
 
 # shellcheck source=common.sh

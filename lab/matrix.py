@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Compile mm/mremap.c and what we patch in many configurations.
+"""Compile mm/mremap*.c and what we patch in many configurations.
 
 Each row of the table is a configuration of one architecture. It is configured
 from lab/config/matrix.config, then `make prepare` and the objects of our .c files
-are made with W=1, out of tree in build/matrix/; nothing is linked. mm/mremap.o is
-made a second time without its KUnit tests, which call what else might be unused.
+are made with W=1, out of tree in build/matrix/; nothing is linked. mm/mremap.o
+and mm/mremap_call.o are made a second time without their KUnit tests, which call
+what else might be unused.
 
 No file of ours may give a warning. Where one of upstream's does, patched or not,
 the unpatched base is compiled, too, and only what is new counts.
@@ -35,6 +36,7 @@ CROSS = {
     "s390": "s390x-linux-gnu-",
 }
 KUNIT = "MREMAP_KUNIT_TEST"
+TESTED = ["mm/mremap.o", "mm/mremap_call.o"]
 NEIGHBOURS = ["mm/memory.o", "mm/nommu.o"]  # use prototypes that we change
 
 MESSAGE = re.compile(r"(?P<path>[^\s:]+):\d+:(?:\d+:)? "
@@ -218,8 +220,8 @@ class Build:
             count = len(list((self.out / "mm").rglob("*.o")))
         if KUNIT in self.config:
             self.drop_option(KUNIT)
-            messages |= self.compile_now(["mm/mremap.o"])
-            count += 1
+            messages |= self.compile_now(TESTED)
+            count += len(TESTED)
         return messages, count
 
     def compile_folder(self, folder: str) -> set[str]:

@@ -16,7 +16,7 @@ Fails if there is something to do. lab/upstream.sh keep is how lab/base.sh keeps
 sums=lab/base.sums
 kept=build/base.old
 out=build/upstream
-# Where the neighbours are that mm/mremap.c calls, or is called by.
+# Where the neighbours are that mm/mremap*.c call, or are called by.
 around=(mm include/linux include/asm-generic arch/x86/include/asm)
 
 mapfile -t ours < <(awk '$1 != "#" { print $2 }' $sums)

@@ -1,0 +1,1646 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The system call mremap(2): mm/mremap.h has its phases, its locks and its types.
+ *
+ * It moves pages by means of move_page_tables() and move_page_tables_back(), in
+ * mm/mremap.c, and knows nothing else of page tables.
+ */
+
+#include <linux/capability.h>
+#include <linux/compat.h>
+#include <linux/fs.h>
+#include <linux/hugetlb.h>
+#include <linux/ksm.h>
+#include <linux/mman.h>
+#include <linux/rmap.h>
+#include <linux/sched/signal.h>
+#include <linux/secretmem.h>
+#include <linux/security.h>
+#include <linux/shmem_fs.h>
+#include <linux/slab.h>
+#include <linux/syscalls.h>
+
+#include "mremap.h"
+
+#define CREATE_TRACE_POINTS
+#include <trace/events/mremap.h>
+
+static struct vma_move *end_of_moves(const struct mremap_op *op)
+{
+	return op->moves + op->nr_moves;
+}
+
+/*
+ * Between two mappings of a long call: let others run, and give up if the process
+ * was killed, as long as all can be undone.
+ */
+static int resched_or_killed(void)
+{
+	cond_resched();
+	return fatal_signal_pending(current) ? -EINTR : 0;
+}
+
+/* The request: pure functions, no locks, no mm */
+
+static unsigned long moved_len(const struct mremap_request *req)
+{
+	return min(req->old_len, req->new_len);
+}
+
+static unsigned long growth(const struct mremap_request *req)
+{
+	return req->new_len > req->old_len ? req->new_len - req->old_len : 0;
+}
+
+static unsigned long shrinkage(const struct mremap_request *req)
+{
+	return req->old_len > req->new_len ? req->old_len - req->new_len : 0;
+}
+
+/* With these flags the caller says that the mapping is to move, come what may. */
+static bool is_forced_move(const struct mremap_request *req)
+{
+	return req->flags & (MREMAP_FIXED | MREMAP_DONTUNMAP);
+}
+
+static bool keeps_source(const struct mremap_request *req)
+{
+	return req->flags & MREMAP_DONTUNMAP;
+}
+
+/* Checks of the request: they change nothing */
+
+/*
+ * What can be told from the arguments alone. Lengths are still as the caller
+ * gave them: MREMAP_DONTUNMAP compares them to the byte.
+ */
+static int check_request(const struct mremap_request *req)
+{
+	if (req->flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP))
+		return -EINVAL;
+	if (is_forced_move(req) && !(req->flags & MREMAP_MAYMOVE))
+		return -EINVAL;
+	if (keeps_source(req) && req->old_len != req->new_len)
+		return -EINVAL;
+	if (offset_in_page(req->addr) || !PAGE_ALIGN(req->new_len))
+		return -EINVAL;
+	return 0;
+}
+
+/*
+ * Do the two ranges share a byte? The sum may wrap for an absurd old_len; a
+ * single source is found not to be mapped that far right after, and a range of
+ * several was asked for that before.
+ */
+static bool ranges_overlap(const struct mremap_request *req)
+{
+	return req->addr + req->old_len > req->new_addr &&
+	       req->new_addr + req->new_len > req->addr;
+}
+
+static int check_destination(const struct mremap_request *req)
+{
+	if (offset_in_page(req->new_addr))
+		return -EINVAL;
+	if (req->new_len > TASK_SIZE || req->new_addr > TASK_SIZE - req->new_len)
+		return -EINVAL;
+	if (ranges_overlap(req))
+		return -EINVAL;
+	return 0;
+}
+
+/*
+ * Several mappings in one call: it moves them all, and the gaps between them,
+ * if they keep their size and are told where to go. A range that ends in a gap
+ * is of this kind, too.
+ */
+static bool is_for_several(const struct vm_area_struct *vma,
+			   const struct mremap_request *req)
+{
+	return (req->flags & MREMAP_FIXED) && req->old_len == req->new_len &&
+	       req->old_len > vma->vm_end - req->addr;
+}
+
+/* Checks of the VMAs: they change nothing; all hold mmap_lock for write */
+
+/* Round lengths up to what the source is made of, and refuse what it can't do. */
+static int check_hugetlb(struct vm_area_struct *vma, struct mremap_request *req)
+{
+	unsigned long size = huge_page_size(hstate_vma(vma));
+	unsigned long old_len = ALIGN(req->old_len, size);
+	unsigned long new_len = ALIGN(req->new_len, size);
+
+	/* A length near the end of the address space is not to become none. */
+	if (old_len < req->old_len || new_len < req->new_len)
+		return -EINVAL;
+	req->old_len = old_len;
+	req->new_len = new_len;
+
+	if (!IS_ALIGNED(req->addr, size))
+		return -EINVAL;
+	if (is_forced_move(req) && !IS_ALIGNED(req->new_addr, size))
+		return -EINVAL;
+	/* Reservations were made for the old length only. */
+	if (growth(req))
+		return -EINVAL;
+	return 0;
+}
+
+static int check_source(struct vm_area_struct *vma, struct mremap_request *req)
+{
+	if (!vma)
+		return -EFAULT;
+	if (!can_modify_vma(vma))
+		return -EPERM;
+	if (is_vm_hugetlb_page(vma))
+		return check_hugetlb(vma, req);
+	return 0;
+}
+
+/*
+ * Secret memory that was mapped as locked (MAP_LOCKED, MCL_FUTURE) is so for as
+ * long as it is mapped: not even munlock() takes the lock off.
+ */
+static bool is_always_locked(struct vm_area_struct *vma)
+{
+	return vma_is_secretmem(vma);
+}
+
+/* Add what @vma has in [start, end). */
+static void survey_vma(struct range_survey *survey, struct vm_area_struct *vma,
+		       unsigned long start, unsigned long end)
+{
+	unsigned long pages = (min(vma->vm_end, end) -
+			       max(vma->vm_start, start)) >> PAGE_SHIFT;
+
+	survey->total += pages;
+	if (is_data_mapping(vma->vm_flags))
+		survey->data += pages;
+	if (vma->vm_flags & VM_LOCKED)
+		survey->locked += pages;
+	if (vma->vm_flags & VM_ACCOUNT)
+		survey->charged += pages;
+}
+
+/* May the VMA be split at @addr, if that is inside of it? */
+static int check_may_split(struct vm_area_struct *vma, unsigned long addr)
+{
+	if (addr <= vma->vm_start || addr >= vma->vm_end)
+		return 0;
+	if (!vma->vm_ops || !vma->vm_ops->may_split)
+		return 0;
+	return vma->vm_ops->may_split(vma, addr);
+}
+
+/* May [start, end) be cut out of the VMA? */
+static int check_cut_out(struct vm_area_struct *vma, unsigned long start,
+			 unsigned long end)
+{
+	int err = check_may_split(vma, start);
+
+	return err ? err : check_may_split(vma, end);
+}
+
+/*
+ * May [start, end) leave the VMA for another place? A driver that is told of
+ * moves takes the new address for that of all it has mapped: the context of an
+ * AIO ring, for one, unmaps its whole length from there on when it is destroyed.
+ * So such a mapping moves whole or not at all.
+ */
+static int check_move_out(struct vm_area_struct *vma, unsigned long start,
+			  unsigned long end)
+{
+	bool is_part = start < end && (start > vma->vm_start || end < vma->vm_end);
+
+	if (is_part && vma->vm_ops && vma->vm_ops->mremap)
+		return -EINVAL;
+	return check_cut_out(vma, start, end);
+}
+
+/* May all that is mapped in [start, end) be unmapped, and what does that free? */
+static int check_unmap(struct mm_struct *mm, unsigned long start,
+		       unsigned long end, struct range_survey *survey)
+{
+	VMA_ITERATOR(vmi, mm, start);
+	struct vm_area_struct *vma;
+	int err = 0;
+
+	for_each_vma_range(vmi, vma, end) {
+		if (!can_modify_vma(vma))
+			return -EPERM;
+		if (!err)
+			err = check_cut_out(vma, start, end);
+		survey_vma(survey, vma, start, end);
+	}
+	return err;
+}
+
+/*
+ * May what a shrinking call drops be unmapped? It may be more than @vma, the one
+ * with the old address.
+ */
+static int check_shrinkage(struct vm_area_struct *vma,
+			   const struct mremap_request *req)
+{
+	unsigned long start = req->addr + req->new_len;
+	unsigned long len = shrinkage(req);
+	struct range_survey ignored = {};
+
+	if (!len)
+		return 0;
+	if (start < req->addr || start > TASK_SIZE || len > TASK_SIZE - start)
+		return -EINVAL;
+	if (start + len <= vma->vm_end)
+		return check_cut_out(vma, start, start + len);
+	return check_unmap(vma->vm_mm, start, start + len, &ignored);
+}
+
+/* May what is mapped at the new places be unmapped? And what will that free? */
+static int check_dst_ranges(struct mremap_op *op)
+{
+	unsigned long before;
+	struct dst_range *range;
+	int err;
+
+	for (range = op->ranges; range < op->ranges + op->nr_ranges; range++) {
+		before = op->replaced.total;
+		err = resched_or_killed();
+		if (!err)
+			err = check_unmap(op->mm, range->start, range->end,
+					  &op->replaced);
+		if (err)
+			return err;
+		range->occupied = op->replaced.total != before;
+	}
+	return 0;
+}
+
+/* What the call adds to the address space. Lengths are whole pages by now. */
+static void survey_addition(struct mremap_op *op)
+{
+	const struct mremap_request *req = op->req;
+	unsigned long pages = growth(req) >> PAGE_SHIFT;
+	vm_flags_t vm_flags = op->moves->vm_flags;
+	struct range_survey *added = &op->added;
+	struct vma_move *mv;
+
+	if (keeps_source(req)) {
+		for (mv = op->moves; mv < end_of_moves(op); mv++) {
+			unsigned long locked = added->locked;
+
+			survey_vma(added, mv->src, mv->addr, mv->addr + mv->len);
+			/* The lock goes along with the pages, or stays as well. */
+			if (!is_always_locked(mv->src))
+				added->locked = locked;
+		}
+		return;
+	}
+	added->total = pages;
+	added->data = is_data_mapping(vm_flags) ? pages : 0;
+	added->locked = vm_flags & VM_LOCKED ? pages : 0;
+	added->charged = vm_flags & VM_ACCOUNT ? pages : 0;
+}
+
+/*
+ * Limits on locked and mapped memory. What the destination frees counts as
+ * free already: it is unmapped before the new mapping is there.
+ */
+static int check_limits(const struct mremap_op *op)
+{
+	const struct range_survey *added = &op->added;
+	const struct range_survey *freed = &op->replaced;
+	unsigned long locked = op->mm->locked_vm - freed->locked + added->locked;
+
+	if (!added->total)
+		return 0;
+	if (added->locked && !capable(CAP_IPC_LOCK) &&
+	    locked > rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT)
+		return -EAGAIN;
+	if (!may_replace_vm(op->mm, added->data ? VM_WRITE : VM_NONE,
+			    added->total - freed->total,
+			    added->data - freed->data))
+		return -ENOMEM;
+	return 0;
+}
+
+/* Can the only source be moved or grown as asked? */
+static int check_resize(struct mremap_op *op)
+{
+	const struct mremap_request *req = op->req;
+	const struct vm_area_struct *vma = op->moves->src;
+	pgoff_t pgoff = vma_pgoff_offset(op->moves->src, req->addr);
+
+	/* A private mapping has no second view: it would be an unrelated one. */
+	if (!req->old_len && !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE)))
+		return -EINVAL;
+	if (keeps_source(req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
+		return -EINVAL;
+	if (moved_len(req) > vma->vm_end - req->addr)
+		return -EFAULT;
+	if (growth(req) && pgoff + (req->new_len >> PAGE_SHIFT) < pgoff)
+		return -EINVAL;
+	if (growth(req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
+		return -EFAULT;
+	survey_addition(op);
+	return check_limits(op);
+}
+
+/*
+ * A monitor is told of one move per call. A driver that is asked, and may refuse,
+ * would do so too late. A file that places its mappings itself might not keep
+ * the distances between them; known ones do.
+ */
+static bool can_move_with_others(struct vm_area_struct *vma)
+{
+	struct file *file = vma->vm_file;
+
+	if (userfaultfd_armed(vma))
+		return false;
+	if (file && vma->vm_ops && vma->vm_ops->mremap)
+		return false;
+	if (!file || !file->f_op->get_unmapped_area)
+		return true;
+	/* By its mapping: that of System V has vm_ops of its own. */
+	return shmem_mapping(file->f_mapping) || is_vm_hugetlb_page(vma) ||
+	       file->f_op->get_unmapped_area == thp_get_unmapped_area;
+}
+
+static int check_planned_move(const struct mremap_op *op,
+			      const struct vma_move *mv)
+{
+	struct vm_area_struct *vma = mv->src;
+
+	if (!can_move_with_others(vma))
+		return -EFAULT;
+	if (!can_modify_vma(vma))
+		return -EPERM;
+	if (keeps_source(op->req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
+		return -EINVAL;
+	return check_move_out(vma, mv->addr, mv->addr + mv->len);
+}
+
+/* Map count */
+
+/* Is @addr inside of a VMA, so that a boundary there takes a split? */
+static struct vm_area_struct *vma_around(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
+
+	return vma && vma->vm_start != addr ? vma : NULL;
+}
+
+/*
+ * Map count. A move that the caller did not force splits its source at two ends
+ * and adds a VMA. A forced one splits the source at three places at most (also
+ * where a shrinking move's tail ends) and the destination at two; it adds its
+ * own VMA when the old destination is gone. -ENOMEM comes at the map count at
+ * which it has always come.
+ */
+#define MAPS_FOR_MOVE		3
+#define MAPS_FOR_FORCED_MOVE	(MAPS_FOR_MOVE + 2)
+
+static int check_map_count(struct mm_struct *mm, int wanted)
+{
+	return mm->map_count + wanted >= sysctl_max_map_count ? -ENOMEM : 0;
+}
+
+/* The sources stay linked until all have moved, so that all can go back. */
+static int check_map_count_for_all(struct mremap_op *op)
+{
+	const struct mremap_request *req = op->req;
+	int wanted = op->nr_moves;
+	struct dst_range *range;
+
+	wanted += !!vma_around(op->mm, req->addr);
+	wanted += !!vma_around(op->mm, req->addr + req->old_len);
+	for (range = op->ranges; range < op->ranges + op->nr_ranges; range++) {
+		wanted += !!vma_around(op->mm, range->start);
+		wanted += !!vma_around(op->mm, range->end);
+	}
+	return check_map_count(op->mm, wanted);
+}
+
+/* Splitting VMAs, and undoing the splits */
+
+/*
+ * Make @addr a boundary between VMAs, and remember it if it was none. Needs
+ * mmap_lock for write and room in the map count.
+ */
+static int split_at(struct mm_struct *mm, unsigned long addr,
+		    struct split_list *splits)
+{
+	struct vm_area_struct *vma = vma_around(mm, addr);
+	int err;
+
+	if (!vma)
+		return 0;
+
+	VMA_ITERATOR(vmi, mm, vma->vm_start);
+
+	vma_start_write(vma);
+	split_leaf_pud_at(vma, addr);
+	err = split_vma(&vmi, vma, addr, /* new_below = */ 1);
+	if (!err)
+		splits->at[splits->nr++] = addr;
+	return err;
+}
+
+/*
+ * Join the VMAs below and above @addr again. It needs memory and may fail;
+ * then, and for VMAs that never merge, an additional boundary stays behind,
+ * which changes nothing but the look of /proc/PID/maps.
+ */
+static void undo_split(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *below = vma_lookup(mm, addr - 1);
+	struct vm_area_struct *above = vma_lookup(mm, addr);
+
+	if (!below || !above || below == above)
+		return;
+
+	VMA_ITERATOR(vmi, mm, addr);
+
+	vma_modify_flags_uffd(&vmi, below, above, above->vm_start, above->vm_end,
+			      above->vm_flags, above->vm_userfaultfd_ctx,
+			      /* give_up_on_oom = */ true);
+}
+
+static void undo_splits(struct mm_struct *mm, struct split_list *splits)
+{
+	while (splits->nr)
+		undo_split(mm, splits->at[--splits->nr]);
+}
+
+/*
+ * Remember that a helper may split a VMA at @addr. Here the split is left to
+ * munmap(), which may still split when the map count is at its limit.
+ */
+static void expect_split(struct mremap_op *op, unsigned long addr)
+{
+	struct vm_area_struct *vma = op->moves->src;
+	bool is_inside = addr > vma->vm_start && addr < vma->vm_end;
+
+	if (is_inside || (addr > vma->vm_end && vma_around(op->mm, addr)))
+		op->splits.at[op->splits.nr++] = addr;
+}
+
+/* Ledger of committed memory, in pages */
+
+/*
+ * Charge what the call adds. What the old destination is charged with is not
+ * asked for a second time: take_over_charge() keeps it when that is unmapped.
+ */
+static int charge(struct mremap_op *op)
+{
+	unsigned long pages = op->added.charged;
+
+	op->owed = min(pages, op->replaced.charged);
+	pages -= op->owed;
+	if (pages && security_vm_enough_memory_mm(op->mm, pages))
+		return -ENOMEM;
+	op->charged = pages;
+	return 0;
+}
+
+/*
+ * Keep the charge of an old destination that is about to be unmapped, as far as
+ * the call owes it. It is never given back, so that nobody else can have taken
+ * it meanwhile.
+ */
+static void take_over_charge(struct mremap_op *op, struct vma_munmap_struct *vms)
+{
+	unsigned long pages = min(op->owed, vms->nr_accounted);
+
+	vms->nr_accounted -= pages;
+	op->owed -= pages;
+	op->charged += pages;
+}
+
+static void uncharge(struct mremap_op *op)
+{
+	vm_unacct_memory(op->charged);
+	op->charged = 0;
+}
+
+/* Placement */
+
+static unsigned long map_flags_for(const struct vm_area_struct *vma)
+{
+	return vma->vm_flags & VM_MAYSHARE ? MAP_SHARED : 0;
+}
+
+/* Ask for @len bytes as the mapping's own kind is placed. */
+static unsigned long ask_for_area(const struct vma_move *mv, unsigned long hint,
+				  unsigned long len, unsigned long map_flags)
+{
+	struct vm_area_struct *vma = mv->src;
+
+	return __get_unmapped_area(vma->vm_file, hint, len,
+				   vma_pgoff_offset(vma, mv->addr),
+				   map_flags | map_flags_for(vma),
+				   vma->vm_flags);
+}
+
+/* Take exactly @addr for the new mapping, if that is allowed. */
+static int fix_destination(struct vma_move *mv, unsigned long addr)
+{
+	unsigned long got = ask_for_area(mv, addr, mv->dst_len, MAP_FIXED);
+
+	if (IS_ERR_VALUE(got))
+		return got;
+	mv->dst_addr = addr;
+	return 0;
+}
+
+static bool holds_whole(const struct vma_move *mv, unsigned long size)
+{
+	unsigned long first = ALIGN(mv->addr, size);
+
+	return first >= mv->addr && first - mv->addr < mv->len &&
+	       mv->addr + mv->len - first >= size;
+}
+
+/*
+ * At the old offset modulo this size, whole tables can move. It is that of the
+ * largest entry that the range fills, or 0 if it does not matter: the mapping is
+ * too small, is placed by rules of its own, or address space is scarce.
+ */
+static unsigned long congruence_for(const struct vma_move *mv)
+{
+	const struct file *file = mv->src->vm_file;
+	unsigned long offset = mv->src->vm_start -
+			       (mv->src->vm_pgoff << PAGE_SHIFT);
+
+	if (!IS_ENABLED(CONFIG_64BIT) || in_compat_syscall())
+		return 0;
+	if (file && file->f_op->get_unmapped_area &&
+	    file->f_op->get_unmapped_area != thp_get_unmapped_area)
+		return 0;
+	/* A file's huge pages may fit better elsewhere. */
+	if (file && !IS_ALIGNED(offset, PMD_SIZE))
+		return 0;
+	if (holds_whole(mv, PUD_SIZE))
+		return PUD_SIZE;
+	return holds_whole(mv, PMD_SIZE) ? PMD_SIZE : 0;
+}
+
+/*
+ * Which address is congruent with @old_addr, modulo @size, if [start, end) is
+ * free for @len bytes? The one at the end that address space is filled from.
+ * There must be room for @len + @size bytes.
+ */
+static unsigned long congruent_in_hole(unsigned long start, unsigned long end,
+				       unsigned long len, unsigned long size,
+				       unsigned long old_addr, bool topdown)
+{
+	if (topdown)
+		return end - len - ((end - len - old_addr) & (size - 1));
+	return start + ((old_addr - start) & (size - 1));
+}
+
+/*
+ * Look for a place at the old offset modulo @size, in a hole with room for that.
+ * The hole is cut to whole tables, so that the mapping shares none with others
+ * and can be moved on as cheaply. It must not be one that the kernel would have
+ * used only because its usual area was full.
+ */
+static int find_congruent(struct vma_move *mv, unsigned long size)
+{
+	struct mm_struct *mm = mv->src->vm_mm;
+	bool topdown = test_bit(MMF_TOPDOWN, &mm->flags);
+	unsigned long len = mv->dst_len + size + 2 * PMD_SIZE;
+	unsigned long hole = ask_for_area(mv, 0, len, 0);
+	unsigned long addr;
+
+	if (IS_ERR_VALUE(hole))
+		return hole;
+	addr = congruent_in_hole(ALIGN(hole, PMD_SIZE),
+				 ALIGN_DOWN(hole + len, PMD_SIZE), mv->dst_len,
+				 size, mv->addr, topdown);
+	if (topdown && addr + mv->dst_len > mm->mmap_base)
+		return -ENOMEM;
+	if (find_vma_intersection(mm, addr, addr + mv->dst_len))
+		return -ENOMEM;
+	return fix_destination(mv, addr);
+}
+
+/*
+ * Let the kernel choose, with a preference for @hint, unless that is 0. A place
+ * from which tables can move whole is worth a second and a third question; if
+ * there is none, the answer to the first one holds.
+ */
+static int find_destination(struct vma_move *mv, unsigned long hint)
+{
+	unsigned long addr = ask_for_area(mv, hint, mv->dst_len, 0);
+	unsigned long size = congruence_for(mv);
+
+	if (IS_ERR_VALUE(addr))
+		return addr;
+	mv->dst_addr = addr;
+	/* A hint that was followed, if only into the area above the usual one. */
+	if (hint && (addr == hint || addr > mv->src->vm_mm->mmap_base))
+		return 0;
+	for (; size >= PMD_SIZE; size = size > PMD_SIZE ? PMD_SIZE : 0) {
+		if (!((mv->dst_addr - mv->addr) & (size - 1)) ||
+		    !find_congruent(mv, size))
+			break;
+	}
+	return 0;
+}
+
+/* Unmapping in two steps, of which the first can fail and the second cannot */
+
+/* Nothing is to be unmapped, until gather_unmapping() finds something. */
+static void init_unmapping(struct unmapping *unmapping)
+{
+	unmapping->vms.vma = NULL;
+}
+
+/*
+ * Take the VMAs of [start, end) off for unmapping. The range must start and end
+ * at VMA boundaries. It can be undone until complete_unmapping().
+ */
+static int gather_unmapping(struct unmapping *unmapping, struct mm_struct *mm,
+			    unsigned long start, unsigned long end,
+			    struct list_head *uf)
+{
+	struct vm_area_struct *vma;
+
+	init_unmapping(unmapping);
+	if (start == end)
+		return 0;
+	vma_iter_init(&unmapping->vmi, mm, start);
+	vma = vma_find(&unmapping->vmi, end);
+	init_vma_munmap(&unmapping->vms, &unmapping->vmi, vma, start, end, uf,
+			/* unlock = */ false);
+	mt_init_flags(&unmapping->detached,
+		      mm->mm_mt.ma_flags & MT_FLAGS_LOCK_MASK);
+	mt_on_stack(unmapping->detached);
+	mas_init(&unmapping->mas, &unmapping->detached, 0);
+	if (!vma)
+		return 0;
+	return vms_gather_munmap_vmas(&unmapping->vms, &unmapping->mas);
+}
+
+static void abort_unmapping(struct unmapping *unmapping)
+{
+	if (unmapping->vms.vma)
+		reattach_vmas(&unmapping->mas);
+}
+
+/*
+ * Unmap for good. Everything that could fail has been done, but for the store
+ * into the tree of VMAs, which may need nodes: it waits for them.
+ */
+static void complete_unmapping(struct unmapping *unmapping,
+			       struct mm_struct *mm)
+{
+	struct vma_munmap_struct *vms = &unmapping->vms;
+
+	if (!vms->vma)
+		return;
+	vma_iter_init(&unmapping->vmi, mm, vms->start);
+	WARN_ON_ONCE(vma_iter_clear_gfp(&unmapping->vmi, vms->start, vms->end,
+					GFP_KERNEL | __GFP_NOFAIL));
+	vms_complete_munmap_vmas(vms, &unmapping->mas);
+}
+
+/*
+ * Page tables are freed as far as there were no neighbours when the range was
+ * taken. If one of them is gone since, by another unmapping, there may be more.
+ */
+static void refresh_unmapping(struct unmapping *unmapping, struct mm_struct *mm)
+{
+	struct vma_munmap_struct *vms = &unmapping->vms;
+	struct vm_area_struct *prev, *next;
+
+	if (!vms->vma)
+		return;
+	find_vma_prev(mm, vms->start, &prev);
+	next = find_vma(mm, vms->end);
+	vms->unmap_start = prev ? prev->vm_end : FIRST_USER_ADDRESS;
+	vms->unmap_end = next ? next->vm_start : USER_PGTABLES_CEILING;
+}
+
+/* Planning: what moves, and what has to go */
+
+/*
+ * What is mapped in [start, end) has to go. The whole range is asked for at once
+ * if it continues that of the last call.
+ */
+static void add_dst_range(struct mremap_op *op, unsigned long start,
+			  unsigned long end)
+{
+	struct dst_range *last = op->ranges + op->nr_ranges - 1;
+
+	if (op->nr_ranges && last->end == start) {
+		last->end = end;
+		return;
+	}
+	if (WARN_ON_ONCE(op->nr_ranges == op->max_ranges))
+		return;
+	last++;
+	last->start = start;
+	last->end = end;
+	last->occupied = false;
+	last->splits.nr = 0;
+	init_unmapping(&last->unmapping);
+	op->nr_ranges++;
+}
+
+/* What moves if anything does; move_vmas() sees to the rest of it. */
+static void plan_only_move(struct vma_move *mv, struct vm_area_struct *vma,
+			   const struct mremap_request *req)
+{
+	mv->addr = req->addr;
+	mv->len = moved_len(req);
+	mv->dst_len = req->new_len;
+	mv->src = vma;
+	mv->vm_flags = vma->vm_flags;
+}
+
+/* The part of [start, end) that @vma covers, up to whole pages of its kind. */
+static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
+		      const struct mremap_request *req)
+{
+	unsigned long end = min(vma->vm_end, req->addr + req->old_len);
+	unsigned long size;
+
+	mv->src = vma;
+	mv->vm_flags = vma->vm_flags;
+	mv->addr = max(vma->vm_start, req->addr);
+	mv->len = end - mv->addr;
+	if (is_vm_hugetlb_page(vma)) {
+		size = huge_page_size(hstate_vma(vma));
+		/* What starts within a huge page will be refused as it is. */
+		if (IS_ALIGNED(mv->addr, size))
+			mv->len = ALIGN(mv->len, size);
+	}
+	mv->dst_addr = req->new_addr + (mv->addr - req->addr);
+	mv->dst_len = mv->len;
+}
+
+/* The moves, and the ranges to clear: as many as there are gaps between them. */
+static int make_room_for_moves(struct mremap_op *op)
+{
+	VMA_ITERATOR(vmi, op->mm, op->req->addr);
+	unsigned long end = op->req->addr + op->req->old_len;
+	unsigned long nr = 0, nr_ranges = 0, last_end = 0;
+	struct vm_area_struct *vma;
+
+	for_each_vma_range(vmi, vma, end) {
+		nr_ranges += !nr || vma->vm_start != last_end;
+		last_end = vma->vm_end;
+		nr++;
+	}
+	op->nr_moves = nr;
+	op->max_ranges = nr_ranges;
+	if (nr > 1)
+		op->moves = kvmalloc_array(nr, sizeof(*op->moves),
+					   GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (nr_ranges > 1)
+		op->ranges = kvmalloc_array(nr_ranges, sizeof(*op->ranges),
+					    GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	return op->moves && op->ranges ? 0 : -ENOMEM;
+}
+
+static int plan_moves(struct mremap_op *op)
+{
+	VMA_ITERATOR(vmi, op->mm, op->req->addr);
+	unsigned long end = op->req->addr + op->req->old_len;
+	struct vm_area_struct *vma;
+	struct vma_move *mv;
+	int err;
+
+	err = make_room_for_moves(op);
+	if (err)
+		return err;
+	mv = op->moves;
+	for_each_vma_range(vmi, vma, end) {
+		plan_move(mv, vma, op->req);
+		add_dst_range(op, mv->dst_addr, mv->dst_addr + mv->dst_len);
+		mv++;
+	}
+	return 0;
+}
+
+/* Nothing is held while a monitor is waited for, as that can take for ever. */
+static void free_plans(struct mremap_op *op)
+{
+	if (op->moves != op->only)
+		kvfree(op->moves);
+	if (op->ranges != op->only_range)
+		kvfree(op->ranges);
+}
+
+/* Prepare */
+
+/*
+ * Must the moved range be a VMA of its own? Where it goes away, yes: so that
+ * all splits are made while nothing has changed, and that what hangs on the VMA
+ * (hugetlb reservations, PAT tracking, charges) is told for this range only.
+ * Where it stays, only if it differs from its surroundings afterwards.
+ */
+static bool needs_isolation(const struct mremap_op *op,
+			    const struct vma_move *mv)
+{
+	if (!mv->len)
+		return false;
+	if (!keeps_source(op->req))
+		return true;
+	return (mv->vm_flags & VM_LOCKED) && !is_always_locked(mv->src);
+}
+
+static int isolate_source(struct mremap_op *op, struct vma_move *mv)
+{
+	const struct mremap_request *req = op->req;
+	unsigned long end = mv->addr + mv->len;
+	int err = 0;
+
+	if (!needs_isolation(op, mv))
+		return 0;
+	if (mv->src->vm_start != mv->addr)
+		err = split_at(op->mm, mv->addr, &op->splits);
+	if (!err && mv->src->vm_end != end)
+		err = split_at(op->mm, end, &op->splits);
+	if (!err && shrinkage(req))
+		err = split_at(op->mm, req->addr + req->old_len, &op->splits);
+	return err;
+}
+
+/*
+ * KSM pages are broken up before they move: rmap finds them by the address that
+ * they had when they were scanned. The VMA stays mergeable.
+ */
+static int break_ksm(struct vma_move *mv)
+{
+	unsigned long ignored_flags = mv->vm_flags;
+
+	return ksm_madvise(mv->src, mv->addr, mv->addr + mv->len,
+			   MADV_UNMERGEABLE, &ignored_flags);
+}
+
+/*
+ * Each range has a list of events of its own until it is complete, because the
+ * core searches it for each registered mapping.
+ */
+static int gather_dst_range(struct mremap_op *op, struct dst_range *range)
+{
+	LIST_HEAD(events);
+	int err;
+
+	err = split_at(op->mm, range->start, &range->splits);
+	if (!err)
+		err = split_at(op->mm, range->end, &range->splits);
+	if (!err)
+		err = gather_unmapping(&range->unmapping, op->mm, range->start,
+				       range->end, &events);
+	list_splice_tail(&events, &op->uffd_unmap_dst);
+	return err;
+}
+
+/* All old destinations, or, if one of them refuses, none. */
+static int unmap_dst_ranges(struct mremap_op *op)
+{
+	struct dst_range *end = op->ranges + op->nr_ranges;
+	struct dst_range *range;
+	int err;
+
+	for (range = op->ranges; range < end; range++) {
+		err = resched_or_killed();
+		if (!err && range->occupied)
+			err = gather_dst_range(op, range);
+		if (err)
+			goto put_back;
+	}
+	for (range = op->ranges; range < end; range++) {
+		if (!range->unmapping.vms.vma)
+			continue;
+		if (op->nr_ranges > 1)
+			refresh_unmapping(&range->unmapping, op->mm);
+		take_over_charge(op, &range->unmapping.vms);
+		complete_unmapping(&range->unmapping, op->mm);
+	}
+	return 0;
+
+put_back:
+	while (range-- > op->ranges)
+		abort_unmapping(&range->unmapping);
+	userfaultfd_unmap_abort(&op->uffd_unmap_dst);
+	return err;
+}
+
+static void undo_prepare(struct mremap_op *op)
+{
+	struct dst_range *range;
+
+	uncharge(op);
+	for (range = op->ranges + op->nr_ranges; range-- > op->ranges;)
+		undo_splits(op->mm, &range->splits);
+	undo_splits(op->mm, &op->splits);
+}
+
+/* All that can fail before the old destination is unmapped, and that last. */
+static int prepare_move(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	err = charge(op);
+	if (err)
+		return err;
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = resched_or_killed();
+		if (!err)
+			err = break_ksm(mv);
+		if (!err)
+			err = isolate_source(op, mv);
+		if (err)
+			goto undo;
+	}
+	err = unmap_dst_ranges(op);
+undo:
+	if (err)
+		undo_prepare(op);
+	return err;
+}
+
+/* Move */
+
+static int copy_source(struct mremap_op *op, struct vma_move *mv)
+{
+	const struct mremap_request *req = op->req;
+	struct vm_area_struct *src = mv->src;
+
+	/* Another one, if it was split, or cut by an old destination. */
+	if (op->splits.nr || op->replaced.total) {
+		src = vma_lookup(op->mm, mv->addr);
+		mv->src = src;
+	}
+	vma_start_write(src);
+	mv->dst = copy_vma(src, mv->dst_addr, mv->dst_len,
+			   vma_pgoff_offset(src, mv->addr),
+			   req->addr, req->addr + req->old_len);
+	return mv->dst ? 0 : -ENOMEM;
+}
+
+static int copy_sources(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = resched_or_killed();
+		if (!err)
+			err = copy_source(op, mv);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/*
+ * Tables that move whole keep the soft-dirty bits of their entries, but their
+ * pages have to read as changed. So the VMA is marked as changed, which would
+ * tell a lie about neighbours that it was merged with; for these, single entries
+ * move. A VMA that is marked already, needs nothing.
+ */
+static bool needs_soft_dirty_entries(const struct vma_move *mv)
+{
+	return vma_soft_dirty_enabled(mv->dst) &&
+	       vma_pages(mv->dst) != mv->dst_len >> PAGE_SHIFT;
+}
+
+static int move_pages_of(struct vma_move *mv)
+{
+	struct pagetable_move *pm = &mv->tables;
+
+	pm->src = mv->src;
+	pm->dst = mv->dst;
+	pm->start = mv->addr;
+	pm->end = mv->addr + mv->len;
+	pm->shift = mv->dst_addr - mv->addr;
+	pm->keep_tables = needs_soft_dirty_entries(mv);
+	return move_page_tables(pm);
+}
+
+static int move_all_pages(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = move_pages_of(mv);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Take off what goes away: the moved range, and what a shrinking call drops. */
+static int gather_sources(struct mremap_op *op, struct unmapping *source,
+			  struct unmapping *tail)
+{
+	const struct mremap_request *req = op->req;
+	unsigned long kept_end = req->addr + moved_len(req);
+	int err;
+
+	if (keeps_source(req))
+		return 0;
+	err = gather_unmapping(tail, op->mm, kept_end, req->addr + req->old_len,
+			       &op->uffd_unmap_src);
+	if (err)
+		return err;
+	err = gather_unmapping(source, op->mm, req->addr, kept_end,
+			       &op->uffd_unmap_src);
+	if (err)
+		abort_unmapping(tail);
+	return err;
+}
+
+static int notify_driver(struct vm_area_struct *vma)
+{
+	return vma->vm_ops && vma->vm_ops->mremap ? vma->vm_ops->mremap(vma) : 0;
+}
+
+static int notify_drivers(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = notify_driver(mv->dst);
+		if (err)
+			return err;
+		mv->notified = true;
+	}
+	return 0;
+}
+
+/* Everything that can still fail, with the sources still linked. */
+static int move_pages_over(struct mremap_op *op, struct unmapping *source,
+			   struct unmapping *tail)
+{
+	int err;
+
+	err = copy_sources(op);
+	if (err)
+		return err;
+	err = move_all_pages(op);
+	if (err)
+		return err;
+	err = gather_sources(op, source, tail);
+	if (err)
+		goto forget_events;
+	err = notify_drivers(op);
+	if (!err)
+		return 0;
+
+	abort_unmapping(source);
+	abort_unmapping(tail);
+forget_events:
+	userfaultfd_unmap_abort(&op->uffd_unmap_src);
+	return err;
+}
+
+/* The new mappings' place in the books */
+
+static void account_destination(struct mremap_op *op, const struct vma_move *mv)
+{
+	unsigned long pages = mv->dst_len >> PAGE_SHIFT;
+
+	vm_stat_account(op->mm, mv->vm_flags, pages);
+	if (mv->vm_flags & VM_LOCKED)
+		op->mm->locked_vm += pages;
+}
+
+/*
+ * What hangs on a VMA outside of its page tables has gone to its copy, or has
+ * never left the original. Let go of it in the one that is to be unmapped, so
+ * that it is not given back then.
+ */
+static void give_up_ownership(struct vm_area_struct *loser)
+{
+	if (is_vm_hugetlb_page(loser))
+		clear_vma_resv_huge_pages(loser);
+	if (loser->vm_flags & VM_PFNMAP)
+		untrack_pfn_clear(loser);
+}
+
+/* Commit */
+
+static void mark_soft_dirty(struct vm_area_struct *vma)
+{
+	if (!vma_soft_dirty_enabled(vma))
+		return;
+	vm_flags_set(vma, VM_SOFTDIRTY);
+	vma_set_page_prot(vma);
+}
+
+/*
+ * A monitor that wants to hear of moves keeps the new mapping registered. For
+ * any other it is unregistered, and then no entry may stay write-protected.
+ * That comes so late because a move that fails has to bring the bits back. Only
+ * a mapping that moves alone is registered: there is room for one event.
+ */
+static void commit_userfaultfd(struct mremap_op *op, struct vma_move *mv)
+{
+	struct vm_area_struct *src = mv->src;
+
+	if (mv->len && userfaultfd_wp(src) && vma_has_uffd_without_event_remap(src))
+		uffd_wp_range(mv->dst, mv->dst_addr, mv->len,
+			      /* enable_wp = */ false);
+	mremap_userfaultfd_prep(mv->dst, &op->uffd_remap);
+}
+
+/*
+ * The source stays mapped, with nothing in it. Its lock went with the pages,
+ * unless it has to have one. As nothing is faulted in, it starts anew like a
+ * mapping just made.
+ */
+static void commit_kept_source(struct mremap_op *op, struct vma_move *mv)
+{
+	struct vm_area_struct *src = mv->src;
+	unsigned long pages = mv->len >> PAGE_SHIFT;
+
+	if (!is_always_locked(src))
+		vm_flags_clear(src, VM_LOCKED_MASK);
+	else if (mv->vm_flags & VM_LOCKED)
+		op->mm->locked_vm += pages;
+	if (src->vm_start == mv->addr && vma_pages(src) == pages) {
+		unlink_anon_vmas(src);
+		/* An anonymous VMA without pages has the offset of its address. */
+		if (vma_is_anonymous(src) && !src->vm_file)
+			src->vm_pgoff = src->vm_start >> PAGE_SHIFT;
+	}
+	vm_stat_account(op->mm, mv->vm_flags, pages);
+}
+
+static void commit_unmapped_sources(struct mremap_op *op,
+				    struct unmapping *source,
+				    struct unmapping *tail)
+{
+	struct vma_move *mv;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++)
+		give_up_ownership(mv->src);
+	/* The charge for these pages goes on as the destination's. */
+	source->vms.nr_accounted = 0;
+	source->vms.emptied = true;
+	if (tail->vms.vma) {
+		complete_unmapping(tail, op->mm);
+		refresh_unmapping(source, op->mm);
+	}
+	complete_unmapping(source, op->mm);
+	/* Only now, or total_vm would show both for a moment, and hiwater_vm. */
+	for (mv = op->moves; mv < end_of_moves(op); mv++)
+		account_destination(op, mv);
+}
+
+/* A locked mapping's growth is faulted in, but only after mmap_lock is dropped. */
+static void populate_growth(struct mremap_op *op)
+{
+	if (!(op->moves->vm_flags & VM_LOCKED))
+		return;
+	op->populate_addr = op->result + op->req->old_len;
+	op->populate_len = growth(op->req);
+}
+
+static void commit_move(struct mremap_op *op, struct unmapping *source,
+			struct unmapping *tail)
+{
+	struct vma_move *mv;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		if (mv->tables.moved_table)
+			mark_soft_dirty(mv->dst);
+		commit_userfaultfd(op, mv);
+		if (keeps_source(op->req))
+			commit_kept_source(op, mv);
+	}
+	if (!keeps_source(op->req))
+		commit_unmapped_sources(op, source, tail);
+	op->charged = 0;
+	op->result = op->moves->dst_addr;
+	populate_growth(op);
+}
+
+/* Revert */
+
+/*
+ * Enter the copies into the books as the mappings of their own that they are
+ * until they are unmapped, and for good if even that fails.
+ */
+static void account_copies(struct mremap_op *op)
+{
+	unsigned long owned = 0;
+	struct vma_move *mv;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		if (!mv->dst)
+			continue;
+		account_destination(op, mv);
+		if (mv->vm_flags & VM_ACCOUNT)
+			owned += mv->dst_len >> PAGE_SHIFT;
+	}
+	vm_acct_memory(owned - op->charged);
+	op->charged = 0;
+}
+
+static void remove_copy(struct mremap_op *op, const struct vma_move *mv)
+{
+	VMA_ITERATOR(vmi, op->mm, mv->dst_addr);
+
+	do_vmi_munmap(&vmi, op->mm, mv->dst_addr, mv->dst_len, NULL,
+		      /* unlock = */ false);
+}
+
+/*
+ * What hangs on a copy stays with the source, but only once the pages are back:
+ * who takes hugetlb pages away gives them back to the reservations of the VMA in
+ * which they are. Pages that cannot go back stay mapped where they are rather
+ * than be unmapped: moved against the caller's expectation, but not lost.
+ */
+static void move_all_pages_back(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for (mv = end_of_moves(op); mv-- > op->moves;) {
+		struct vm_area_struct *dst = mv->dst;
+
+		if (!dst)
+			continue;
+		/* Only a vDSO or the like: these do not refuse. */
+		if (mv->notified)
+			notify_driver(mv->src);
+		if (move_page_tables_back(&mv->tables))
+			mv->dst = NULL;
+		give_up_ownership(dst);
+	}
+}
+
+/* Unmapping one of the copies may split the VMA of another, if they merged. */
+static void revert_move(struct mremap_op *op)
+{
+	unsigned long hiwater_vm = op->mm->hiwater_vm;
+	struct vma_move *mv;
+
+	account_copies(op);
+	move_all_pages_back(op);
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		if (mv->dst)
+			remove_copy(op, mv);
+	}
+	op->mm->hiwater_vm = hiwater_vm;
+	undo_prepare(op);
+}
+
+/* All of a move, from prepare to commit or revert */
+
+static void sum_up_stats(struct mremap_op *op)
+{
+	struct move_stats *sum = &op->stats;
+	const struct vma_move *mv;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		const struct move_stats *stats = &mv->tables.stats;
+
+		sum->vmas += !!mv->dst;
+		sum->puds += stats->puds;
+		sum->pmds += stats->pmds;
+		sum->huge += stats->huge;
+		sum->ptes += stats->ptes;
+		sum->flushes += stats->flushes;
+	}
+}
+
+/*
+ * Move all that op->moves names. All checks have been made. mmap_lock is held
+ * for write on entry and exit.
+ */
+static int move_vmas(struct mremap_op *op)
+{
+	struct unmapping source __uninitialized, tail __uninitialized;
+	struct vma_move *mv;
+	int err;
+
+	init_unmapping(&source);
+	init_unmapping(&tail);
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		mv->dst = NULL;
+		mv->notified = false;
+		memset(&mv->tables, 0, sizeof(mv->tables));
+	}
+	err = prepare_move(op);
+	if (err)
+		return err;
+	err = move_pages_over(op, &source, &tail);
+	sum_up_stats(op);
+	if (err) {
+		revert_move(op);
+		return err;
+	}
+
+	/* Point of no return */
+	commit_move(op, &source, &tail);
+	return 0;
+}
+
+/* Dispatch: one function for each thing that a call can come down to */
+
+/* MREMAP_FIXED or MREMAP_DONTUNMAP: move in any case, perhaps over something. */
+static int mremap_to(struct mremap_op *op)
+{
+	const struct mremap_request *req = op->req;
+	bool fixed = req->flags & MREMAP_FIXED;
+	int err;
+
+	err = check_destination(req);
+	if (err)
+		return err;
+	err = check_map_count(op->mm, MAPS_FOR_FORCED_MOVE);
+	if (err)
+		return err;
+	if (fixed)
+		add_dst_range(op, req->new_addr, req->new_addr + req->new_len);
+	err = check_dst_ranges(op);
+	if (err)
+		return err;
+	err = check_shrinkage(op->moves->src, req);
+	if (err)
+		return err;
+	/* A second view in the place of the first: that would leave none. */
+	if (fixed && !req->old_len && req->new_addr == req->addr)
+		return -EFAULT;
+	err = check_resize(op);
+	if (err)
+		return err;
+	err = fixed ? fix_destination(op->moves, req->new_addr) :
+		      find_destination(op->moves, req->new_addr);
+	if (err)
+		return err;
+	err = check_move_out(op->moves->src, req->addr,
+			     req->addr + moved_len(req));
+	if (err)
+		return err;
+	return move_vmas(op);
+}
+
+static int mremap_several(struct mremap_op *op, struct mremap_request *req)
+{
+	struct vma_move *mv;
+	int err;
+
+	if (req->addr + req->old_len < req->addr)
+		return -EINVAL;
+	err = check_destination(req);
+	if (err)
+		return err;
+	err = plan_moves(op);
+	if (err)
+		return err;
+	/* Rounding to huge pages can have made it longer. */
+	mv = op->moves + op->nr_moves - 1;
+	req->old_len = max(req->old_len, mv->addr + mv->len - req->addr);
+	req->new_len = req->old_len;
+	err = check_destination(req);
+	if (err)
+		return err;
+
+	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		err = resched_or_killed();
+		if (!err)
+			err = check_planned_move(op, mv);
+		/* hugetlb refuses what does not start, or end, with a huge page. */
+		if (!err)
+			err = fix_destination(mv, mv->dst_addr);
+		if (err)
+			return err;
+	}
+	err = check_dst_ranges(op);
+	if (err)
+		return err;
+	survey_addition(op);
+	err = check_limits(op);
+	if (err)
+		return err;
+	err = check_map_count_for_all(op);
+	if (err)
+		return err;
+	return move_vmas(op);
+}
+
+/* Unmap the end. The range may reach over more VMAs than the first. */
+static int shrink_in_place(struct mremap_op *op)
+{
+	VMA_ITERATOR(vmi, op->mm, op->req->addr + op->req->new_len);
+	struct vm_area_struct *vma = op->moves->src;
+	unsigned long start = op->req->addr + op->req->new_len;
+	unsigned long len = shrinkage(op->req);
+	int err;
+
+	op->result = op->req->addr;
+	err = check_shrinkage(vma, op->req);
+	if (err)
+		return err;
+	expect_split(op, start);
+	expect_split(op, start + len);
+
+	/* Drops mmap_lock, if and only if it succeeds. */
+	err = do_vmi_munmap(&vmi, op->mm, start, len, &op->uffd_unmap_src,
+			    /* unlock = */ true);
+	op->unlocked = !err;
+	if (err) {
+		userfaultfd_unmap_abort(&op->uffd_unmap_src);
+		undo_splits(op->mm, &op->splits);
+	}
+	return err;
+}
+
+/* Is the range at the end of its VMA, with room for the growth behind it? */
+static bool can_grow_in_place(const struct mremap_op *op)
+{
+	const struct mremap_request *req = op->req;
+	const struct vm_area_struct *vma = op->moves->src;
+	unsigned long end = vma->vm_end + growth(req);
+	unsigned long addr;
+
+	if (req->addr + req->old_len != vma->vm_end || end < vma->vm_end)
+		return false;
+	if (find_vma_intersection(op->mm, vma->vm_end, end))
+		return false;
+	addr = get_unmapped_area(NULL, vma->vm_start, end - vma->vm_start, 0,
+				 MAP_FIXED);
+	return !offset_in_page(addr);
+}
+
+static int grow_in_place(struct mremap_op *op)
+{
+	VMA_ITERATOR(vmi, op->mm, op->moves->src->vm_end);
+	struct vma_move *mv = op->moves;
+	const struct mremap_request *req = op->req;
+	unsigned long pages = growth(req) >> PAGE_SHIFT;
+	int err;
+
+	err = charge(op);
+	if (err)
+		return err;
+	/* Grows the VMA, and joins it with the next one if they meet. */
+	if (!vma_merge_extend(&vmi, mv->src, growth(req))) {
+		uncharge(op);
+		return -ENOMEM;
+	}
+
+	op->charged = 0;
+	op->result = req->addr;
+	vm_stat_account(op->mm, mv->vm_flags, pages);
+	op->mm->locked_vm += op->added.locked;
+	populate_growth(op);
+	return 0;
+}
+
+static int grow_by_move(struct mremap_op *op)
+{
+	int err;
+
+	if (!(op->req->flags & MREMAP_MAYMOVE))
+		return -ENOMEM;
+	err = find_destination(op->moves, 0);
+	if (err)
+		return err;
+	err = check_map_count(op->mm, MAPS_FOR_MOVE);
+	if (err)
+		return err;
+	err = check_move_out(op->moves->src, op->req->addr,
+			     op->req->addr + moved_len(op->req));
+	if (err)
+		return err;
+	return move_vmas(op);
+}
+
+static int grow(struct mremap_op *op)
+{
+	int err = check_resize(op);
+
+	if (err)
+		return err;
+	return can_grow_in_place(op) ? grow_in_place(op) : grow_by_move(op);
+}
+
+/* mmap_lock is held for write; op->unlocked tells whether it still is after. */
+static int mremap_locked(struct mremap_op *op, struct mremap_request *req)
+{
+	struct vm_area_struct *vma = vma_lookup(op->mm, req->addr);
+	int err;
+
+	if (vma && is_for_several(vma, req))
+		return mremap_several(op, req);
+
+	err = check_source(vma, req);
+	if (err)
+		return err;
+	plan_only_move(op->only, vma, req);
+	if (is_forced_move(req))
+		return mremap_to(op);
+	if (growth(req))
+		return grow(op);
+	if (shrinkage(req))
+		return shrink_in_place(op);
+	op->result = req->addr;
+	return 0;
+}
+
+/* The system call */
+
+/*
+ * What has to wait until mmap_lock is dropped: telling userfaultfd monitors, in
+ * the order in which it happened, and faulting in what a locked mapping grew by.
+ * The latter may wait for a monitor, which can do nothing before it was told.
+ */
+static void finish_unlocked(struct mremap_op *op)
+{
+	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_dst);
+	mremap_userfaultfd_complete(&op->uffd_remap, op->req->addr, op->result,
+				    moved_len(op->req));
+	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_src);
+	if (op->populate_len)
+		mm_populate(op->populate_addr, op->populate_len);
+}
+
+static int run_op(struct mremap_op *op, struct mremap_request *req)
+{
+	int err;
+
+	err = check_request(req);
+	if (err)
+		return err;
+	req->old_len = PAGE_ALIGN(req->old_len);
+	req->new_len = PAGE_ALIGN(req->new_len);
+
+	if (mmap_write_lock_killable(op->mm))
+		return -EINTR;
+	err = mremap_locked(op, req);
+	if (!op->unlocked)
+		mmap_write_unlock(op->mm);
+	free_plans(op);
+	finish_unlocked(op);
+	return err;
+}
+
+/**
+ * do_mremap - resize or move mappings of the current process
+ * @asked: the request as the caller made it
+ *
+ * Documentation/mm/mremap.rst has what each combination of flags and lengths
+ * means, and all errors.
+ *
+ * Context: process context; takes mmap_lock for write.
+ * Return: the address of the mapping, or a negative errno.
+ */
+static unsigned long do_mremap(const struct mremap_request *asked)
+{
+	struct mremap_request req = *asked;
+	struct dst_range only_range __uninitialized;
+	struct vma_move only __uninitialized;
+	struct mremap_op op = {
+		.req = &req,
+		.mm = current->mm,
+		.moves = &only,
+		.only = &only,
+		.nr_moves = 1,
+		.ranges = &only_range,
+		.only_range = &only_range,
+		.max_ranges = 1,
+		.uffd_remap = NULL_VM_UFFD_CTX,
+		.uffd_unmap_dst = LIST_HEAD_INIT(op.uffd_unmap_dst),
+		.uffd_unmap_src = LIST_HEAD_INIT(op.uffd_unmap_src),
+	};
+	int err = run_op(&op, &req);
+
+	trace_mremap(asked, err ? 0 : op.result, err, &op.stats);
+	return err ? err : op.result;
+}
+
+/*
+ * The tag is taken off the old address and left on the new one, as mmap() does
+ * with its hint: Documentation/arch/arm64/tagged-address-abi.rst. A tagged new
+ * address is refused for being out of range.
+ */
+SYSCALL_DEFINE5(mremap, unsigned long, addr, unsigned long, old_len,
+		unsigned long, new_len, unsigned long, flags,
+		unsigned long, new_addr)
+{
+	struct mremap_request req = {
+		.addr = untagged_addr(addr),
+		.old_len = old_len,
+		.new_len = new_len,
+		.flags = flags,
+		.new_addr = new_addr,
+	};
+
+	return do_mremap(&req);
+}
+
+#ifdef CONFIG_MREMAP_KUNIT_TEST
+#include "tests/mremap_call_kunit.c"
+#endif

@@ -1,0 +1,1494 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KUnit tests for mm/mremap_call.c, which includes this file at its end. Suites:
+ *
+ *   mremap_request  what can be told from a request alone
+ *   mremap_vmas     checks and splits, on the VMAs of a real address space
+ *   mremap_calls    whole calls that user space could not make fail
+ */
+
+#include <linux/anon_inodes.h>
+#include <linux/cred.h>
+
+#include "mremap_kunit.h"
+
+#define MAYMOVE		MREMAP_MAYMOVE
+#define FIXED		MREMAP_FIXED
+#define DONTUNMAP	MREMAP_DONTUNMAP
+
+/* Requests */
+
+struct length_case {
+	const char *name;
+	unsigned long old_len;
+	unsigned long new_len;
+	unsigned long moved;
+	unsigned long growth;
+	unsigned long shrinkage;
+};
+
+static const struct length_case length_cases[] = {
+	{ "same", PAGES(3), PAGES(3), PAGES(3), 0, 0 },
+	{ "grows", PAGES(3), PAGES(5), PAGES(3), PAGES(2), 0 },
+	{ "shrinks", PAGES(5), PAGES(3), PAGES(3), 0, PAGES(2) },
+	{ "second view", 0, PAGES(3), 0, PAGES(3), 0 },
+	{ "shrinks from all there is", -PAGE_SIZE, PAGES(1), PAGES(1), 0,
+	  -PAGES(2) },
+};
+
+KUNIT_ARRAY_PARAM_DESC(length, length_cases, name);
+
+static void request_lengths(struct kunit *test)
+{
+	const struct length_case *c = test->param_value;
+	const struct mremap_request req = {
+		.old_len = c->old_len,
+		.new_len = c->new_len,
+	};
+
+	KUNIT_EXPECT_EQ(test, moved_len(&req), c->moved);
+	KUNIT_EXPECT_EQ(test, growth(&req), c->growth);
+	KUNIT_EXPECT_EQ(test, shrinkage(&req), c->shrinkage);
+}
+
+struct request_case {
+	const char *name;
+	unsigned long flags;
+	unsigned long addr;
+	unsigned long old_len;
+	unsigned long new_len;
+	int want;
+};
+
+static const struct request_case request_cases[] = {
+	{ "no flags", 0, PAGES(1), 1, 1, 0 },
+	{ "may move", MAYMOVE, PAGES(1), 1, 1, 0 },
+	{ "fixed", MAYMOVE | FIXED, PAGES(1), 1, 2, 0 },
+	{ "source stays", MAYMOVE | DONTUNMAP, PAGES(1), 1, 1, 0 },
+	{ "all flags", MAYMOVE | FIXED | DONTUNMAP, PAGES(1), 1, 1, 0 },
+	{ "unknown flag", MAYMOVE | 8, PAGES(1), 1, 1, -EINVAL },
+	{ "flag of the upper word", 1UL << (BITS_PER_LONG - 1), PAGES(1), 1, 1,
+	  -EINVAL },
+	{ "fixed but may not move", FIXED, PAGES(1), 1, 1, -EINVAL },
+	{ "source stays but may not move", DONTUNMAP, PAGES(1), 1, 1, -EINVAL },
+	{ "source stays and grows", MAYMOVE | DONTUNMAP, PAGES(1), 1, PAGES(2),
+	  -EINVAL },
+	{ "source stays, lengths of the same pages", MAYMOVE | DONTUNMAP,
+	  PAGES(1), 1, 2, -EINVAL },
+	{ "old address inside of a page", MAYMOVE, PAGES(1) + 1, 1, 1, -EINVAL },
+	{ "address 0", MAYMOVE, 0, 1, 1, 0 },
+	{ "no new length", MAYMOVE, PAGES(1), PAGES(1), 0, -EINVAL },
+	{ "no old length", MAYMOVE, PAGES(1), 0, PAGES(1), 0 },
+	{ "new length that rounds up to 0", MAYMOVE, PAGES(1), PAGES(1), -1UL,
+	  -EINVAL },
+	{ "longest new length", MAYMOVE, PAGES(1), PAGES(1), -PAGE_SIZE, 0 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(request, request_cases, name);
+
+static void request_is_checked(struct kunit *test)
+{
+	const struct request_case *c = test->param_value;
+	const struct mremap_request req = {
+		.addr = c->addr,
+		.old_len = c->old_len,
+		.new_len = c->new_len,
+		.flags = c->flags,
+	};
+
+	KUNIT_EXPECT_EQ(test, check_request(&req), c->want);
+}
+
+/* Addresses of a destination, in pages from 0, or from the end if negative. */
+struct dst_case {
+	const char *name;
+	unsigned long addr;
+	unsigned long old_len;
+	long new_page;
+	unsigned long new_len;
+	bool overlaps;
+	int want;
+};
+
+static const struct dst_case dst_cases[] = {
+	{ "behind", 10, 4, 20, 4, false, 0 },
+	{ "right behind", 10, 4, 14, 4, false, 0 },
+	{ "right before", 10, 4, 6, 4, false, 0 },
+	{ "into the end", 10, 4, 13, 4, true, -EINVAL },
+	{ "into the start", 10, 4, 7, 4, true, -EINVAL },
+	{ "onto itself", 10, 4, 10, 4, true, -EINVAL },
+	{ "into the middle", 10, 4, 11, 2, true, -EINVAL },
+	{ "around it", 10, 4, 8, 8, true, -EINVAL },
+	{ "grows into it", 10, 4, 6, 5, true, -EINVAL },
+	{ "second view behind", 10, 0, 11, 1, false, 0 },
+	{ "second view in its place", 10, 0, 10, 1, false, 0 },
+	{ "second view around it", 10, 0, 9, 3, true, -EINVAL },
+	{ "up to the last page", 10, 4, -4, 4, false, 0 },
+	{ "a page too far", 10, 4, -3, 4, false, -EINVAL },
+	{ "at the end", 10, 4, 0, ULONG_MAX >> PAGE_SHIFT, true, -EINVAL },
+};
+
+KUNIT_ARRAY_PARAM_DESC(dst, dst_cases, name);
+
+static struct mremap_request dst_request(const struct dst_case *c)
+{
+	unsigned long from = c->new_page < 0 ? PAGE_ALIGN_DOWN(TASK_SIZE) : 0;
+
+	return (struct mremap_request) {
+		.addr = PAGES(c->addr),
+		.old_len = PAGES(c->old_len),
+		.new_addr = from + PAGES(c->new_page),
+		.new_len = PAGES(c->new_len),
+	};
+}
+
+static void destination_is_checked(struct kunit *test)
+{
+	const struct dst_case *c = test->param_value;
+	struct mremap_request req = dst_request(c);
+
+	KUNIT_EXPECT_EQ(test, ranges_overlap(&req), c->overlaps);
+	KUNIT_EXPECT_EQ(test, check_destination(&req), c->want);
+	req.new_addr++;
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+}
+
+static void destination_may_not_wrap(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = PAGES(10),
+		.old_len = PAGES(1),
+		.new_len = PAGES(1),
+		.new_addr = -PAGE_SIZE,
+	};
+
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+	req.new_len = PAGES(2);
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+	req.new_addr = PAGES(20);
+	req.new_len = -PAGES(20);
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+	req.new_len = -PAGE_SIZE;
+	KUNIT_EXPECT_EQ(test, check_destination(&req), -EINVAL);
+}
+
+/* A VMA from page 10 to page 20, and what a request does with it, in pages. */
+struct plan_case {
+	const char *name;
+	unsigned long addr;
+	unsigned long len;
+	bool several;
+	unsigned long src;
+	unsigned long moved;
+	unsigned long dst;
+};
+
+static const struct plan_case plan_cases[] = {
+	{ "all of it", 10, 10, false, 10, 10, 100 },
+	{ "a part", 12, 3, false, 12, 3, 100 },
+	{ "its end", 15, 5, false, 15, 5, 100 },
+	{ "it is the first", 15, 20, true, 15, 5, 100 },
+	{ "it is the first, and a gap", 10, 11, true, 10, 10, 100 },
+	{ "it comes later", 5, 20, true, 10, 10, 105 },
+	{ "it is the last, cut off", 5, 8, false, 10, 3, 105 },
+	{ "it is the last, whole", 5, 15, false, 10, 10, 105 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(plan, plan_cases, name);
+
+static void move_is_planned(struct kunit *test)
+{
+	const struct plan_case *c = test->param_value;
+	const struct mremap_request req = {
+		.addr = PAGES(c->addr),
+		.old_len = PAGES(c->len),
+		.new_len = PAGES(c->len),
+		.new_addr = PAGES(100),
+		.flags = MAYMOVE | FIXED,
+	};
+	struct vm_area_struct vma = {
+		.vm_start = PAGES(10),
+		.vm_end = PAGES(20),
+		.vm_flags = VM_READ | VM_WRITE,
+	};
+	struct vma_move mv = {};
+
+	plan_move(&mv, &vma, &req);
+	KUNIT_EXPECT_PTR_EQ(test, mv.src, &vma);
+	KUNIT_EXPECT_EQ(test, mv.vm_flags, VM_READ | VM_WRITE);
+	KUNIT_EXPECT_EQ(test, mv.addr, PAGES(c->src));
+	KUNIT_EXPECT_EQ(test, mv.len, PAGES(c->moved));
+	KUNIT_EXPECT_EQ(test, mv.dst_addr, PAGES(c->dst));
+	KUNIT_EXPECT_EQ(test, mv.dst_len, PAGES(c->moved));
+	/* Asked only of the VMA that the range starts in. */
+	if (c->addr >= 10)
+		KUNIT_EXPECT_EQ(test, is_for_several(&vma, &req), c->several);
+}
+
+static void several_need_fixed_and_equal_lengths(struct kunit *test)
+{
+	const struct vm_area_struct vma = {
+		.vm_start = PAGES(10),
+		.vm_end = PAGES(20),
+	};
+	struct mremap_request req = {
+		.addr = PAGES(10),
+		.old_len = PAGES(11),
+		.new_len = PAGES(11),
+		.flags = MAYMOVE | FIXED | DONTUNMAP,
+	};
+
+	KUNIT_EXPECT_TRUE(test, is_for_several(&vma, &req));
+	req.flags = MAYMOVE | DONTUNMAP;
+	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
+	req.flags = MAYMOVE | FIXED;
+	req.new_len = PAGES(10);
+	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
+	req.new_len = PAGES(12);
+	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
+	/* So long that its end wraps */
+	req.old_len = -PAGES(5);
+	req.new_len = -PAGES(5);
+	KUNIT_EXPECT_TRUE(test, is_for_several(&vma, &req));
+}
+
+/* A hole, and where in it something goes so that its tables can move. */
+struct hole_case {
+	const char *name;
+	unsigned long end;		/* of the hole, which starts at 8 tables */
+	unsigned long len;
+	unsigned long old;
+	unsigned long bottomup;
+	unsigned long topdown;
+};
+
+static const struct hole_case hole_cases[] = {
+	{ "aligned", 10 * PMD_SIZE, PMD_SIZE, 2 * PMD_SIZE,
+	  8 * PMD_SIZE, 9 * PMD_SIZE },
+	{ "just above a boundary", 10 * PMD_SIZE, PMD_SIZE, PAGES(3),
+	  8 * PMD_SIZE + PAGES(3), 8 * PMD_SIZE + PAGES(3) },
+	{ "just below a boundary", 10 * PMD_SIZE, PMD_SIZE,
+	  2 * PMD_SIZE - PAGES(1), 9 * PMD_SIZE - PAGES(1),
+	  9 * PMD_SIZE - PAGES(1) },
+	{ "old above the hole", 10 * PMD_SIZE, PMD_SIZE, 20 * PMD_SIZE + PAGES(3),
+	  8 * PMD_SIZE + PAGES(3), 8 * PMD_SIZE + PAGES(3) },
+	{ "wide hole", 12 * PMD_SIZE, PMD_SIZE, PAGES(3),
+	  8 * PMD_SIZE + PAGES(3), 10 * PMD_SIZE + PAGES(3) },
+	{ "length of no whole tables", 12 * PMD_SIZE, PMD_SIZE + PAGES(5),
+	  PAGES(3), 8 * PMD_SIZE + PAGES(3), 10 * PMD_SIZE + PAGES(3) },
+	{ "length that just fits", 12 * PMD_SIZE, 2 * PMD_SIZE - PAGES(3),
+	  PAGES(3), 8 * PMD_SIZE + PAGES(3), 10 * PMD_SIZE + PAGES(3) },
+};
+
+KUNIT_ARRAY_PARAM_DESC(hole, hole_cases, name);
+
+static void place_is_congruent(struct kunit *test)
+{
+	const struct hole_case *c = test->param_value;
+	const unsigned long start = 8 * PMD_SIZE;
+
+	KUNIT_EXPECT_EQ(test, c->bottomup,
+			congruent_in_hole(start, c->end, c->len, PMD_SIZE,
+					  c->old, false));
+	KUNIT_EXPECT_EQ(test, c->topdown,
+			congruent_in_hole(start, c->end, c->len, PMD_SIZE,
+					  c->old, true));
+}
+
+struct whole_case {
+	const char *name;
+	unsigned long addr;
+	unsigned long len;
+	bool want;
+};
+
+static const struct whole_case whole_cases[] = {
+	{ "exactly one", 3 * PMD_SIZE, PMD_SIZE, true },
+	{ "a page less", 3 * PMD_SIZE, PMD_SIZE - PAGE_SIZE, false },
+	{ "long enough, at the wrong place", 3 * PMD_SIZE + PAGE_SIZE,
+	  2 * PMD_SIZE - PAGES(2), false },
+	{ "long enough for one at any place", 3 * PMD_SIZE + PAGE_SIZE,
+	  2 * PMD_SIZE - PAGE_SIZE, true },
+	{ "in the middle", 3 * PMD_SIZE - PAGE_SIZE, PMD_SIZE + PAGES(2), true },
+	{ "none", 3 * PMD_SIZE, 0, false },
+	{ "no boundary above", -PAGES(2), PAGES(1), false },
+};
+
+KUNIT_ARRAY_PARAM_DESC(whole, whole_cases, name);
+
+static void whole_tables_are_found(struct kunit *test)
+{
+	const struct whole_case *c = test->param_value;
+	const struct vma_move mv = { .addr = c->addr, .len = c->len };
+
+	KUNIT_EXPECT_EQ(test, holds_whole(&mv, PMD_SIZE), c->want);
+}
+
+static void map_count_leaves_room(struct kunit *test)
+{
+	struct mm_struct *mm = kunit_kzalloc(test, sizeof(*mm), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	mm->map_count = sysctl_max_map_count - MAPS_FOR_FORCED_MOVE - 1;
+	KUNIT_EXPECT_EQ(test, check_map_count(mm, MAPS_FOR_FORCED_MOVE), 0);
+	mm->map_count++;
+	KUNIT_EXPECT_EQ(test, check_map_count(mm, MAPS_FOR_FORCED_MOVE), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, check_map_count(mm, MAPS_FOR_MOVE), 0);
+	mm->map_count = sysctl_max_map_count;
+	KUNIT_EXPECT_EQ(test, check_map_count(mm, 0), -ENOMEM);
+}
+
+static struct kunit_case request_tests[] = {
+	KUNIT_CASE_PARAM(request_lengths, length_gen_params),
+	KUNIT_CASE_PARAM(request_is_checked, request_gen_params),
+	KUNIT_CASE_PARAM(destination_is_checked, dst_gen_params),
+	KUNIT_CASE(destination_may_not_wrap),
+	KUNIT_CASE_PARAM(move_is_planned, plan_gen_params),
+	KUNIT_CASE(several_need_fixed_and_equal_lengths),
+	KUNIT_CASE_PARAM(place_is_congruent, hole_gen_params),
+	KUNIT_CASE_PARAM(whole_tables_are_found, whole_gen_params),
+	KUNIT_CASE(map_count_leaves_room),
+	{}
+};
+
+static struct kunit_suite request_suite = {
+	.name = "mremap_request",
+	.test_cases = request_tests,
+};
+
+/* VMAs */
+
+static struct mremap_op *new_op(struct kunit *test, struct mremap_request *req)
+{
+	struct mremap_op *op = kunit_kzalloc(test, sizeof(*op), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, op);
+	op->req = req;
+	op->mm = current->mm;
+	op->only = kunit_kzalloc(test, sizeof(*op->only), GFP_KERNEL);
+	op->only_range = kunit_kzalloc(test, sizeof(*op->only_range),
+				       GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, op->only);
+	KUNIT_ASSERT_NOT_NULL(test, op->only_range);
+	op->moves = op->only;
+	op->nr_moves = 1;
+	op->ranges = op->only_range;
+	op->max_ranges = 1;
+	INIT_LIST_HEAD(&op->uffd_unmap_dst);
+	INIT_LIST_HEAD(&op->uffd_unmap_src);
+	return op;
+}
+
+/* One after the other: 4 pages RW, 4 R, a gap of 4, 4 RW, locked and charged. */
+static void map_survey_area(struct kunit *test)
+{
+	map_at(test, SRC_AT, PAGES(4), RW);
+	map_at(test, SRC_AT + PAGES(4), PAGES(4), PROT_READ);
+	map_at(test, SRC_AT + PAGES(12), PAGES(4), RW);
+	set_vma_flags(test, SRC_AT + PAGES(12), VM_LOCKED | VM_ACCOUNT, 0);
+}
+
+static void unmap_survey_area(struct kunit *test)
+{
+	set_vma_flags(test, SRC_AT + PAGES(12), 0, VM_LOCKED | VM_ACCOUNT);
+	close_space(test);
+}
+
+struct survey_case {
+	const char *name;
+	unsigned long start;	/* in pages from SRC_AT */
+	unsigned long end;
+	struct range_survey want;
+};
+
+static const struct survey_case survey_cases[] = {
+	{ "nothing", 8, 12, {} },
+	{ "writable", 0, 4, { .total = 4, .data = 4 } },
+	{ "read-only", 4, 8, { .total = 4 } },
+	{ "locked and charged", 12, 16,
+	  { .total = 4, .data = 4, .locked = 4, .charged = 4 } },
+	{ "all", 0, 20,
+	  { .total = 12, .data = 8, .locked = 4, .charged = 4 } },
+	{ "parts at both ends", 3, 13,
+	  { .total = 6, .data = 2, .locked = 1, .charged = 1 } },
+	{ "inside of one", 5, 7, { .total = 2 } },
+	{ "empty range", 2, 2, {} },
+};
+
+KUNIT_ARRAY_PARAM_DESC(survey, survey_cases, name);
+
+static void range_is_surveyed(struct kunit *test)
+{
+	const struct survey_case *c = test->param_value;
+	struct range_survey survey = {};
+
+	map_survey_area(test);
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, 0, check_unmap(current->mm,
+					     SRC_AT + PAGES(c->start),
+					     SRC_AT + PAGES(c->end), &survey));
+	mmap_write_unlock(current->mm);
+
+	KUNIT_EXPECT_EQ(test, survey.total, c->want.total);
+	KUNIT_EXPECT_EQ(test, survey.data, c->want.data);
+	KUNIT_EXPECT_EQ(test, survey.locked, c->want.locked);
+	KUNIT_EXPECT_EQ(test, survey.charged, c->want.charged);
+	unmap_survey_area(test);
+}
+
+#ifdef CONFIG_64BIT
+static void seal_is_respected(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(8),
+		.new_len = PAGES(4),
+	};
+	struct mm_struct *mm = current->mm;
+	struct range_survey ignored;
+
+	map_survey_area(test);
+	set_vma_flags(test, SRC_AT + PAGES(4), VM_SEALED, 0);
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, check_unmap(mm, SRC_AT, SRC_AT + PAGES(4),
+					  &ignored), 0);
+	KUNIT_EXPECT_EQ(test, check_unmap(mm, SRC_AT, SRC_AT + PAGES(5),
+					  &ignored), -EPERM);
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EPERM);
+	KUNIT_EXPECT_EQ(test, check_source(vma_lookup(mm, SRC_AT + PAGES(4)),
+					   &req), -EPERM);
+	KUNIT_EXPECT_EQ(test, check_source(vma_lookup(mm, SRC_AT), &req), 0);
+	mmap_write_unlock(mm);
+
+	set_vma_flags(test, SRC_AT + PAGES(4), 0, VM_SEALED);
+	unmap_survey_area(test);
+}
+#else
+static void seal_is_respected(struct kunit *test)
+{
+	kunit_skip(test, "no sealing on 32 bits");
+}
+#endif
+
+static void no_source_is_a_fault(struct kunit *test)
+{
+	struct mremap_request req = { .addr = SRC_AT };
+
+	KUNIT_EXPECT_EQ(test, check_source(NULL, &req), -EFAULT);
+	close_space(test);
+}
+
+static void shrinkage_is_checked(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(20),
+		.new_len = PAGES(2),
+	};
+	struct mm_struct *mm = current->mm;
+
+	map_survey_area(test);
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), 0);
+	/* Up to the last page, and a page too far */
+	req.old_len = PAGE_ALIGN_DOWN(TASK_SIZE) - SRC_AT;
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), 0);
+	req.old_len += PAGES(1);
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EINVAL);
+	/* The end of the old range is 0, or small again. */
+	req.old_len = -SRC_AT;
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EINVAL);
+	req.old_len = -PAGE_SIZE;
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EINVAL);
+	/* Even the start of what is dropped wraps. */
+	req.new_len = -SRC_AT + PAGES(1);
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), -EINVAL);
+	/* Nothing to drop, nothing to be wrong. */
+	req.new_len = req.old_len;
+	KUNIT_EXPECT_EQ(test, check_shrinkage(vma_lookup(mm, SRC_AT), &req), 0);
+	mmap_write_unlock(mm);
+	unmap_survey_area(test);
+}
+
+/* Requests for a VMA of 10 pages at SRC_AT, in pages from there. */
+struct resize_case {
+	const char *name;
+	unsigned long addr;
+	unsigned long old_len;
+	unsigned long new_len;
+	unsigned long flags;
+	vm_flags_t vm_flags;
+	pgoff_t pgoff;
+	int want;
+};
+
+static const struct resize_case resize_cases[] = {
+	{ .name = "grows", .old_len = 10, .new_len = 20 },
+	{ .name = "grows from a part", .addr = 3, .old_len = 7, .new_len = 8 },
+	{ .name = "too long by a page", .addr = 3, .old_len = 8, .new_len = 9,
+	  .want = -EFAULT },
+	{ .name = "shrinks from beyond its end", .old_len = 20, .new_len = 10 },
+	{ .name = "shrinks to beyond its end", .old_len = 20, .new_len = 11,
+	  .want = -EFAULT },
+	{ .name = "second view of a private mapping", .new_len = 10,
+	  .want = -EINVAL },
+	{ .name = "second view of a shared mapping", .new_len = 10,
+	  .vm_flags = VM_SHARED | VM_MAYSHARE },
+	{ .name = "second view of one shared for reading", .new_len = 10,
+	  .vm_flags = VM_MAYSHARE },
+	{ .name = "source stays", .old_len = 10, .new_len = 10,
+	  .flags = MAYMOVE | DONTUNMAP },
+	{ .name = "source of a device stays", .old_len = 10, .new_len = 10,
+	  .flags = MAYMOVE | DONTUNMAP, .vm_flags = VM_PFNMAP, .want = -EINVAL },
+	{ .name = "source that must not grow stays", .old_len = 10,
+	  .new_len = 10, .flags = MAYMOVE | DONTUNMAP, .vm_flags = VM_DONTEXPAND,
+	  .want = -EINVAL },
+	{ .name = "device grows", .old_len = 10, .new_len = 11,
+	  .vm_flags = VM_PFNMAP, .want = -EFAULT },
+	{ .name = "what must not grow grows", .old_len = 10, .new_len = 11,
+	  .vm_flags = VM_DONTEXPAND, .want = -EFAULT },
+	{ .name = "what must not grow moves", .old_len = 10, .new_len = 10,
+	  .flags = MAYMOVE | FIXED, .vm_flags = VM_DONTEXPAND | VM_PFNMAP },
+	{ .name = "grows to the last offset", .old_len = 10, .new_len = 20,
+	  .pgoff = -21UL },
+	{ .name = "grows beyond all offsets", .old_len = 10, .new_len = 20,
+	  .pgoff = -20UL, .want = -EINVAL },
+	{ .name = "moves at the last offset", .old_len = 10, .new_len = 10,
+	  .flags = MAYMOVE | FIXED, .pgoff = -10UL },
+	{ .name = "offset before the device", .old_len = 10, .new_len = 20,
+	  .vm_flags = VM_PFNMAP, .pgoff = -20UL, .want = -EINVAL },
+	{ .name = "length before the offset", .old_len = 11, .new_len = 20,
+	  .pgoff = -20UL, .want = -EFAULT },
+};
+
+KUNIT_ARRAY_PARAM_DESC(resize, resize_cases, name);
+
+static void resize_is_checked(struct kunit *test)
+{
+	const struct resize_case *c = test->param_value;
+	struct vm_area_struct vma = {
+		.vm_start = SRC_AT,
+		.vm_end = SRC_AT + PAGES(10),
+		.vm_pgoff = c->pgoff,
+		.vm_flags = VM_READ | c->vm_flags,
+		.vm_mm = current->mm,
+	};
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(c->addr),
+		.old_len = PAGES(c->old_len),
+		.new_len = PAGES(c->new_len),
+		.flags = c->flags,
+	};
+	struct mremap_op *op = new_op(test, &req);
+
+	plan_only_move(op->moves, &vma, &req);
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, check_resize(op), c->want);
+	mmap_write_unlock(current->mm);
+	close_space(test);
+}
+
+static void addition_is_surveyed(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(12),
+		.old_len = PAGES(4),
+		.new_len = PAGES(9),
+	};
+	struct mremap_op *op = new_op(test, &req);
+
+	map_survey_area(test);
+	op->moves->vm_flags = VM_READ | VM_WRITE | VM_LOCKED | VM_ACCOUNT;
+	mmap_write_lock(op->mm);
+	survey_addition(op);
+	KUNIT_EXPECT_EQ(test, op->added.total, 5);
+	KUNIT_EXPECT_EQ(test, op->added.data, 5);
+	KUNIT_EXPECT_EQ(test, op->added.locked, 5);
+	KUNIT_EXPECT_EQ(test, op->added.charged, 5);
+
+	op->moves->vm_flags = VM_READ;
+	survey_addition(op);
+	KUNIT_EXPECT_EQ(test, op->added.total, 5);
+	KUNIT_EXPECT_EQ(test, op->added.data, 0);
+	KUNIT_EXPECT_EQ(test, op->added.locked, 0);
+	KUNIT_EXPECT_EQ(test, op->added.charged, 0);
+
+	/* What stays mapped comes twice, but the lock goes along. */
+	op->added = (struct range_survey) {};
+	req.flags = MAYMOVE | DONTUNMAP;
+	req.new_len = req.old_len;
+	plan_only_move(op->moves, vma_lookup(op->mm, req.addr), &req);
+	survey_addition(op);
+	KUNIT_EXPECT_EQ(test, op->added.total, 4);
+	KUNIT_EXPECT_EQ(test, op->added.data, 4);
+	KUNIT_EXPECT_EQ(test, op->added.locked, 0);
+	KUNIT_EXPECT_EQ(test, op->added.charged, 4);
+	mmap_write_unlock(op->mm);
+	unmap_survey_area(test);
+}
+
+/* Limits, in pages, against 12 pages mapped, 8 of data, 4 locked. */
+struct limit_case {
+	const char *name;
+	struct range_survey added;
+	struct range_survey freed;
+	unsigned long limit_as;
+	unsigned long limit_data;
+	unsigned long limit_data_max;
+	unsigned long limit_memlock;
+	bool may_lock;
+	int want;
+};
+
+static const struct limit_case limit_cases[] = {
+	{ .name = "just fits", .added = { .total = 5 }, .limit_as = 17 },
+	{ .name = "one page too much", .added = { .total = 6 }, .limit_as = 17,
+	  .want = -ENOMEM },
+	{ .name = "takes the place of others", .added = { .total = 6 },
+	  .freed = { .total = 1 }, .limit_as = 17 },
+	{ .name = "frees more than it takes", .added = { .total = 1 },
+	  .freed = { .total = 6 }, .limit_as = 7 },
+	{ .name = "nothing added, limit passed before", .limit_as = 1 },
+	{ .name = "lock just fits", .added = { .total = 2, .locked = 2 },
+	  .limit_as = 100, .limit_memlock = 6 },
+	{ .name = "one locked page too much",
+	  .added = { .total = 3, .locked = 3 },
+	  .limit_as = 100, .limit_memlock = 6, .want = -EAGAIN },
+	{ .name = "takes the place of locked pages",
+	  .added = { .total = 3, .locked = 3 },
+	  .freed = { .total = 1, .locked = 1 },
+	  .limit_as = 100, .limit_memlock = 6 },
+	{ .name = "may lock what it likes", .added = { .total = 3, .locked = 3 },
+	  .limit_as = 100, .limit_memlock = 6, .may_lock = true },
+	{ .name = "grows what is not locked, lock limit passed before",
+	  .added = { .total = 3 }, .limit_as = 100, .limit_memlock = 1 },
+	{ .name = "lock before size", .added = { .total = 3, .locked = 3 },
+	  .limit_as = 1, .limit_memlock = 6, .want = -EAGAIN },
+	{ .name = "data just fits", .added = { .total = 5, .data = 5 },
+	  .limit_as = 100, .limit_data = 13 },
+	{ .name = "one page of data too much",
+	  .added = { .total = 6, .data = 6 },
+	  .limit_as = 100, .limit_data = 13, .want = -ENOMEM },
+	{ .name = "takes the place of data", .added = { .total = 6, .data = 6 },
+	  .freed = { .total = 1, .data = 1 },
+	  .limit_as = 100, .limit_data = 13 },
+	{ .name = "takes the place of what is no data",
+	  .added = { .total = 6, .data = 6 }, .freed = { .total = 6 },
+	  .limit_as = 100, .limit_data = 13, .want = -ENOMEM },
+	{ .name = "no limit but a hard one", .added = { .total = 5, .data = 5 },
+	  .limit_as = 100, .limit_data_max = 13 },
+	{ .name = "hard limit, takes the place of what is no data",
+	  .added = { .total = 6, .data = 6 }, .freed = { .total = 6 },
+	  .limit_as = 100, .limit_data_max = 13, .want = -ENOMEM },
+};
+
+KUNIT_ARRAY_PARAM_DESC(limit, limit_cases, name);
+
+static void limits_are_checked(struct kunit *test)
+{
+	const struct limit_case *c = test->param_value;
+	struct rlimit *rlim = current->signal->rlim;
+	struct mremap_request req = {};
+	struct mremap_op *op = new_op(test, &req);
+	const struct cred *old_cred;
+	struct cred *cred;
+
+	cred = prepare_creds();
+	KUNIT_ASSERT_NOT_NULL(test, cred);
+	if (!c->may_lock)
+		cap_clear(cred->cap_effective);
+	/* This thread's alone, and it ends with the test. */
+	rlim[RLIMIT_AS].rlim_cur = PAGES(c->limit_as);
+	rlim[RLIMIT_DATA].rlim_cur = PAGES(c->limit_data);
+	rlim[RLIMIT_DATA].rlim_max = PAGES(c->limit_data_max);
+	rlim[RLIMIT_MEMLOCK].rlim_cur = PAGES(c->limit_memlock);
+	op->added = c->added;
+	op->replaced = c->freed;
+	op->mm->total_vm = 12;
+	op->mm->data_vm = 8;
+	op->mm->locked_vm = 4;
+
+	old_cred = override_creds(cred);
+	KUNIT_EXPECT_EQ(test, check_limits(op), c->want);
+	revert_creds(old_cred);
+	put_cred(cred);
+
+	op->mm->total_vm = 0;
+	op->mm->data_vm = 0;
+	op->mm->locked_vm = 0;
+	close_space(test);
+}
+
+struct ledger_case {
+	const char *name;
+	unsigned long added;
+	unsigned long given_back;	/* by the old destination */
+	unsigned long charged;
+	unsigned long owed;
+};
+
+static const struct ledger_case ledger_cases[] = {
+	{ "nothing", 0, 0, 0, 0 },
+	{ "all of it new", 5, 0, 5, 0 },
+	{ "some taken over", 5, 3, 2, 3 },
+	{ "all taken over", 5, 5, 0, 5 },
+	{ "more given back than needed", 5, 9, 0, 5 },
+	{ "given back, nothing needed", 0, 9, 0, 0 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(ledger, ledger_cases, name);
+
+static void ledger_balances(struct kunit *test)
+{
+	const struct ledger_case *c = test->param_value;
+	struct vma_munmap_struct vms = { .nr_accounted = c->given_back };
+	struct mremap_request req = {};
+	struct mremap_op *op = new_op(test, &req);
+
+	vm_acct_memory(c->owed);
+	op->added.charged = c->added;
+	op->replaced.charged = c->given_back;
+	KUNIT_EXPECT_EQ(test, charge(op), 0);
+	KUNIT_EXPECT_EQ(test, op->charged, c->charged);
+	KUNIT_EXPECT_EQ(test, op->owed, c->owed);
+	take_over_charge(op, &vms);
+	KUNIT_EXPECT_EQ(test, vms.nr_accounted, c->given_back - c->owed);
+	KUNIT_EXPECT_EQ(test, op->charged, c->added);
+	KUNIT_EXPECT_EQ(test, op->owed, 0);
+	uncharge(op);
+	KUNIT_EXPECT_EQ(test, op->charged, 0);
+	close_space(test);
+}
+
+static void refused_charge_is_not_owned(struct kunit *test)
+{
+	struct mremap_request req = {};
+	struct mremap_op *op = new_op(test, &req);
+
+	if (sysctl_overcommit_memory == OVERCOMMIT_ALWAYS)
+		kunit_skip(test, "any charge is granted");
+	op->added.charged = LONG_MAX >> PAGE_SHIFT;
+	KUNIT_EXPECT_EQ(test, charge(op), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, op->charged, 0);
+	close_space(test);
+}
+
+static void splits_come_and_go(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct split_list splits = {};
+
+	map_at(test, SRC_AT, PAGES(10), RW);
+	stamp(test, SRC_AT + PAGES(3));
+	stamp(test, SRC_AT + PAGES(6));
+
+	mmap_write_lock(mm);
+	/* What is a boundary, or unmapped, is no split. */
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT, &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(10), &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, DST_AT, &splits), 0);
+	KUNIT_EXPECT_EQ(test, splits.nr, 0);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 1);
+
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(3), &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &splits), 0);
+	KUNIT_EXPECT_EQ(test, splits.nr, 2);
+	mmap_write_unlock(mm);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(3));
+	expect_vma(test, SRC_AT + PAGES(3), SRC_AT + PAGES(6));
+	expect_vma(test, SRC_AT + PAGES(6), SRC_AT + PAGES(10));
+
+	mmap_write_lock(mm);
+	undo_splits(mm, &splits);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_EQ(test, splits.nr, 0);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 1);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(10));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(3)),
+			stamp_of(SRC_AT + PAGES(3)));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(6)),
+			stamp_of(SRC_AT + PAGES(6)));
+	close_space(test);
+}
+
+/* Something may have been unmapped, or become different, behind a split. */
+static void splits_without_match_stay(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct split_list splits = {};
+
+	map_at(test, SRC_AT, PAGES(10), RW);
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(3), &splits), 0);
+	KUNIT_EXPECT_EQ(test, split_at(mm, SRC_AT + PAGES(6), &splits), 0);
+	mmap_write_unlock(mm);
+	set_vma_flags(test, SRC_AT, VM_DONTCOPY, 0);
+	KUNIT_EXPECT_EQ(test, vm_munmap(SRC_AT + PAGES(6), PAGES(4)), 0);
+
+	mmap_write_lock(mm);
+	undo_splits(mm, &splits);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_EQ(test, splits.nr, 0);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(3));
+	expect_vma(test, SRC_AT + PAGES(3), SRC_AT + PAGES(6));
+	KUNIT_EXPECT_NULL(test, vma_at(SRC_AT + PAGES(6)));
+	close_space(test);
+}
+
+static void unmapping_can_be_aborted(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct unmapping *unmapping;
+	LIST_HEAD(uf);
+
+	unmapping = kunit_kzalloc(test, sizeof(*unmapping), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, unmapping);
+	map_at(test, SRC_AT, PAGES(4), RW);
+	map_at(test, SRC_AT + PAGES(4), PAGES(4), RWX);
+	stamp(test, SRC_AT);
+	stamp(test, SRC_AT + PAGES(7));
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, 0, gather_unmapping(unmapping, mm, SRC_AT,
+						  SRC_AT + PAGES(8), &uf));
+	KUNIT_EXPECT_EQ(test, unmapping->vms.nr_pages, 8);
+	abort_unmapping(unmapping);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 2);
+	KUNIT_EXPECT_EQ(test, mm->total_vm, 8);
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(7)),
+			stamp_of(SRC_AT + PAGES(7)));
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, 0, gather_unmapping(unmapping, mm, SRC_AT,
+						  SRC_AT + PAGES(8), &uf));
+	complete_unmapping(unmapping, mm);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_EQ(test, mm->map_count, 0);
+	KUNIT_EXPECT_NULL(test, page_at(SRC_AT));
+
+	/* For nothing */
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, 0, gather_unmapping(unmapping, mm, SRC_AT,
+						  SRC_AT, &uf));
+	abort_unmapping(unmapping);
+	complete_unmapping(unmapping, mm);
+	mmap_write_unlock(mm);
+	close_space(test);
+}
+
+/* Page faults could not lock it alone any more. */
+static bool is_marked_detached(unsigned long addr)
+{
+#ifdef CONFIG_PER_VMA_LOCK
+	return vma_at(addr)->detached;
+#else
+	return false;
+#endif
+}
+
+/* What cannot be taken off, here for being sealed, leaves nothing taken off. */
+#ifdef CONFIG_64BIT
+static void unmappings_are_aborted(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(16),
+		.new_len = PAGES(4),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+	struct mremap_op *op = new_op(test, &req);
+	struct unmapping *unmappings;
+	struct mm_struct *mm = op->mm;
+	struct dst_range *ranges;
+
+	unmappings = kunit_kcalloc(test, 2, sizeof(*unmappings), GFP_KERNEL);
+	ranges = kunit_kcalloc(test, 2, sizeof(*ranges), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, unmappings);
+	KUNIT_ASSERT_NOT_NULL(test, ranges);
+	map_survey_area(test);
+	set_vma_flags(test, SRC_AT, VM_SEALED, 0);
+
+	/* The tail comes first. */
+	init_unmapping(&unmappings[0]);
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, gather_sources(op, &unmappings[0], &unmappings[1]),
+			-EPERM);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(4)));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(12)));
+
+	/* As destination ranges, the other way round */
+	ranges[0].start = SRC_AT + PAGES(4);
+	ranges[0].end = SRC_AT + PAGES(8);
+	ranges[0].occupied = true;
+	ranges[1].start = SRC_AT;
+	ranges[1].end = SRC_AT + PAGES(4);
+	ranges[1].occupied = true;
+	op->ranges = ranges;
+	op->nr_ranges = 2;
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, unmap_dst_ranges(op), -EPERM);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT + PAGES(4)));
+	KUNIT_EXPECT_EQ(test, mm->map_count, 3);
+	KUNIT_EXPECT_EQ(test, mm->total_vm, 12);
+
+	set_vma_flags(test, SRC_AT, 0, VM_SEALED);
+	unmap_survey_area(test);
+}
+#else
+static void unmappings_are_aborted(struct kunit *test)
+{
+	kunit_skip(test, "no sealing on 32 bits");
+}
+#endif
+
+/* A move of several VMAs makes two copies, four cuts, and so six more VMAs. */
+static void map_count_is_checked_for_all(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(5),
+		.old_len = PAGES(10),
+		.new_len = PAGES(10),
+		.new_addr = DST_AT + PAGES(5),
+		.flags = MAYMOVE | FIXED,
+	};
+	struct mremap_op *op = new_op(test, &req);
+	struct mm_struct *mm = op->mm;
+	const int wanted = 6;
+
+	map_at(test, SRC_AT, PAGES(10), RW);
+	map_at(test, SRC_AT + PAGES(10), PAGES(10), RWX);
+	map_at(test, DST_AT, PAGES(30), RW);
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	KUNIT_EXPECT_EQ(test, op->nr_moves, 2);
+	KUNIT_EXPECT_EQ(test, op->nr_ranges, 1);
+	mm->map_count = sysctl_max_map_count - wanted - 1;
+	KUNIT_EXPECT_EQ(test, check_map_count_for_all(op), 0);
+	mm->map_count++;
+	KUNIT_EXPECT_EQ(test, check_map_count_for_all(op), -ENOMEM);
+	mm->map_count = 3;
+	mmap_write_unlock(mm);
+
+	if (op->moves != op->only)
+		kvfree(op->moves);
+	close_space(test);
+}
+
+/* Ranges to clear that meet are cleared as one. */
+static void dst_ranges_are_joined(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(20),
+		.new_len = PAGES(20),
+		.new_addr = DST_AT,
+		.flags = MAYMOVE | FIXED,
+	};
+	struct mremap_op *op = new_op(test, &req);
+
+	/* Two that meet, a gap, and one that the range ends in. */
+	map_at(test, SRC_AT, PAGES(4), RW);
+	map_at(test, SRC_AT + PAGES(4), PAGES(4), RWX);
+	map_at(test, SRC_AT + PAGES(12), PAGES(10), RW);
+
+	mmap_write_lock(op->mm);
+	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	mmap_write_unlock(op->mm);
+	KUNIT_EXPECT_EQ(test, op->nr_moves, 3);
+	KUNIT_EXPECT_EQ(test, op->nr_ranges, 2);
+	if (op->nr_ranges == 2) {
+		KUNIT_EXPECT_EQ(test, op->ranges[0].start, DST_AT);
+		KUNIT_EXPECT_EQ(test, op->ranges[0].end, DST_AT + PAGES(8));
+		KUNIT_EXPECT_EQ(test, op->ranges[1].start, DST_AT + PAGES(12));
+		KUNIT_EXPECT_EQ(test, op->ranges[1].end, DST_AT + PAGES(20));
+	}
+	if (op->moves != op->only)
+		kvfree(op->moves);
+	if (op->ranges != op->only_range)
+		kvfree(op->ranges);
+	close_space(test);
+}
+
+/* Tables may move whole if the VMA can be marked as changed without a lie. */
+static void soft_dirty_decides_about_tables(struct kunit *test)
+{
+	struct vm_area_struct *vma;
+	struct vma_move mv = { .dst_len = PAGES(10) };
+
+	if (!IS_ENABLED(CONFIG_MEM_SOFT_DIRTY))
+		kunit_skip(test, "needs soft-dirty tracking");
+	map_at(test, DST_AT, PAGES(10), RW);
+	vma = vma_at(DST_AT);
+	mv.dst = vma;
+	KUNIT_EXPECT_FALSE(test, needs_soft_dirty_entries(&mv));
+	set_vma_flags(test, DST_AT, 0, VM_SOFTDIRTY);
+	KUNIT_EXPECT_FALSE(test, needs_soft_dirty_entries(&mv));
+	mv.dst_len = PAGES(9);
+	KUNIT_EXPECT_TRUE(test, needs_soft_dirty_entries(&mv));
+
+	mmap_write_lock(current->mm);
+	mark_soft_dirty(vma);
+	mmap_write_unlock(current->mm);
+	KUNIT_EXPECT_TRUE(test, vma->vm_flags & VM_SOFTDIRTY);
+	KUNIT_EXPECT_FALSE(test, needs_soft_dirty_entries(&mv));
+	close_space(test);
+}
+
+static struct kunit_case vma_tests[] = {
+	KUNIT_CASE_PARAM(range_is_surveyed, survey_gen_params),
+	KUNIT_CASE(seal_is_respected),
+	KUNIT_CASE(no_source_is_a_fault),
+	KUNIT_CASE(shrinkage_is_checked),
+	KUNIT_CASE_PARAM(resize_is_checked, resize_gen_params),
+	KUNIT_CASE(addition_is_surveyed),
+	KUNIT_CASE_PARAM(limits_are_checked, limit_gen_params),
+	KUNIT_CASE_PARAM(ledger_balances, ledger_gen_params),
+	KUNIT_CASE(refused_charge_is_not_owned),
+	KUNIT_CASE(splits_come_and_go),
+	KUNIT_CASE(splits_without_match_stay),
+	KUNIT_CASE(unmapping_can_be_aborted),
+	KUNIT_CASE(unmappings_are_aborted),
+	KUNIT_CASE(map_count_is_checked_for_all),
+	KUNIT_CASE(dst_ranges_are_joined),
+	KUNIT_CASE(soft_dirty_decides_about_tables),
+	{}
+};
+
+static struct kunit_suite vma_suite = {
+	.name = "mremap_vmas",
+	.init = space_init,
+	.exit = space_exit,
+	.test_cases = vma_tests,
+};
+
+/* Whole calls, on mappings of a driver that may refuse */
+
+static struct test_driver {
+	unsigned long refused;		/* address that it does not move to */
+	unsigned long unsplittable;	/* address that it does not split at */
+	bool is_told;			/* wants to be asked */
+	unsigned int asked;
+	int map_count;			/* when a mapping was made last */
+} driver;
+
+static vm_fault_t driver_fault(struct vm_fault *vmf)
+{
+	get_page(ZERO_PAGE(0));
+	vmf->page = ZERO_PAGE(0);
+	return 0;
+}
+
+static int driver_may_split(struct vm_area_struct *vma, unsigned long addr)
+{
+	return addr == driver.unsplittable ? -EINVAL : 0;
+}
+
+static int driver_mremap(struct vm_area_struct *vma)
+{
+	driver.asked++;
+	return vma->vm_start == driver.refused ? -EXDEV : 0;
+}
+
+static void driver_open(struct vm_area_struct *vma)
+{
+	driver.map_count = vma->vm_mm->map_count;
+}
+
+/* A mapping with this is never merged: a split that is not needed would stay. */
+static void driver_close(struct vm_area_struct *vma)
+{
+}
+
+static const struct vm_operations_struct driver_vm_ops = {
+	.open = driver_open,
+	.close = driver_close,
+	.fault = driver_fault,
+	.may_split = driver_may_split,
+};
+
+static const struct vm_operations_struct told_driver_vm_ops = {
+	.open = driver_open,
+	.close = driver_close,
+	.fault = driver_fault,
+	.may_split = driver_may_split,
+	.mremap = driver_mremap,
+};
+
+static int driver_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	vma->vm_ops = driver.is_told ? &told_driver_vm_ops : &driver_vm_ops;
+	return 0;
+}
+
+static const struct file_operations driver_fops = {
+	.mmap = driver_mmap,
+};
+
+#define DRIVER_PAGES	20
+
+/* A private mapping of the driver, with every page written to */
+static void map_driver(struct kunit *test, bool is_told)
+{
+	struct file *file;
+	unsigned int i;
+
+	driver = (struct test_driver) { .is_told = is_told };
+	file = anon_inode_getfile("[mremap_kunit]", &driver_fops, NULL, O_RDWR);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(file));
+	map_file_at(test, file, SRC_AT, PAGES(DRIVER_PAGES), RW, MAP_PRIVATE);
+	fput(file);
+	for (i = 0; i < DRIVER_PAGES; i++)
+		stamp(test, SRC_AT + PAGES(i));
+}
+
+static void expect_driver_pages(struct kunit *test, unsigned long addr,
+				unsigned long first, unsigned long nr)
+{
+	unsigned long i;
+
+	for (i = 0; i < nr; i++) {
+		KUNIT_EXPECT_NOT_NULL(test, page_at(addr + PAGES(i)));
+		KUNIT_EXPECT_EQ(test, peek(test, addr + PAGES(i)),
+				stamp_of(SRC_AT + PAGES(first + i)));
+	}
+}
+
+/* Moves of a part of the mapping, in pages from SRC_AT */
+struct call_case {
+	const char *name;
+	unsigned long first;
+	unsigned long old_len;
+	unsigned long new_len;
+	unsigned long flags;
+	unsigned long dst;		/* in pages from DST_AT */
+};
+
+static const struct call_case call_cases[] = {
+	{ "all of it", 0, 20, 20, MAYMOVE | FIXED, 0 },
+	{ "all of it, to another offset", 0, 20, 20, MAYMOVE | FIXED, 3 },
+	{ "the start", 0, 5, 5, MAYMOVE | FIXED, 0 },
+	{ "the middle", 5, 5, 5, MAYMOVE | FIXED, 5 },
+	{ "the end, growing", 15, 5, 9, MAYMOVE | FIXED, 15 },
+	{ "the middle, shrinking", 5, 9, 3, MAYMOVE | FIXED, 0 },
+	{ "source stays", 0, 20, 20, MAYMOVE | FIXED | DONTUNMAP, 0 },
+	{ "a part of the source stays", 5, 5, 5, MAYMOVE | FIXED | DONTUNMAP,
+	  0 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(call, call_cases, name);
+
+static bool is_whole(const struct call_case *c)
+{
+	return c->new_len == DRIVER_PAGES;
+}
+
+static unsigned long call(const struct call_case *c)
+{
+	const struct mremap_request req = {
+		.addr = SRC_AT + PAGES(c->first),
+		.old_len = PAGES(c->old_len),
+		.new_len = PAGES(c->new_len),
+		.flags = c->flags,
+		.new_addr = DST_AT + PAGES(c->dst),
+	};
+
+	return do_mremap(&req);
+}
+
+static void call_is_granted(struct kunit *test)
+{
+	const struct call_case *c = test->param_value;
+	unsigned long dst = DST_AT + PAGES(c->dst);
+	unsigned long moved = min(c->old_len, c->new_len);
+	unsigned long behind = c->first + c->old_len;
+	unsigned long kept = c->flags & DONTUNMAP ? c->old_len : 0;
+
+	map_driver(test, is_whole(c));
+	KUNIT_ASSERT_EQ(test, call(c), dst);
+	KUNIT_EXPECT_EQ(test, driver.asked, is_whole(c));
+	expect_driver_pages(test, dst, c->first, moved);
+	expect_driver_pages(test, SRC_AT, 0, c->first);
+	expect_driver_pages(test, SRC_AT + PAGES(behind), behind,
+			    DRIVER_PAGES - behind);
+	KUNIT_EXPECT_NULL(test, page_at(SRC_AT + PAGES(c->first)));
+	expect_vma(test, dst, dst + PAGES(c->new_len));
+	KUNIT_EXPECT_EQ(test, !!vma_at(SRC_AT + PAGES(c->first)), !!kept);
+	KUNIT_EXPECT_EQ(test, current->mm->total_vm,
+			DRIVER_PAGES - c->old_len + c->new_len + kept);
+	close_space(test);
+}
+
+/*
+ * The driver is asked when all has moved: then all has to go back. It is not
+ * asked for a part, which would look to it like the whole.
+ */
+static void refused_call_changes_nothing(struct kunit *test)
+{
+	const struct call_case *c = test->param_value;
+	unsigned long dst = DST_AT + PAGES(c->dst);
+	unsigned long table_bytes, hiwater;
+
+	map_driver(test, true);
+	table_bytes = mm_pgtables_bytes(current->mm);
+	hiwater = current->mm->hiwater_vm;
+	driver.refused = dst;
+	KUNIT_EXPECT_EQ(test, call(c), is_whole(c) ? -EXDEV : -EINVAL);
+	KUNIT_EXPECT_EQ(test, driver.asked, is_whole(c));
+	KUNIT_EXPECT_NULL(test, vma_at(dst));
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 1);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(DRIVER_PAGES));
+	expect_driver_pages(test, SRC_AT, 0, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, current->mm->total_vm, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, current->mm->data_vm, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, current->mm->hiwater_vm, hiwater);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), table_bytes);
+	expect_rmap(test, page_at(SRC_AT), SRC_AT);
+
+	/* And it can be made again. */
+	driver.refused = 0;
+	if (is_whole(c)) {
+		KUNIT_EXPECT_EQ(test, call(c), dst);
+		expect_driver_pages(test, dst, 0, DRIVER_PAGES);
+	}
+	close_space(test);
+}
+
+/* What was taken off for unmapping, of this and of another mapping, is put back. */
+static void refused_sources_are_put_back(struct kunit *test)
+{
+	const struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(DRIVER_PAGES + 5),
+		.new_len = PAGES(DRIVER_PAGES),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+	const unsigned long above = SRC_AT + PAGES(DRIVER_PAGES);
+
+	map_driver(test, true);
+	map_at(test, above, PAGES(5), RW);
+	stamp(test, above);
+	driver.refused = DST_AT;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EXDEV);
+	KUNIT_ASSERT_NOT_NULL(test, vma_at(SRC_AT));
+	KUNIT_ASSERT_NOT_NULL(test, vma_at(above));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(SRC_AT));
+	KUNIT_EXPECT_FALSE(test, is_marked_detached(above));
+	expect_driver_pages(test, SRC_AT, 0, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, peek(test, above), stamp_of(above));
+	close_space(test);
+}
+
+/* Where a driver does not split, it is asked before anything changes. */
+static void unsplittable_is_left_alone(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(5),
+		.old_len = PAGES(10),
+		.new_len = PAGES(5),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+	unsigned long at;
+
+	map_driver(test, false);
+	map_at(test, DST_AT, PAGES(5), RW);
+	stamp(test, DST_AT);
+	/* All places where this call splits */
+	for (at = 5; at <= 15; at += 5) {
+		driver.unsplittable = SRC_AT + PAGES(at);
+		KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
+	}
+	driver.unsplittable = SRC_AT + PAGES(10);
+	req.flags = 0;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
+	/* The other end of what moves, where nothing is dropped */
+	req.old_len = req.new_len;
+	req.flags = MAYMOVE | FIXED;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
+	/* Where the old destination is cut */
+	req.addr = DST_AT;
+	req.old_len = PAGES(5);
+	req.new_addr = SRC_AT + PAGES(3);
+	req.flags = MAYMOVE | FIXED;
+	for (at = 3; at <= 8; at += 5) {
+		driver.unsplittable = SRC_AT + PAGES(at);
+		KUNIT_EXPECT_EQ(test, do_mremap(&req), -EINVAL);
+	}
+
+	KUNIT_EXPECT_EQ(test, driver.asked, 0);
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 2);
+	expect_driver_pages(test, SRC_AT, 0, DRIVER_PAGES);
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(DST_AT));
+	close_space(test);
+}
+
+/* A driver that may refuse does not move with others. */
+static void driver_moves_alone(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(DRIVER_PAGES + 2),
+		.new_len = PAGES(DRIVER_PAGES + 2),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+
+	map_driver(test, true);
+	map_at(test, SRC_AT + PAGES(DRIVER_PAGES), PAGES(2), RW);
+	stamp(test, SRC_AT + PAGES(DRIVER_PAGES));
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EFAULT);
+	KUNIT_EXPECT_EQ(test, driver.asked, 0);
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 2);
+	expect_driver_pages(test, SRC_AT, 0, DRIVER_PAGES + 1);
+	close_space(test);
+}
+
+/* Where the kernel's own mappings are, as they were told */
+static struct {
+	unsigned long refused;
+	unsigned int nr;
+	unsigned long places[4];
+} special;
+
+static int special_mremap(const struct vm_special_mapping *sm,
+			  struct vm_area_struct *vma)
+{
+	if (special.nr < ARRAY_SIZE(special.places))
+		special.places[special.nr] = vma->vm_start;
+	special.nr++;
+	return vma->vm_start == special.refused ? -EXDEV : 0;
+}
+
+static const struct vm_special_mapping special_mapping = {
+	.name = "[mremap_kunit]",
+	.mremap = special_mremap,
+};
+
+static void map_special(struct kunit *test, unsigned long addr)
+{
+	struct vm_area_struct *vma;
+
+	mmap_write_lock(current->mm);
+	vma = _install_special_mapping(current->mm, addr, PAGES(1),
+				       VM_READ | VM_MAYREAD, &special_mapping);
+	mmap_write_unlock(current->mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(vma));
+}
+
+/* The kernel's own mappings move with others. If one refuses, all are told again. */
+static void special_mappings_are_told_back(struct kunit *test)
+{
+	const struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(2),
+		.new_len = PAGES(2),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+
+	special.nr = 0;
+	special.refused = DST_AT + PAGES(1);
+	map_special(test, SRC_AT);
+	map_special(test, SRC_AT + PAGES(1));
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -EXDEV);
+	KUNIT_EXPECT_EQ(test, special.nr, 3);
+	KUNIT_EXPECT_EQ(test, special.places[0], DST_AT);
+	KUNIT_EXPECT_EQ(test, special.places[1], DST_AT + PAGES(1));
+	KUNIT_EXPECT_EQ(test, special.places[2], SRC_AT);
+	expect_vma(test, SRC_AT, SRC_AT + PAGES(1));
+	expect_vma(test, SRC_AT + PAGES(1), SRC_AT + PAGES(2));
+	KUNIT_EXPECT_NULL(test, vma_at(DST_AT));
+	KUNIT_EXPECT_NULL(test, vma_at(DST_AT + PAGES(1)));
+
+	/* And now it may. */
+	special.refused = 0;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), DST_AT);
+	KUNIT_EXPECT_EQ(test, special.nr, 5);
+	close_space(test);
+}
+
+/* With too many VMAs, a call that could need more is refused. */
+static void full_map_is_left_alone(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(2),
+		.old_len = PAGES(6),
+		.new_len = PAGES(3),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT + PAGES(2),
+	};
+	struct mm_struct *mm = current->mm;
+	int others = sysctl_max_map_count - MAPS_FOR_FORCED_MOVE - 2;
+
+	map_at(test, SRC_AT, PAGES(10), RW);
+	map_at(test, DST_AT, PAGES(10), RW);
+	stamp(test, DST_AT + PAGES(2));
+
+	mm->map_count += others;
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), -ENOMEM);
+	mm->map_count -= others;
+	KUNIT_EXPECT_EQ(test, mm->map_count, 2);
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT + PAGES(2)),
+			stamp_of(DST_AT + PAGES(2)));
+	close_space(test);
+}
+
+/* When the driver hears of the copy, all splits are made; it counts from then on. */
+static void call_keeps_to_its_map_budget(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT + PAGES(2),
+		.old_len = PAGES(6),
+		.new_len = PAGES(3),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT + PAGES(2),
+	};
+
+	map_driver(test, false);
+	map_at(test, DST_AT, PAGES(10), RW);
+	KUNIT_EXPECT_EQ(test, do_mremap(&req), req.new_addr);
+	KUNIT_EXPECT_EQ(test, driver.map_count + 1,
+			2 + MAPS_FOR_FORCED_MOVE);
+	expect_driver_pages(test, req.new_addr, 2, 3);
+
+	req.addr = SRC_AT + PAGES(10);
+	req.old_len = PAGES(3);
+	req.new_len = PAGES(9);
+	req.flags = MAYMOVE;
+	KUNIT_EXPECT_EQ(test, current->mm->map_count, 5);
+	KUNIT_EXPECT_FALSE(test, IS_ERR_VALUE(do_mremap(&req)));
+	KUNIT_EXPECT_EQ(test, driver.map_count + 1, 5 + MAPS_FOR_MOVE);
+	close_space(test);
+}
+
+static struct kunit_case call_tests[] = {
+	KUNIT_CASE_PARAM(call_is_granted, call_gen_params),
+	KUNIT_CASE_PARAM(refused_call_changes_nothing, call_gen_params),
+	KUNIT_CASE(refused_sources_are_put_back),
+	KUNIT_CASE(unsplittable_is_left_alone),
+	KUNIT_CASE(driver_moves_alone),
+	KUNIT_CASE(special_mappings_are_told_back),
+	KUNIT_CASE(full_map_is_left_alone),
+	KUNIT_CASE(call_keeps_to_its_map_budget),
+	{}
+};
+
+static struct kunit_suite call_suite = {
+	.name = "mremap_calls",
+	.init = space_init,
+	.exit = space_exit,
+	.test_cases = call_tests,
+};
+
+kunit_test_suites(&request_suite, &vma_suite, &call_suite);
