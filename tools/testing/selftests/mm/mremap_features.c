@@ -433,7 +433,8 @@ TEST(huge_pages_stay_huge)
 	long huge;
 
 	ASSERT_EQ(SRC, map_anon(SRC, len));
-	ASSERT_EQ(0, madvise(at(SRC), len, MADV_HUGEPAGE));
+	/* Refused by a kernel without them. */
+	madvise(at(SRC), len, MADV_HUGEPAGE);
 	stamp_range(SRC, len, 1);
 	huge = smaps_kb(SRC, "AnonHugePages");
 	if (huge <= 0)
@@ -452,7 +453,8 @@ TEST(huge_page_is_split_at_the_boundary)
 	long huge;
 
 	ASSERT_EQ(SRC, map_anon(SRC, len));
-	ASSERT_EQ(0, madvise(at(SRC), len, MADV_HUGEPAGE));
+	/* Refused by a kernel without them. */
+	madvise(at(SRC), len, MADV_HUGEPAGE);
 	stamp_range(SRC, len, 1);
 	huge = smaps_kb(SRC, "AnonHugePages");
 	if (huge != (long)(len / 1024))
@@ -486,7 +488,8 @@ TEST(huge_pages_are_split_after_moving)
 	long tables, page_tables;
 
 	ASSERT_EQ(SRC, map_anon(SRC, len));
-	ASSERT_EQ(0, madvise(at(SRC), len, MADV_HUGEPAGE));
+	/* Refused by a kernel without them. */
+	madvise(at(SRC), len, MADV_HUGEPAGE);
 	stamp_range(SRC, len, 1);
 	if (smaps_kb(SRC, "AnonHugePages") != (long)(len / 1024))
 		SKIP(return, "needs transparent huge pages");
