@@ -80,6 +80,23 @@ void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
 		split_huge_pud(vma, pud, addr);
 }
 
+/*
+ * What a PMD entry is. Plans and moves both go by this: what was planned without
+ * locks is looked at again under them (T2).
+ */
+enum pmd_kind {
+	PMD_IS_NONE,	/* nothing; also a page table that is detached */
+	PMD_IS_TABLE,	/* a page table */
+	PMD_IS_HUGE,	/* a huge page, also a device's, or one in migration */
+};
+
+static __always_inline enum pmd_kind classify_pmd(pmd_t pmd)
+{
+	if (pmd_present(pmd) && !pmd_leaf(pmd))
+		return PMD_IS_TABLE;
+	return pmd_none(pmd) ? PMD_IS_NONE : PMD_IS_HUGE;
+}
+
 /* Geometry */
 
 static unsigned long new_addr_of(const struct pagetable_move *pm)
@@ -130,7 +147,7 @@ static bool can_align_down(struct vm_area_struct *vma, unsigned long addr,
 	return !find_vma_intersection(vma->vm_mm, aligned, vma->vm_start);
 }
 
-/* The same above @end, where the range ends. */
+/* Does the table that holds @end, where the range ends, hold nothing above? */
 static bool can_align_up(struct vm_area_struct *vma, unsigned long end)
 {
 	unsigned long aligned = ALIGN(end, PMD_SIZE);
@@ -252,12 +269,6 @@ static pud_t *alloc_new_pud(struct mm_struct *mm, unsigned long addr)
 	return p4d ? pud_alloc(mm, p4d, addr) : NULL;
 }
 
-/* Is this entry something other than a table: a huge page, or one in migration? */
-static __always_inline bool is_huge_pmd_entry(pmd_t pmd)
-{
-	return pmd_trans_huge(pmd) || pmd_devmap(pmd) || is_swap_pmd(pmd);
-}
-
 /* Locks */
 
 static struct address_space *mapping_of(const struct vm_area_struct *vma)
@@ -348,7 +359,7 @@ static void unlock_both(spinlock_t *one, spinlock_t *other)
 
 /* Windows */
 
-/* The arrays have nothing in them as long as the numbers say so. */
+/* The arrays need not be cleared: their numbers say that nothing is in them. */
 static void init_window(struct move_window *win)
 {
 	win->flush_start = 0;
@@ -534,11 +545,6 @@ unmap_old:
 	return err;
 }
 
-static __always_inline bool is_pte_table(pmd_t pmd)
-{
-	return pmd_present(pmd) && !pmd_leaf(pmd);
-}
-
 /*
  * The page tables of up to @nr entries become those of the new ones. Both PMD
  * locks are held. Returns how many moved before the first one that could not.
@@ -551,7 +557,8 @@ static unsigned long move_normal_pmds(struct mm_struct *mm, pmd_t *old_pmd,
 	for (i = 0; i < nr; i++) {
 		pmd_t pmd = pmdp_get(old_pmd + i);
 
-		if (!is_pte_table(pmd) || !pmd_none(pmdp_get(new_pmd + i)))
+		if (classify_pmd(pmd) != PMD_IS_TABLE ||
+		    !pmd_none(pmdp_get(new_pmd + i)))
 			break;
 		pmd_clear(old_pmd + i);
 		pmd_populate(mm, new_pmd + i, pmd_pgtable(pmd));
@@ -561,7 +568,9 @@ static unsigned long move_normal_pmds(struct mm_struct *mm, pmd_t *old_pmd,
 
 /*
  * Move PMD entries as long as they can move whole, under one round of the locks
- * of the two tables, and the cursor with them. Returns whether there was one.
+ * of the two tables, and the cursor with them. While tables are detached it goes no
+ * further than one entry, as the next one may look empty for that. Returns whether
+ * there was an entry that moved whole, or an empty one.
  */
 static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 {
@@ -571,21 +580,23 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 	pmd_t *old_pmd = old_pmd_at(win, old_addr);
 	pmd_t *new_pmd = new_pmd_at(pm, win, old_addr);
 	unsigned long nr = win->nr_detached ? 1 : (win->end - old_addr) >> PMD_SHIFT;
-	unsigned long i = 0, run, tables = 0, huge = 0;
+	unsigned long i = 0, run = 0, tables = 0, huge = 0;
 	bool tables_move = can_move_pte_tables(pm);
 	spinlock_t *old_ptl = pmd_lockptr(mm, old_pmd);
 	spinlock_t *new_ptl = pmd_lockptr(mm, new_pmd);
 
 	lock_both(old_ptl, new_ptl);
 	for (; i < nr; i += run) {
-		run = pmd_none(pmdp_get(old_pmd + i));
+		enum pmd_kind kind = classify_pmd(pmdp_get(old_pmd + i));
+
+		run = kind == PMD_IS_NONE;
 		if (run)
 			continue;
-		if (tables_move) {
+		if (kind == PMD_IS_TABLE && tables_move) {
 			run = move_normal_pmds(mm, old_pmd + i, new_pmd + i, nr - i);
 			tables += run;
-		}
-		if (!run && IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE)) {
+		} else if (kind == PMD_IS_HUGE &&
+			   IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE)) {
 			run = move_huge_pmds(pm->src, old_addr + i * PMD_SIZE,
 					     new_addr + i * PMD_SIZE,
 					     old_pmd + i, new_pmd + i, nr - i,
@@ -609,8 +620,8 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 }
 
 /*
- * The same for a table of PMDs, one level up. Fails, with nothing changed, if
- * the old entry is no table or the new one is taken.
+ * Move a table of PMDs, one level up. Fails, with nothing changed, if the old
+ * entry is no table or the new one is taken.
  */
 #if CONFIG_PGTABLE_LEVELS > 2 && defined(CONFIG_HAVE_MOVE_PUD)
 static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
@@ -647,7 +658,7 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 #endif
 
 /*
- * The same for a PUD that maps memory itself. Nobody sees whether it is soft-dirty:
+ * Move a PUD that maps memory itself. Nobody sees whether it is soft-dirty:
  * /proc/PID/pagemap splits such entries before it looks.
  */
 #if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
@@ -713,8 +724,8 @@ static bool move_huge_pud(struct pagetable_move *pm, struct move_window *win,
  */
 
 /*
- * Write an entry that nobody else writes; look at one. Architectures that do not
- * opt in only have to compile this.
+ * The first writes an entry that nobody else writes, the second looks at one.
+ * Architectures without arch_can_detach_page_tables() only have to compile this.
  */
 #ifndef arch_set_moved_pte
 #define arch_set_moved_pte(ptep, pte)	WRITE_ONCE(*(ptep), pte)
@@ -776,7 +787,7 @@ static void detach_tables(struct pagetable_move *pm, struct move_window *win)
 	ptl = pmd_lock(mm, old_pmd_at(win, win->start));
 	for (addr = win->start & PMD_MASK; addr < win->end; addr += PMD_SIZE) {
 		if (is_own_table(pm, addr) &&
-		    is_pte_table(pmdp_get(old_pmd_at(win, addr))))
+		    classify_pmd(pmdp_get(old_pmd_at(win, addr))) == PMD_IS_TABLE)
 			detach_table(pm, win, addr, ptl);
 	}
 	spin_unlock(ptl);
@@ -801,7 +812,7 @@ static void attach_table(struct mm_struct *mm, struct move_window *win,
 	win->nr_detached--;
 }
 
-/* What no table at the new place was made of. */
+/* Put back the tables that were not used at the new place (D3). */
 static void reattach_tables(struct pagetable_move *pm, struct move_window *win)
 {
 	struct mm_struct *mm = pm->src->vm_mm;
@@ -818,7 +829,10 @@ static void reattach_tables(struct pagetable_move *pm, struct move_window *win)
 	spin_unlock(ptl);
 }
 
-/* Counts in @empty if there was nothing. Most are of pages that are there. */
+/*
+ * Move one entry, and count it in @empty if there was none. Most entries are of
+ * pages that are there.
+ */
 static __always_inline void move_detached_entry(pte_t *old_pte, pte_t *new_pte,
 						pte_t none, bool mark,
 						unsigned long *empty)
@@ -875,7 +889,7 @@ static unsigned long move_detached_entries(const struct pagetable_move *pm,
 	return move_entries_upwards(old_pte, new_pte, nr, false);
 }
 
-/* [addr, addr + len) of the detached table into the one that is at its new place. */
+/* Move [addr, addr + len) of a detached table to the table at its new place. */
 static int move_detached_ptes(struct pagetable_move *pm, struct move_window *win,
 			      unsigned long addr, unsigned long len)
 {
@@ -990,18 +1004,19 @@ static void drop_spare_tables(struct pagetable_move *pm, struct move_window *win
 		pte_free(pm->dst->vm_mm, win->spares[--win->nr_spares]);
 }
 
-/* As far as can be seen without locks: does this move as one entry? */
+/* Does this move as one entry, as far as can be seen without locks? */
 static bool moves_whole(const struct pagetable_move *pm,
 			const struct move_window *win, unsigned long addr,
 			unsigned long extent)
 {
 	pmd_t pmd = pmdp_get_lockless(old_pmd_at(win, addr));
+	enum pmd_kind kind = classify_pmd(pmd);
 
 	if (extent != PMD_SIZE ||
 	    !pmd_none(pmdp_get_lockless(new_pmd_at(pm, win, addr))))
 		return false;
-	return is_pte_table(pmd) ? can_move_pte_tables(pm) :
-				   is_huge_pmd_entry(pmd);
+	return kind == PMD_IS_HUGE ||
+	       (kind == PMD_IS_TABLE && can_move_pte_tables(pm));
 }
 
 static bool are_all_none(pte_t *pte, unsigned long nr)
@@ -1054,7 +1069,7 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 
 	if (moves_whole(pm, win, addr, extent))
 		return 0;
-	if (is_huge_pmd_entry(pmdp_get_lockless(old_pmd)))
+	if (classify_pmd(pmdp_get_lockless(old_pmd)) == PMD_IS_HUGE)
 		split_huge_pmd(pm->src, old_pmd, addr);
 	if (pmd_none(pmdp_get_lockless(old_pmd)))
 		return 0;
@@ -1402,6 +1417,7 @@ static int move_hugetlb(struct pagetable_move *pm)
 int move_page_tables(struct pagetable_move *pm)
 {
 	struct mmu_notifier_range range;
+	/* Large; init_window() sets what has to be set. */
 	struct move_window win __uninitialized;
 	int err = 0;
 

@@ -135,7 +135,7 @@ struct pagetable_move {
 
 	/* Set by move_page_tables(), before the walk: */
 	bool per_table;
-	/* By widen_to_tables(); for a move back wide_* come from the move itself. */
+	/* By widen_to_tables(), but for a move back, wide_* by the caller: */
 	unsigned long wide_start;
 	unsigned long wide_end;
 	unsigned long own_start;
@@ -179,8 +179,11 @@ void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr);
  *	    those that are left go on to the next window
  * @nr_spares: number of these
  * @detached: entries of the page tables that are out of the tree for the moment,
- *	      the first for the table that holds @start
+ *	      the first for the table that holds @start; valid only if @nr_detached
  * @nr_detached: number of these that are not empty
+ *
+ * In the tree, the entry of a detached table looks empty. So before an empty entry
+ * at the old place is skipped, is_detached() has to be asked.
  */
 struct move_window {
 	pud_t *old_pud;
@@ -226,8 +229,8 @@ struct window_plan {
  * @flags: MREMAP_*
  * @new_addr: where to, if MREMAP_FIXED; a hint, if only MREMAP_DONTUNMAP
  *
- * Written by the system call and by the checks, which round the lengths up to
- * whole pages; nobody writes it after that.
+ * Written by the system call. In a struct mremap_op, the checks round the lengths
+ * up to whole pages, small or huge; nobody writes it after that.
  */
 struct mremap_request {
 	unsigned long addr;
@@ -371,8 +374,8 @@ struct dst_range {
  * @populate_len: length of that
  */
 struct mremap_op {
-	/* Set by do_mremap(): */
-	const struct mremap_request *req;
+	/* Set by do_mremap(); the checks round the lengths up: */
+	struct mremap_request req;
 	struct mm_struct *mm;
 
 	/* Set by do_mremap() for one, and by plan_moves() for several: */

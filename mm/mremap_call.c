@@ -30,6 +30,13 @@ static struct vma_move *end_of_moves(const struct mremap_op *op)
 	return op->moves + op->nr_moves;
 }
 
+#define for_each_move(op, mv) \
+	for ((mv) = (op)->moves; (mv) < end_of_moves(op); (mv)++)
+
+#define for_each_dst_range(op, range)				\
+	for ((range) = (op)->ranges;				\
+	     (range) < (op)->ranges + (op)->nr_ranges; (range)++)
+
 /*
  * Between two mappings of a long call: let others run, and give up if the process
  * was killed, as long as all can be undone.
@@ -262,7 +269,7 @@ static int check_dst_ranges(struct mremap_op *op)
 	struct dst_range *range;
 	int err;
 
-	for (range = op->ranges; range < op->ranges + op->nr_ranges; range++) {
+	for_each_dst_range(op, range) {
 		before = op->replaced.total;
 		err = resched_or_killed();
 		if (!err)
@@ -275,17 +282,17 @@ static int check_dst_ranges(struct mremap_op *op)
 	return 0;
 }
 
-/* What the call adds to the address space. Lengths are whole pages by now. */
+/* Note what the call adds to the address space. Lengths are whole pages by now. */
 static void survey_addition(struct mremap_op *op)
 {
-	const struct mremap_request *req = op->req;
+	const struct mremap_request *req = &op->req;
 	unsigned long pages = growth(req) >> PAGE_SHIFT;
 	vm_flags_t vm_flags = op->moves->vm_flags;
 	struct range_survey *added = &op->added;
 	struct vma_move *mv;
 
 	if (keeps_source(req)) {
-		for (mv = op->moves; mv < end_of_moves(op); mv++) {
+		for_each_move(op, mv) {
 			unsigned long locked = added->locked;
 
 			survey_vma(added, mv->src, mv->addr, mv->addr + mv->len);
@@ -326,7 +333,7 @@ static int check_limits(const struct mremap_op *op)
 /* Can the only source be moved or grown as asked? */
 static int check_resize(struct mremap_op *op)
 {
-	const struct mremap_request *req = op->req;
+	const struct mremap_request *req = &op->req;
 	const struct vm_area_struct *vma = op->moves->src;
 	pgoff_t pgoff = vma_pgoff_offset(op->moves->src, req->addr);
 
@@ -374,7 +381,7 @@ static int check_planned_move(const struct mremap_op *op,
 		return -EFAULT;
 	if (!can_modify_vma(vma))
 		return -EPERM;
-	if (keeps_source(op->req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
+	if (keeps_source(&op->req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
 		return -EINVAL;
 	return check_move_out(vma, mv->addr, mv->addr + mv->len);
 }
@@ -390,11 +397,18 @@ static struct vm_area_struct *vma_around(struct mm_struct *mm, unsigned long add
 }
 
 /*
- * Map count. A move that the caller did not force splits its source at two ends
- * and adds a VMA. A forced one splits the source at three places at most (also
- * where a shrinking move's tail ends) and the destination at two; it adds its
- * own VMA when the old destination is gone. -ENOMEM comes at the map count at
- * which it has always come.
+ * How many VMAs a call may add, for a moment. A move that the caller did not force
+ * splits its source at both ends and adds a copy:
+ *
+ *	| below +1 source +1 above |                            copy +1        = 3
+ *
+ * A forced one may shrink, and then splits where the dropped tail ends as well. It
+ * splits both ends of the destination range. Its copy comes when what was in that
+ * range is gone, and so it takes that one's place:
+ *
+ *	| below +1 source +1 tail +1 above |  | below +1 replaced +1 above |   = 5
+ *
+ * -ENOMEM comes at the map count at which it has always come.
  */
 #define MAPS_FOR_MOVE		3
 #define MAPS_FOR_FORCED_MOVE	(MAPS_FOR_MOVE + 2)
@@ -407,13 +421,13 @@ static int check_map_count(struct mm_struct *mm, int wanted)
 /* The sources stay linked until all have moved, so that all can go back. */
 static int check_map_count_for_all(struct mremap_op *op)
 {
-	const struct mremap_request *req = op->req;
+	const struct mremap_request *req = &op->req;
 	int wanted = op->nr_moves;
 	struct dst_range *range;
 
 	wanted += !!vma_around(op->mm, req->addr);
 	wanted += !!vma_around(op->mm, req->addr + req->old_len);
-	for (range = op->ranges; range < op->ranges + op->nr_ranges; range++) {
+	for_each_dst_range(op, range) {
 		wanted += !!vma_around(op->mm, range->start);
 		wanted += !!vma_around(op->mm, range->end);
 	}
@@ -748,7 +762,7 @@ static void add_dst_range(struct mremap_op *op, unsigned long start,
 	op->nr_ranges++;
 }
 
-/* What moves if anything does; move_vmas() sees to the rest of it. */
+/* Note what moves, if anything has to. Placement sets mv->dst_addr. */
 static void plan_only_move(struct vma_move *mv, struct vm_area_struct *vma,
 			   const struct mremap_request *req)
 {
@@ -759,7 +773,7 @@ static void plan_only_move(struct vma_move *mv, struct vm_area_struct *vma,
 	mv->vm_flags = vma->vm_flags;
 }
 
-/* The part of [start, end) that @vma covers, up to whole pages of its kind. */
+/* The part of the range that @vma covers moves, up to whole pages of its kind. */
 static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
 		      const struct mremap_request *req)
 {
@@ -780,11 +794,11 @@ static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
 	mv->dst_len = mv->len;
 }
 
-/* The moves, and the ranges to clear: as many as there are gaps between them. */
+/* Each VMA has a move, and those without gaps between them a range to clear. */
 static int make_room_for_moves(struct mremap_op *op)
 {
-	VMA_ITERATOR(vmi, op->mm, op->req->addr);
-	unsigned long end = op->req->addr + op->req->old_len;
+	VMA_ITERATOR(vmi, op->mm, op->req.addr);
+	unsigned long end = op->req.addr + op->req.old_len;
 	unsigned long nr = 0, nr_ranges = 0, last_end = 0;
 	struct vm_area_struct *vma;
 
@@ -806,8 +820,8 @@ static int make_room_for_moves(struct mremap_op *op)
 
 static int plan_moves(struct mremap_op *op)
 {
-	VMA_ITERATOR(vmi, op->mm, op->req->addr);
-	unsigned long end = op->req->addr + op->req->old_len;
+	VMA_ITERATOR(vmi, op->mm, op->req.addr);
+	unsigned long end = op->req.addr + op->req.old_len;
 	struct vm_area_struct *vma;
 	struct vma_move *mv;
 	int err;
@@ -817,14 +831,14 @@ static int plan_moves(struct mremap_op *op)
 		return err;
 	mv = op->moves;
 	for_each_vma_range(vmi, vma, end) {
-		plan_move(mv, vma, op->req);
+		plan_move(mv, vma, &op->req);
 		add_dst_range(op, mv->dst_addr, mv->dst_addr + mv->dst_len);
 		mv++;
 	}
 	return 0;
 }
 
-/* Nothing is held while a monitor is waited for, as that can take for ever. */
+/* No memory is held while a monitor is waited for, as that can take for ever. */
 static void free_plans(struct mremap_op *op)
 {
 	if (op->moves != op->only)
@@ -846,14 +860,14 @@ static bool needs_isolation(const struct mremap_op *op,
 {
 	if (!mv->len)
 		return false;
-	if (!keeps_source(op->req))
+	if (!keeps_source(&op->req))
 		return true;
 	return (mv->vm_flags & VM_LOCKED) && !is_always_locked(mv->src);
 }
 
 static int isolate_source(struct mremap_op *op, struct vma_move *mv)
 {
-	const struct mremap_request *req = op->req;
+	const struct mremap_request *req = &op->req;
 	unsigned long end = mv->addr + mv->len;
 	int err = 0;
 
@@ -899,21 +913,20 @@ static int gather_dst_range(struct mremap_op *op, struct dst_range *range)
 	return err;
 }
 
-/* All old destinations, or, if one of them refuses, none. */
+/* Unmap what is in the destination ranges, or none of it, if one VMA refuses. */
 static int unmap_dst_ranges(struct mremap_op *op)
 {
-	struct dst_range *end = op->ranges + op->nr_ranges;
 	struct dst_range *range;
 	int err;
 
-	for (range = op->ranges; range < end; range++) {
+	for_each_dst_range(op, range) {
 		err = resched_or_killed();
 		if (!err && range->occupied)
 			err = gather_dst_range(op, range);
 		if (err)
 			goto put_back;
 	}
-	for (range = op->ranges; range < end; range++) {
+	for_each_dst_range(op, range) {
 		if (!range->unmapping.vms.vma)
 			continue;
 		if (op->nr_ranges > 1)
@@ -940,7 +953,7 @@ static void undo_prepare(struct mremap_op *op)
 	undo_splits(op->mm, &op->splits);
 }
 
-/* All that can fail before the old destination is unmapped, and that last. */
+/* What can fail comes first. Unmapping the destination ranges comes last. */
 static int prepare_move(struct mremap_op *op)
 {
 	struct vma_move *mv;
@@ -949,7 +962,7 @@ static int prepare_move(struct mremap_op *op)
 	err = charge(op);
 	if (err)
 		return err;
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		err = resched_or_killed();
 		if (!err)
 			err = break_ksm(mv);
@@ -967,19 +980,18 @@ undo:
 
 /* Move */
 
+/*
+ * The source is looked up again: it is another VMA now if it was split, or if a
+ * destination range was cut out of the same one.
+ */
 static int copy_source(struct mremap_op *op, struct vma_move *mv)
 {
-	const struct mremap_request *req = op->req;
-	struct vm_area_struct *src = mv->src;
+	const struct mremap_request *req = &op->req;
 
-	/* Another one, if it was split, or cut by an old destination. */
-	if (op->splits.nr || op->replaced.total) {
-		src = vma_lookup(op->mm, mv->addr);
-		mv->src = src;
-	}
-	vma_start_write(src);
-	mv->dst = copy_vma(src, mv->dst_addr, mv->dst_len,
-			   vma_pgoff_offset(src, mv->addr),
+	mv->src = vma_lookup(op->mm, mv->addr);
+	vma_start_write(mv->src);
+	mv->dst = copy_vma(mv->src, mv->dst_addr, mv->dst_len,
+			   vma_pgoff_offset(mv->src, mv->addr),
 			   req->addr, req->addr + req->old_len);
 	return mv->dst ? 0 : -ENOMEM;
 }
@@ -989,7 +1001,7 @@ static int copy_sources(struct mremap_op *op)
 	struct vma_move *mv;
 	int err;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		err = resched_or_killed();
 		if (!err)
 			err = copy_source(op, mv);
@@ -1011,37 +1023,32 @@ static bool needs_soft_dirty_entries(const struct vma_move *mv)
 	       vma_pages(mv->dst) != mv->dst_len >> PAGE_SHIFT;
 }
 
-static int move_pages_of(struct vma_move *mv)
-{
-	struct pagetable_move *pm = &mv->tables;
-
-	pm->src = mv->src;
-	pm->dst = mv->dst;
-	pm->start = mv->addr;
-	pm->end = mv->addr + mv->len;
-	pm->shift = mv->dst_addr - mv->addr;
-	pm->keep_tables = needs_soft_dirty_entries(mv);
-	return move_page_tables(pm);
-}
-
 static int move_all_pages(struct mremap_op *op)
 {
 	struct vma_move *mv;
-	int err;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
-		err = move_pages_of(mv);
+	for_each_move(op, mv) {
+		struct pagetable_move *pm = &mv->tables;
+		int err;
+
+		pm->src = mv->src;
+		pm->dst = mv->dst;
+		pm->start = mv->addr;
+		pm->end = mv->addr + mv->len;
+		pm->shift = mv->dst_addr - mv->addr;
+		pm->keep_tables = needs_soft_dirty_entries(mv);
+		err = move_page_tables(pm);
 		if (err)
 			return err;
 	}
 	return 0;
 }
 
-/* Take off what goes away: the moved range, and what a shrinking call drops. */
+/* The moved range goes away, and the tail that a shrinking call drops. */
 static int gather_sources(struct mremap_op *op, struct unmapping *source,
 			  struct unmapping *tail)
 {
-	const struct mremap_request *req = op->req;
+	const struct mremap_request *req = &op->req;
 	unsigned long kept_end = req->addr + moved_len(req);
 	int err;
 
@@ -1068,7 +1075,7 @@ static int notify_drivers(struct mremap_op *op)
 	struct vma_move *mv;
 	int err;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		err = notify_driver(mv->dst);
 		if (err)
 			return err;
@@ -1077,9 +1084,9 @@ static int notify_drivers(struct mremap_op *op)
 	return 0;
 }
 
-/* Everything that can still fail, with the sources still linked. */
-static int move_pages_over(struct mremap_op *op, struct unmapping *source,
-			   struct unmapping *tail)
+/* All that can still fail once all is prepared. The sources stay linked. */
+static int do_move(struct mremap_op *op, struct unmapping *source,
+		   struct unmapping *tail)
 {
 	int err;
 
@@ -1182,7 +1189,7 @@ static void commit_unmapped_sources(struct mremap_op *op,
 {
 	struct vma_move *mv;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++)
+	for_each_move(op, mv)
 		give_up_ownership(mv->src);
 	/* The charge for these pages goes on as the destination's. */
 	source->vms.nr_accounted = 0;
@@ -1193,7 +1200,7 @@ static void commit_unmapped_sources(struct mremap_op *op,
 	}
 	complete_unmapping(source, op->mm);
 	/* Only now, or total_vm would show both for a moment, and hiwater_vm. */
-	for (mv = op->moves; mv < end_of_moves(op); mv++)
+	for_each_move(op, mv)
 		account_destination(op, mv);
 }
 
@@ -1202,8 +1209,8 @@ static void populate_growth(struct mremap_op *op)
 {
 	if (!(op->moves->vm_flags & VM_LOCKED))
 		return;
-	op->populate_addr = op->result + op->req->old_len;
-	op->populate_len = growth(op->req);
+	op->populate_addr = op->result + op->req.old_len;
+	op->populate_len = growth(&op->req);
 }
 
 static void commit_move(struct mremap_op *op, struct unmapping *source,
@@ -1211,14 +1218,14 @@ static void commit_move(struct mremap_op *op, struct unmapping *source,
 {
 	struct vma_move *mv;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		if (mv->tables.moved_table)
 			mark_soft_dirty(mv->dst);
 		commit_userfaultfd(op, mv);
-		if (keeps_source(op->req))
+		if (keeps_source(&op->req))
 			commit_kept_source(op, mv);
 	}
-	if (!keeps_source(op->req))
+	if (!keeps_source(&op->req))
 		commit_unmapped_sources(op, source, tail);
 	op->charged = 0;
 	op->result = op->moves->dst_addr;
@@ -1236,7 +1243,7 @@ static void account_copies(struct mremap_op *op)
 	unsigned long owned = 0;
 	struct vma_move *mv;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		if (!mv->dst)
 			continue;
 		account_destination(op, mv);
@@ -1287,7 +1294,7 @@ static void revert_move(struct mremap_op *op)
 
 	account_copies(op);
 	move_all_pages_back(op);
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		if (mv->dst)
 			remove_copy(op, mv);
 	}
@@ -1302,7 +1309,7 @@ static void sum_up_stats(struct mremap_op *op)
 	struct move_stats *sum = &op->stats;
 	const struct vma_move *mv;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		const struct move_stats *stats = &mv->tables.stats;
 
 		sum->vmas += !!mv->dst;
@@ -1320,13 +1327,14 @@ static void sum_up_stats(struct mremap_op *op)
  */
 static int move_vmas(struct mremap_op *op)
 {
+	/* Large; init_unmapping() is all that they need. */
 	struct unmapping source __uninitialized, tail __uninitialized;
 	struct vma_move *mv;
 	int err;
 
 	init_unmapping(&source);
 	init_unmapping(&tail);
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		mv->dst = NULL;
 		mv->notified = false;
 		memset(&mv->tables, 0, sizeof(mv->tables));
@@ -1334,7 +1342,7 @@ static int move_vmas(struct mremap_op *op)
 	err = prepare_move(op);
 	if (err)
 		return err;
-	err = move_pages_over(op, &source, &tail);
+	err = do_move(op, &source, &tail);
 	sum_up_stats(op);
 	if (err) {
 		revert_move(op);
@@ -1348,10 +1356,10 @@ static int move_vmas(struct mremap_op *op)
 
 /* Dispatch: one function for each thing that a call can come down to */
 
-/* MREMAP_FIXED or MREMAP_DONTUNMAP: move in any case, perhaps over something. */
+/* With MREMAP_FIXED or MREMAP_DONTUNMAP it moves in any case, even over others. */
 static int mremap_to(struct mremap_op *op)
 {
-	const struct mremap_request *req = op->req;
+	const struct mremap_request *req = &op->req;
 	bool fixed = req->flags & MREMAP_FIXED;
 	int err;
 
@@ -1386,8 +1394,9 @@ static int mremap_to(struct mremap_op *op)
 	return move_vmas(op);
 }
 
-static int mremap_several(struct mremap_op *op, struct mremap_request *req)
+static int mremap_several(struct mremap_op *op)
 {
+	struct mremap_request *req = &op->req;
 	struct vma_move *mv;
 	int err;
 
@@ -1407,7 +1416,7 @@ static int mremap_several(struct mremap_op *op, struct mremap_request *req)
 	if (err)
 		return err;
 
-	for (mv = op->moves; mv < end_of_moves(op); mv++) {
+	for_each_move(op, mv) {
 		err = resched_or_killed();
 		if (!err)
 			err = check_planned_move(op, mv);
@@ -1433,14 +1442,14 @@ static int mremap_several(struct mremap_op *op, struct mremap_request *req)
 /* Unmap the end. The range may reach over more VMAs than the first. */
 static int shrink_in_place(struct mremap_op *op)
 {
-	VMA_ITERATOR(vmi, op->mm, op->req->addr + op->req->new_len);
+	VMA_ITERATOR(vmi, op->mm, op->req.addr + op->req.new_len);
 	struct vm_area_struct *vma = op->moves->src;
-	unsigned long start = op->req->addr + op->req->new_len;
-	unsigned long len = shrinkage(op->req);
+	unsigned long start = op->req.addr + op->req.new_len;
+	unsigned long len = shrinkage(&op->req);
 	int err;
 
-	op->result = op->req->addr;
-	err = check_shrinkage(vma, op->req);
+	op->result = op->req.addr;
+	err = check_shrinkage(vma, &op->req);
 	if (err)
 		return err;
 	expect_split(op, start);
@@ -1460,7 +1469,7 @@ static int shrink_in_place(struct mremap_op *op)
 /* Is the range at the end of its VMA, with room for the growth behind it? */
 static bool can_grow_in_place(const struct mremap_op *op)
 {
-	const struct mremap_request *req = op->req;
+	const struct mremap_request *req = &op->req;
 	const struct vm_area_struct *vma = op->moves->src;
 	unsigned long end = vma->vm_end + growth(req);
 	unsigned long addr;
@@ -1478,7 +1487,7 @@ static int grow_in_place(struct mremap_op *op)
 {
 	VMA_ITERATOR(vmi, op->mm, op->moves->src->vm_end);
 	struct vma_move *mv = op->moves;
-	const struct mremap_request *req = op->req;
+	const struct mremap_request *req = &op->req;
 	unsigned long pages = growth(req) >> PAGE_SHIFT;
 	int err;
 
@@ -1503,7 +1512,7 @@ static int grow_by_move(struct mremap_op *op)
 {
 	int err;
 
-	if (!(op->req->flags & MREMAP_MAYMOVE))
+	if (!(op->req.flags & MREMAP_MAYMOVE))
 		return -ENOMEM;
 	err = find_destination(op->moves, 0);
 	if (err)
@@ -1511,8 +1520,8 @@ static int grow_by_move(struct mremap_op *op)
 	err = check_map_count(op->mm, MAPS_FOR_MOVE);
 	if (err)
 		return err;
-	err = check_move_out(op->moves->src, op->req->addr,
-			     op->req->addr + moved_len(op->req));
+	err = check_move_out(op->moves->src, op->req.addr,
+			     op->req.addr + moved_len(&op->req));
 	if (err)
 		return err;
 	return move_vmas(op);
@@ -1527,14 +1536,18 @@ static int grow(struct mremap_op *op)
 	return can_grow_in_place(op) ? grow_in_place(op) : grow_by_move(op);
 }
 
-/* mmap_lock is held for write; op->unlocked tells whether it still is after. */
-static int mremap_locked(struct mremap_op *op, struct mremap_request *req)
+/*
+ * mmap_lock is held for write. If op->unlocked is set on return, it is not held
+ * any more.
+ */
+static int mremap_locked(struct mremap_op *op)
 {
+	struct mremap_request *req = &op->req;
 	struct vm_area_struct *vma = vma_lookup(op->mm, req->addr);
 	int err;
 
 	if (vma && is_for_several(vma, req))
-		return mremap_several(op, req);
+		return mremap_several(op);
 
 	err = check_source(vma, req);
 	if (err)
@@ -1560,31 +1573,11 @@ static int mremap_locked(struct mremap_op *op, struct mremap_request *req)
 static void finish_unlocked(struct mremap_op *op)
 {
 	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_dst);
-	mremap_userfaultfd_complete(&op->uffd_remap, op->req->addr, op->result,
-				    moved_len(op->req));
+	mremap_userfaultfd_complete(&op->uffd_remap, op->req.addr, op->result,
+				    moved_len(&op->req));
 	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_src);
 	if (op->populate_len)
 		mm_populate(op->populate_addr, op->populate_len);
-}
-
-static int run_op(struct mremap_op *op, struct mremap_request *req)
-{
-	int err;
-
-	err = check_request(req);
-	if (err)
-		return err;
-	req->old_len = PAGE_ALIGN(req->old_len);
-	req->new_len = PAGE_ALIGN(req->new_len);
-
-	if (mmap_write_lock_killable(op->mm))
-		return -EINTR;
-	err = mremap_locked(op, req);
-	if (!op->unlocked)
-		mmap_write_unlock(op->mm);
-	free_plans(op);
-	finish_unlocked(op);
-	return err;
 }
 
 /**
@@ -1599,11 +1592,11 @@ static int run_op(struct mremap_op *op, struct mremap_request *req)
  */
 static unsigned long do_mremap(const struct mremap_request *asked)
 {
-	struct mremap_request req = *asked;
+	/* Large, and of no use to most calls: filled where they are used. */
 	struct dst_range only_range __uninitialized;
 	struct vma_move only __uninitialized;
 	struct mremap_op op = {
-		.req = &req,
+		.req = *asked,
 		.mm = current->mm,
 		.moves = &only,
 		.only = &only,
@@ -1615,8 +1608,25 @@ static unsigned long do_mremap(const struct mremap_request *asked)
 		.uffd_unmap_dst = LIST_HEAD_INIT(op.uffd_unmap_dst),
 		.uffd_unmap_src = LIST_HEAD_INIT(op.uffd_unmap_src),
 	};
-	int err = run_op(&op, &req);
+	struct mremap_request *req = &op.req;
+	int err;
 
+	err = check_request(req);
+	if (err)
+		goto out;
+	req->old_len = PAGE_ALIGN(req->old_len);
+	req->new_len = PAGE_ALIGN(req->new_len);
+
+	if (mmap_write_lock_killable(op.mm)) {
+		err = -EINTR;
+		goto out;
+	}
+	err = mremap_locked(&op);
+	if (!op.unlocked)
+		mmap_write_unlock(op.mm);
+	free_plans(&op);
+	finish_unlocked(&op);
+out:
 	trace_mremap(asked, err ? 0 : op.result, err, &op.stats);
 	return err ? err : op.result;
 }

@@ -358,12 +358,13 @@ static struct kunit_suite request_suite = {
 
 /* VMAs */
 
-static struct mremap_op *new_op(struct kunit *test, struct mremap_request *req)
+static struct mremap_op *new_op(struct kunit *test,
+				const struct mremap_request *req)
 {
 	struct mremap_op *op = kunit_kzalloc(test, sizeof(*op), GFP_KERNEL);
 
 	KUNIT_ASSERT_NOT_NULL(test, op);
-	op->req = req;
+	op->req = *req;
 	op->mm = current->mm;
 	op->only = kunit_kzalloc(test, sizeof(*op->only), GFP_KERNEL);
 	op->only_range = kunit_kzalloc(test, sizeof(*op->only_range),
@@ -616,9 +617,9 @@ static void addition_is_surveyed(struct kunit *test)
 
 	/* What stays mapped comes twice, but the lock goes along. */
 	op->added = (struct range_survey) {};
-	req.flags = MAYMOVE | DONTUNMAP;
-	req.new_len = req.old_len;
-	plan_only_move(op->moves, vma_lookup(op->mm, req.addr), &req);
+	op->req.flags = MAYMOVE | DONTUNMAP;
+	op->req.new_len = op->req.old_len;
+	plan_only_move(op->moves, vma_lookup(op->mm, op->req.addr), &op->req);
 	survey_addition(op);
 	KUNIT_EXPECT_EQ(test, op->added.total, 4);
 	KUNIT_EXPECT_EQ(test, op->added.data, 4);

@@ -1132,7 +1132,7 @@ static bool is_huge_at(unsigned long addr)
 {
 	pmd_t *pmd = mm_find_pmd(current->mm, addr);
 
-	return pmd && is_huge_pmd_entry(*pmd);
+	return pmd && classify_pmd(*pmd) == PMD_IS_HUGE;
 }
 
 static void map_huge(struct kunit *test, unsigned long addr, unsigned long len)
@@ -1564,7 +1564,7 @@ static bool is_table_locked(struct vm_area_struct *vma)
 
 	for (addr = vma->vm_start; addr < vma->vm_end; addr += PMD_SIZE) {
 		pmd = mm_find_pmd(vma->vm_mm, addr);
-		if (pmd && is_pte_table(*pmd) &&
+		if (pmd && classify_pmd(*pmd) == PMD_IS_TABLE &&
 		    spin_is_locked(pte_lockptr(vma->vm_mm, pmd)))
 			return true;
 	}
