@@ -1314,14 +1314,14 @@ static void huge_entries_keep_their_kind(struct kunit *test)
 	expect_huge_entry_moves(test, pmd, pmd_mksoft_dirty(pmd));
 	KUNIT_EXPECT_EQ(test, vm_munmap(DST_AT, PMD_SIZE), 0);
 
+#ifdef CONFIG_ARCH_HAS_PTE_DEVMAP
 	/* As a device's memory would be mapped. */
-	if (IS_ENABLED(CONFIG_ARCH_HAS_PTE_DEVMAP)) {
-		stamp(test, SRC_AT);
-		KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT));
-		pmd = pmd_mkdevmap(*mm_find_pmd(current->mm, SRC_AT));
-		expect_huge_entry_moves(test, pmd, pmd_mksoft_dirty(pmd));
-		KUNIT_EXPECT_EQ(test, vm_munmap(DST_AT, PMD_SIZE), 0);
-	}
+	stamp(test, SRC_AT);
+	KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT));
+	pmd = pmd_mkdevmap(*mm_find_pmd(current->mm, SRC_AT));
+	expect_huge_entry_moves(test, pmd, pmd_mksoft_dirty(pmd));
+	KUNIT_EXPECT_EQ(test, vm_munmap(DST_AT, PMD_SIZE), 0);
+#endif
 
 	stamp(test, SRC_AT);
 	KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT));
@@ -1693,6 +1693,14 @@ static void secondary_mmus_are_told(struct kunit *test)
 {
 	kunit_skip(test, "needs CONFIG_MMU_NOTIFIER");
 }
+
+static const struct {
+	const char *name;
+} flush_cases[] = {
+	{ "any" },
+};
+
+KUNIT_ARRAY_PARAM_DESC(flush, flush_cases, name);
 
 static void flushes_come_in_time(struct kunit *test)
 {
