@@ -2816,8 +2816,12 @@ TEST(poison_moves_where_tables_may_be_shared_mended)
 	ASSERT_EQ(src, map_at(src, len, PROT_READ | PROT_WRITE,
 			      MAP_SHARED | MAP_NORESERVE, fd, 0));
 	ASSERT_EQ(0, register_range(monitor.fd, src, len, MISSING));
+	/* Only mappings of the same kind share tables. */
+	ASSERT_EQ(0, register_range(monitor.fd, THIRD, len, MISSING));
 	ASSERT_EQ(0, poison(monitor.fd, src + unit, unit));
 	ASSERT_EQ(DST, move_to(src, len, len, DST));
+	/* Who reads what is missing would wait for the monitor. */
+	ASSERT_EQ(0, unregister_range(monitor.fd, THIRD, len));
 	EXPECT_TRUE(is_poisoned(DST + unit, unit));
 	EXPECT_FALSE(is_poisoned(THIRD + unit, unit));
 	EXPECT_OK(check_stamp(DST, 1));
