@@ -951,6 +951,32 @@ static void unmappings_are_aborted(struct kunit *test)
 }
 #endif
 
+/* Who has been killed gives up while nothing has been changed yet. */
+static void killed_give_up(struct kunit *test)
+{
+	const struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(4),
+		.new_len = PAGES(4),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+	struct mremap_op *op = new_op(test, &req);
+	int err;
+
+	add_dst_range(op, DST_AT, DST_AT + PAGES(4));
+	mmap_write_lock(op->mm);
+	sigaddset(&current->pending.signal, SIGKILL);
+	set_tsk_thread_flag(current, TIF_SIGPENDING);
+	err = check_dst_ranges(op);
+	sigdelset(&current->pending.signal, SIGKILL);
+	clear_tsk_thread_flag(current, TIF_SIGPENDING);
+	KUNIT_EXPECT_EQ(test, err, -EINTR);
+	KUNIT_EXPECT_EQ(test, check_dst_ranges(op), 0);
+	mmap_write_unlock(op->mm);
+	close_space(test);
+}
+
 /* A move of several VMAs makes two copies, four cuts, and so six more VMAs. */
 static void map_count_is_checked_for_all(struct kunit *test)
 {
@@ -1059,6 +1085,7 @@ static struct kunit_case vma_tests[] = {
 	KUNIT_CASE(splits_without_match_stay),
 	KUNIT_CASE(unmapping_can_be_aborted),
 	KUNIT_CASE(unmappings_are_aborted),
+	KUNIT_CASE(killed_give_up),
 	KUNIT_CASE(map_count_is_checked_for_all),
 	KUNIT_CASE(dst_ranges_are_joined),
 	KUNIT_CASE(soft_dirty_decides_about_tables),
