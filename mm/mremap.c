@@ -6,8 +6,7 @@
  * The way down, and what each level takes as a whole if it can:
  *
  *   move_page_tables()       the range
- *     move_next()            what is under one PUD entry: move_leaf_pud(),
- *                            move_pud_tables()
+ *     move_next()            what is under one PUD entry: move_pud_tables()
  *       move_next_window()   plan_window(), without locks that spin or block
  *         move_under_locks() one round of the rmap locks, and one flush
  *           move_at_cursor() what is under one PMD entry: move_pmds()
@@ -66,7 +65,7 @@ static unsigned long get_hole_size(struct mm_struct *mm, unsigned long addr)
 
 /*
  * split_vma() sees to huge PMDs at the new boundary, but to nothing above. The
- * entry is dropped, for the file or device to fault it in again.
+ * entry is dropped, see drop_leaf_pud().
  */
 void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
 {
@@ -652,43 +651,6 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 #else
 static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 			    pud_t *old_pud, pud_t *new_pud)
-{
-	return false;
-}
-#endif
-
-/*
- * Move a PUD that maps memory itself. Nobody sees whether it is soft-dirty:
- * /proc/PID/pagemap splits such entries before it looks.
- */
-#if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
-	defined(CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD)
-static bool move_huge_pud(struct pagetable_move *pm, struct move_window *win,
-			  pud_t *old_pud, pud_t *new_pud)
-{
-	struct mm_struct *mm = pm->src->vm_mm;
-	spinlock_t *old_ptl = pud_lockptr(mm, old_pud);
-	spinlock_t *new_ptl = pud_lockptr(mm, new_pud);
-	bool moved = false;
-
-	assert_rmap_locked(pm->src);
-	lock_both(old_ptl, new_ptl);
-	if ((pud_trans_huge(*old_pud) || pud_devmap(*old_pud)) &&
-	    pud_none(*new_pud)) {
-		pud_t pud = pudp_huge_get_and_clear(mm, pm->cursor, old_pud);
-
-		set_pud_at(mm, new_addr_of(pm), new_pud, pud);
-		flush_pud_tlb_range(pm->src, pm->cursor, pm->cursor + PUD_SIZE);
-		pm->stats.flushes++;
-		pm->stats.huge++;
-		moved = true;
-	}
-	unlock_both(old_ptl, new_ptl);
-	return moved;
-}
-#else
-static bool move_huge_pud(struct pagetable_move *pm, struct move_window *win,
-			  pud_t *old_pud, pud_t *new_pud)
 {
 	return false;
 }
@@ -1281,23 +1243,14 @@ static void skip_hole(struct pagetable_move *pm)
 }
 
 /*
- * Move a PUD that maps memory itself, or, if only a part of it moves, drop it:
- * such mappings are of files or devices, which fault it in again. What can be
- * neither moved nor dropped is refused.
+ * Drop a PUD that maps memory itself: such mappings are of files or devices,
+ * which fault it in again. What cannot be dropped is refused.
  */
-static int move_leaf_pud(struct pagetable_move *pm, struct move_window *win,
-			 unsigned long extent)
+static int drop_leaf_pud(struct vm_area_struct *vma, pud_t *pud,
+			 unsigned long addr)
 {
-	bool moved = false;
-
-	if (extent == PUD_SIZE) {
-		take_rmap_locks(pm->src);
-		moved = move_huge_pud(pm, win, win->old_pud, win->new_pud);
-		drop_rmap_locks(pm->src);
-	}
-	if (!moved)
-		split_huge_pud(pm->src, win->old_pud, pm->cursor);
-	return pud_leaf(pudp_get(win->old_pud)) ? -EINVAL : 0;
+	split_huge_pud(vma, pud, addr);
+	return pud_leaf(pudp_get(pud)) ? -EINVAL : 0;
 }
 
 /* Is the next PUD in the same table as the last one, at both places, and whole? */
@@ -1368,7 +1321,7 @@ static int move_next(struct pagetable_move *pm, struct move_window *win)
 	if (pud_none(pud) || !win->new_pud)
 		goto advance;
 	if (pud_leaf(pud)) {
-		err = move_leaf_pud(pm, win, extent);
+		err = drop_leaf_pud(pm->src, win->old_pud, pm->cursor);
 		goto advance;
 	}
 	if (IS_ENABLED(CONFIG_HAVE_MOVE_PUD) && extent == PUD_SIZE &&

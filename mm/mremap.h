@@ -71,7 +71,7 @@
  * @vmas: VMAs whose entries were moved
  * @puds: tables of PMDs that moved whole
  * @pmds: page tables that moved whole
- * @huge: PMDs and PUDs that map memory themselves
+ * @huge: PMDs that map memory themselves
  * @ptes: single entries, empty ones not counted
  * @flushes: TLB flushes
  */

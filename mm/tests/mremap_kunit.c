@@ -2031,6 +2031,58 @@ static void window_not_as_planned_flushes(struct kunit *test)
 	close_space(test);
 }
 
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+/* Of the table of PMDs that maps @addr. */
+static bool has_deposit(unsigned long addr)
+{
+	struct mm_struct *mm = current->mm;
+	pmd_t *pmd = mm_find_pmd(mm, addr);
+	spinlock_t *ptl = pmd_lock(mm, pmd);
+	bool has = pmd_huge_pte(mm, pmd);
+
+	spin_unlock(ptl);
+	return has;
+}
+
+/* A neighbour fills the slot that was planned for a huge page. */
+static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct move_window *win;
+	struct pagetable_move pm;
+	int err;
+
+	if (IS_ENABLED(CONFIG_S390) || IS_ENABLED(CONFIG_PPC_BOOK3S_64))
+		kunit_skip(test, "needs deposits that are a list of pages");
+	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, win);
+	map_huge(test, SRC_AT, PMD_SIZE);
+	stamp(test, SRC_AT);
+	if (!is_huge_at(SRC_AT))
+		kunit_skip(test, "no huge pages to be had");
+	copy_mapping(test, &pm, SRC_AT, PMD_SIZE, DST_AT, PMD_SIZE);
+	set_vma_flags(test, DST_AT, VM_NOHUGEPAGE, VM_HUGEPAGE);
+	leave_table(test, DST_AT);
+
+	mmap_write_lock(mm);
+	begin_window(&pm, win);
+	err = move_under_locks(&pm, win);
+	mmap_write_unlock(mm);
+
+	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
+	KUNIT_EXPECT_TRUE(test, is_huge_at(SRC_AT));
+	KUNIT_ASSERT_TRUE(test, has_deposit(SRC_AT));
+	KUNIT_EXPECT_EQ(test, pm.stats.flushes, 0);
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	close_space(test);
+}
+#else
+static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
+}
+#endif
+
 static struct kunit_case table_tests[] = {
 	KUNIT_CASE(stack_table_aligns_within_its_vma),
 	KUNIT_CASE(table_aligns_up_to_what_is_mapped),
@@ -2058,6 +2110,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(foreign_tables_are_not_detached),
 	KUNIT_CASE(owed_flush_is_made_up_for),
 	KUNIT_CASE(window_not_as_planned_flushes),
+	KUNIT_CASE(huge_page_stays_if_its_slot_is_filled),
 	{}
 };
 
