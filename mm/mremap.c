@@ -818,20 +818,12 @@ static __always_inline unsigned long move_entries_upwards(pte_t *old_pte,
 							  bool mark)
 {
 	const pte_t none = __pte(0);	/* a call, under a hypervisor */
-	unsigned long empty = 0, left;
+	unsigned long empty = 0, i;
 
-	for (left = nr; left >= 8; left -= 8, old_pte += 8, new_pte += 8) {
-		move_detached_entry(old_pte, new_pte, none, mark, &empty);
-		move_detached_entry(old_pte + 1, new_pte + 1, none, mark, &empty);
-		move_detached_entry(old_pte + 2, new_pte + 2, none, mark, &empty);
-		move_detached_entry(old_pte + 3, new_pte + 3, none, mark, &empty);
-		move_detached_entry(old_pte + 4, new_pte + 4, none, mark, &empty);
-		move_detached_entry(old_pte + 5, new_pte + 5, none, mark, &empty);
-		move_detached_entry(old_pte + 6, new_pte + 6, none, mark, &empty);
-		move_detached_entry(old_pte + 7, new_pte + 7, none, mark, &empty);
-	}
-	for (; left; left--)
-		move_detached_entry(old_pte++, new_pte++, none, mark, &empty);
+	/* All the cost of such a move is in here: unrolled it takes a third less. */
+#pragma GCC unroll 8
+	for (i = 0; i < nr; i++)
+		move_detached_entry(old_pte + i, new_pte + i, none, mark, &empty);
 	return nr - empty;
 }
 
