@@ -155,19 +155,32 @@ static bool can_align_up(struct vm_area_struct *vma, unsigned long end)
 	       !find_vma_intersection(vma->vm_mm, end, aligned);
 }
 
-/*
- * The new mapping may go on above @end, with what it grew by. That is as good as
- * unmapped: nothing is there, and nobody can fault it in. If it was merged with
- * a neighbour there may be entries, but then there is a table for them already,
- * and a table moves only to where there is none. A move back does not ask this:
- * it is widened only if the table at the end did move.
- */
-static bool can_align_up_new(struct vm_area_struct *vma, unsigned long end)
+/* The same where the range goes to. A VMA that is relocated is not there yet. */
+static bool can_align_down_new(const struct pagetable_move *pm)
 {
-	unsigned long aligned = ALIGN(end, PMD_SIZE);
+	unsigned long addr = pm->start + pm->shift;
 
-	return aligned <= vma->vm_end ||
-	       !find_vma_intersection(vma->vm_mm, vma->vm_end, aligned);
+	if (!pm->new_len)
+		return can_align_down(pm->dst, addr, pm->in_stack);
+	return !find_vma_intersection(pm->dst->vm_mm, addr & PMD_MASK, addr);
+}
+
+/*
+ * The new mapping may go on above the range, with what it grew by. That is as
+ * good as unmapped: nothing is there, and nobody can fault it in. If it was merged
+ * with a neighbour there may be entries, but then there is a table for them
+ * already, and a table moves only to where there is none. A move back does not ask
+ * this: it is widened only if the table at the end did move.
+ */
+static bool can_align_up_new(const struct pagetable_move *pm)
+{
+	unsigned long aligned = ALIGN(pm->end + pm->shift, PMD_SIZE);
+	unsigned long vma_end = pm->dst->vm_end;
+
+	if (pm->new_len)
+		vma_end = pm->start + pm->shift + pm->new_len;
+	return aligned <= vma_end ||
+	       !find_vma_intersection(pm->dst->vm_mm, vma_end, aligned);
 }
 
 #ifndef arch_supports_page_table_move
@@ -243,19 +256,18 @@ static void widen_to_tables(struct pagetable_move *pm)
 		tail = 0;
 	if (tail && !pm->in_stack && can_align_up(pm->src, pm->end)) {
 		pm->own_end += tail;
-		if (may_widen && can_align_up_new(pm->dst, pm->end + pm->shift))
+		if (may_widen && can_align_up_new(pm))
 			pm->wide_end += tail;
 	} else if (is_one_table) {
 		return;
 	}
 	if (head && can_align_down(pm->src, pm->start, pm->in_stack)) {
 		pm->own_start -= head;
-		if (may_widen && can_align_down(pm->dst, pm->start + pm->shift,
-						pm->in_stack))
+		if (may_widen && can_align_down_new(pm))
 			pm->wide_start -= head;
 	}
 	if (can_detach_tables(pm) && has_own_table(pm) &&
-	    can_align_down(pm->dst, pm->new_own_start, false))
+	    can_align_down_new(pm))
 		pm->new_own_start &= PMD_MASK;
 }
 
@@ -682,7 +694,7 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
  * part of N belongs there. So T may leave only if there is a table at N that a
  * move back can take, and that nobody takes away meanwhile. Otherwise T stays at
  * the old place, empty. Either way a move back finds a table wherever it brings
- * an entry to, and needs no memory.
+ * an entry to, and needs no memory. A VMA that is relocated never moves back.
  */
 
 /*
@@ -791,56 +803,50 @@ static void reattach_tables(struct pagetable_move *pm, struct move_window *win)
 	spin_unlock(ptl);
 }
 
-/*
- * Move one entry, and count it in @empty if there was none. Most entries are of
- * pages that are there.
- */
-static __always_inline void move_detached_entry(pte_t *old_pte, pte_t *new_pte,
-						pte_t none, bool mark,
-						unsigned long *empty)
+static unsigned long count_entries(const pte_t *pte, unsigned long nr)
 {
-	pte_t pte = ptep_get(old_pte);
+	unsigned long i, found = 0;
 
-	if (likely(arch_moved_pte_present(pte))) {
-		arch_set_moved_pte(old_pte, none);
-		arch_set_moved_pte(new_pte, mark ? pte_mksoft_dirty(pte) : pte);
-	} else if (pte_none(pte)) {
-		++*empty;
-	} else {
-		arch_set_moved_pte(old_pte, none);
-		arch_set_moved_pte(new_pte, pte_swp_mksoft_dirty(pte));
-	}
+	for (i = 0; i < nr; i++)
+		found += !pte_none(pte[i]);
+	return found;
 }
 
-static __always_inline unsigned long move_entries_upwards(pte_t *old_pte,
-							  pte_t *new_pte,
-							  unsigned long nr,
-							  bool mark)
+static pte_t mark_moved_pte(pte_t pte)
 {
-	const pte_t none = __pte(0);	/* a call, under a hypervisor */
-	unsigned long empty = 0, i;
-
-	/* All the cost of such a move is in here: unrolled it takes a third less. */
-#pragma GCC unroll 8
-	for (i = 0; i < nr; i++)
-		move_detached_entry(old_pte + i, new_pte + i, none, mark, &empty);
-	return nr - empty;
+	if (arch_moved_pte_present(pte))
+		return pte_mksoft_dirty(pte);
+	return pte_none(pte) ? pte : pte_swp_mksoft_dirty(pte);
 }
 
 /*
  * Move @nr entries out of a detached table, upwards from the first one: @new_pte
- * may be below @old_pte in the same table. The checks of CONFIG_PAGE_TABLE_CHECK
- * count how often a page is mapped, not where, so nothing changes for them.
- * Returns how many entries were not empty.
+ * may be below @old_pte in the same table. Each is written at once, as GUP-fast may
+ * look at the new one. What is none is moved as well: that takes less than to look.
+ * The checks of CONFIG_PAGE_TABLE_CHECK count how often a page is mapped, not
+ * where, so nothing changes for them.
  */
-static unsigned long move_detached_entries(const struct pagetable_move *pm,
-					   pte_t *old_pte, pte_t *new_pte,
-					   unsigned long nr)
+static void move_detached_entries(struct pagetable_move *pm, pte_t *old_pte,
+				  pte_t *new_pte, unsigned long nr)
 {
+	const pte_t none = __pte(0);	/* a call, under a hypervisor */
+	unsigned long i;
+
+	if (pm->count_ptes)
+		pm->stats.ptes += count_entries(old_pte, nr);
 	/* In a VMA that is marked as changed, all pages read so. */
-	if (vma_soft_dirty_enabled(pm->dst))
-		return move_entries_upwards(old_pte, new_pte, nr, true);
-	return move_entries_upwards(old_pte, new_pte, nr, false);
+	if (vma_soft_dirty_enabled(pm->dst)) {
+		for (i = 0; i < nr; i++)
+			arch_set_moved_pte(old_pte + i, mark_moved_pte(old_pte[i]));
+	}
+	/* All the cost of such a move is in here. */
+#pragma GCC unroll 8
+	for (i = 0; i < nr; i++) {
+		pte_t pte = ptep_get(old_pte + i);
+
+		arch_set_moved_pte(old_pte + i, none);
+		arch_set_moved_pte(new_pte + i, pte);
+	}
 }
 
 /* Move [addr, addr + len) of a detached table to the table at its new place. */
@@ -858,8 +864,7 @@ static int move_detached_ptes(struct pagetable_move *pm, struct move_window *win
 	new_pte = pte_offset_map_lock(mm, new_pmd, addr + pm->shift, &new_ptl);
 	if (!new_pte)
 		return -EAGAIN;
-	pm->stats.ptes += move_detached_entries(pm, old_pte, new_pte,
-						len >> PAGE_SHIFT);
+	move_detached_entries(pm, old_pte, new_pte, len >> PAGE_SHIFT);
 	pte_unmap_unlock(new_pte, new_ptl);
 	return 0;
 }
@@ -908,7 +913,8 @@ static bool may_reuse_table(const struct pagetable_move *pm, unsigned long addr,
 	return pte_index(addr + pm->shift) <= pte_index(addr) &&
 	       (IS_ALIGNED(end, PMD_SIZE) || end == pm->end) &&
 	       !is_retractable(pm->src) &&
-	       (pm->back || can_do_without_table(pm, addr, new_pmd, planned));
+	       (pm->back || pm->new_len ||
+		can_do_without_table(pm, addr, new_pmd, planned));
 }
 
 /* Fails, with nothing changed, if there is a table at the new place. */
@@ -926,8 +932,7 @@ static bool reuse_detached_table(struct pagetable_move *pm,
 		pte_t *old_pte = pte_offset_kernel(table, addr);
 		pte_t *new_pte = pte_offset_kernel(table, addr + pm->shift);
 
-		pm->stats.ptes += move_detached_entries(pm, old_pte, new_pte,
-							len >> PAGE_SHIFT);
+		move_detached_entries(pm, old_pte, new_pte, len >> PAGE_SHIFT);
 		attach_table(mm, win, addr, new_pmd);
 	}
 	spin_unlock(ptl);
@@ -1023,8 +1028,11 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 
 	if (moves_whole(pm, win, addr, extent))
 		return 0;
-	if (classify_pmd(pmdp_get_lockless(old_pmd)) == PMD_IS_HUGE)
+	if (classify_pmd(pmdp_get_lockless(old_pmd)) == PMD_IS_HUGE) {
+		if (plan->locked)
+			return -EAGAIN;
 		split_huge_pmd(pm->src, old_pmd, addr);
+	}
 	if (pmd_none(pmdp_get_lockless(old_pmd)))
 		return 0;
 
@@ -1040,7 +1048,9 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 	if (reuse)
 		return 0;
 	plan->needed++;
-	return plan->needed > win->nr_spares ? preload_table(pm, win) : 0;
+	if (plan->needed <= win->nr_spares)
+		return 0;
+	return plan->locked ? -EAGAIN : preload_table(pm, win);
 }
 
 /*
@@ -1345,6 +1355,28 @@ static int move_hugetlb(struct pagetable_move *pm)
 	return pm->cursor == pm->end ? 0 : -ENOMEM;
 }
 
+static void begin_move(struct pagetable_move *pm, struct move_window *win,
+		       struct mmu_notifier_range *range)
+{
+	mmap_assert_write_locked(pm->src->vm_mm);
+	pm->per_table = pm->in_stack || (pm->src->vm_flags & VM_SPECIAL);
+	init_window(win);
+	widen_to_tables(pm);
+	pm->cursor = pm->wide_start;
+	flush_cache_range(pm->src, pm->wide_start, pm->wide_end);
+	mmu_notifier_range_init(range, MMU_NOTIFY_UNMAP, 0, pm->src->vm_mm,
+				pm->wide_start, pm->wide_end);
+	mmu_notifier_invalidate_range_start(range);
+}
+
+static void end_move(struct pagetable_move *pm, struct move_window *win,
+		     struct mmu_notifier_range *range)
+{
+	mmu_notifier_invalidate_range_end(range);
+	drop_spare_tables(pm, win);
+	pm->cursor = min(pm->cursor, pm->end);
+}
+
 /**
  * move_page_tables - move the page table entries of a range
  * @pm: from where to where; tells in @pm->cursor how far it got
@@ -1373,21 +1405,12 @@ int move_page_tables(struct pagetable_move *pm)
 	if (is_vm_hugetlb_page(pm->src))
 		return move_hugetlb(pm);
 
-	pm->per_table = pm->in_stack || (pm->src->vm_flags & VM_SPECIAL);
-	init_window(&win);
-	widen_to_tables(pm);
-	pm->cursor = pm->wide_start;
-	flush_cache_range(pm->src, pm->wide_start, pm->wide_end);
-	mmu_notifier_range_init(&range, MMU_NOTIFY_UNMAP, 0, pm->src->vm_mm,
-				pm->wide_start, pm->wide_end);
-	mmu_notifier_invalidate_range_start(&range);
+	begin_move(pm, &win, &range);
 	while (!err && pm->cursor < pm->wide_end) {
 		cond_resched();
 		err = is_killed(pm) ? -EINTR : move_next(pm, &win);
 	}
-	mmu_notifier_invalidate_range_end(&range);
-	drop_spare_tables(pm, &win);
-	pm->cursor = min(pm->cursor, pm->end);
+	end_move(pm, &win, &range);
 	/* A table that kept changing under us: as good as no memory for it. */
 	return err == -EAGAIN ? -ENOMEM : err;
 }
@@ -1416,6 +1439,191 @@ int move_page_tables_back(const struct pagetable_move *pm)
 	if (pm->cursor <= pm->start)
 		return 0;
 	return move_page_tables(&back);
+}
+
+/* Relocating a VMA: its entries and its address change at one moment */
+
+/**
+ * can_relocate_page_tables - can all of a move be done in one window?
+ * @pm: from where to where
+ *
+ * Rmap walks reckon with one address for a page, which they get from vm_start and
+ * vm_pgoff of its VMA. So where the VMA itself changes its place, all entries have
+ * to do so under one round of the rmap locks. This tells by the addresses alone
+ * whether these can be so few; what relocate_page_tables() finds may say no still.
+ */
+bool can_relocate_page_tables(const struct pagetable_move *pm)
+{
+	unsigned long len = pm->end - pm->start;
+	unsigned long first = pm->start >> PMD_SHIFT;
+	unsigned long last = (pm->end - 1) >> PMD_SHIFT;
+
+	return len <= PUD_SIZE - (pm->start & ~PUD_MASK) &&
+	       len <= PUD_SIZE - ((pm->start + pm->shift) & ~PUD_MASK) &&
+	       (can_move_pte_tables(pm) || last - first < WINDOW_TABLES);
+}
+
+/* Is all of the range one table of PMDs, which can move whole? */
+static bool is_one_pud_table(const struct pagetable_move *pm,
+			     const struct move_window *win)
+{
+	return IS_ENABLED(CONFIG_HAVE_MOVE_PUD) && can_move_tables(pm) &&
+	       get_extent(pm, PUD_SIZE) == PUD_SIZE &&
+	       pud_none(pudp_get(win->new_pud));
+}
+
+/* How many entries from @addr on can move whole, whatever they are? */
+static unsigned long count_whole_pmds(const struct pagetable_move *pm,
+				      const struct move_window *win,
+				      unsigned long addr)
+{
+	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
+	unsigned long nr = 0, max = (pm->wide_end - addr) >> PMD_SHIFT;
+
+	if (!can_move_pte_tables(pm) || addr & ~PMD_MASK)
+		return 0;
+	while (nr < max && pmd_none(pmdp_get_lockless(new_pmd + nr)))
+		nr++;
+	return nr;
+}
+
+/*
+ * What plan_window() does for a part is done here for all of the range. -EAGAIN
+ * says that there is more to it than one window can take.
+ */
+static int plan_all(struct pagetable_move *pm, struct move_window *win, bool locked)
+{
+	struct window_plan plan = { .locked = locked };
+	unsigned long extent;
+	int err;
+
+	win->start = pm->cursor;
+	win->tables = 0;
+	for (win->end = win->start; win->end < pm->wide_end; win->end += extent) {
+		extent = count_whole_pmds(pm, win, win->end) << PMD_SHIFT;
+		if (extent)
+			continue;
+		extent = get_extent_at(pm, win->end, PMD_SIZE);
+		if (is_window_full(win, &plan))
+			return -EAGAIN;
+		err = plan_extent(pm, win, &plan, win->end, extent);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Find the tables, and make those that are missing. */
+static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
+{
+	struct mm_struct *mm = pm->src->vm_mm;
+
+	win->old_pud = get_old_pud(mm, pm->cursor);
+	if (!win->old_pud || pud_none(pudp_get(win->old_pud))) {
+		pm->cursor = pm->wide_end;
+		return 0;
+	}
+	if (pud_leaf(pudp_get(win->old_pud)))
+		return -EAGAIN;
+	win->old_pmds = table_of_pmds(win->old_pud, pm->cursor);
+	skip_empty_pmds(pm, win, pm->wide_end);
+	if (pm->cursor == pm->wide_end)
+		return 0;
+	win->new_pud = alloc_new_pud(mm, new_addr_of(pm));
+	if (!win->new_pud)
+		return -ENOMEM;
+	win->new_pmds = NULL;
+	if (is_one_pud_table(pm, win))
+		return 0;
+	if (!pmd_alloc(mm, win->new_pud, new_addr_of(pm)))
+		return -ENOMEM;
+	win->new_pmds = table_of_pmds(win->new_pud, new_addr_of(pm));
+	return plan_all(pm, win, /* locked = */ false);
+}
+
+/*
+ * Once all has been found as planned under the locks, nothing can fail any more:
+ * what it takes is there, and whoever could change entries of this VMA waits for
+ * these locks, for mmap_lock or for the VMA lock.
+ */
+static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
+{
+	int err = 0;
+
+	if (pm->cursor == pm->wide_end)
+		return 0;
+	if (!win->new_pmds) {
+		if (!move_normal_pud(pm, win, win->old_pud, win->new_pud))
+			return -EAGAIN;
+		pm->cursor = pm->wide_end;
+		return 0;
+	}
+	err = plan_all(pm, win, /* locked = */ true);
+	if (err)
+		return err;
+	detach_tables(pm, win);
+	while (!err && pm->cursor < pm->wide_end)
+		err = move_at_cursor(pm, win);
+	reattach_tables(pm, win);
+	return err;
+}
+
+/**
+ * relocate_page_tables - move a VMA with all of its page table entries
+ * @pm: from where to where: all of @pm->src, which becomes @pm->new_len bytes long
+ *
+ * The tree of VMAs has @pm->src at both places while this is called.
+ *
+ * Context: mmap_lock held for write on entry and exit, the VMA write-locked. May
+ *	    sleep; takes i_mmap_rwsem and the anon_vma lock by itself.
+ * Return: 0; or -EAGAIN or -ENOMEM, with no entry moved: then move_page_tables(),
+ *	   to a copy of the VMA, may still do it.
+ */
+int relocate_page_tables(struct pagetable_move *pm)
+{
+	struct vm_area_struct *vma = pm->src;
+	struct mmu_notifier_range range;
+	struct move_window win __uninitialized;
+	int err;
+
+	begin_move(pm, &win, &range);
+	err = plan_relocation(pm, &win);
+	if (!err) {
+		mremap_delay(DELAY_PLANNED);
+		take_rmap_locks(vma);
+		flush_tlb_batched_pending(vma->vm_mm);
+		err = move_all_entries(pm, &win);
+		if (!err) {
+			vma_relocate(vma, pm->start + pm->shift, pm->new_len);
+			pm->stats.relocated = 1;
+		}
+		mremap_delay(DELAY_MOVED);
+		flush_window(pm, &win);
+		drop_rmap_locks(vma);
+	}
+	end_move(pm, &win, &range);
+	return err;
+}
+
+/**
+ * free_left_tables - free the page tables where a VMA has been
+ * @vma: a VMA of the address space
+ * @start: where it started
+ * @end: where it ended
+ * @floor: end of what is mapped below
+ * @ceiling: start of what is mapped above
+ *
+ * Context: mmap_lock held for write.
+ */
+void free_left_tables(struct vm_area_struct *vma, unsigned long start,
+		      unsigned long end, unsigned long floor,
+		      unsigned long ceiling)
+{
+	struct mmu_gather tlb;
+
+	tlb_gather_mmu(&tlb, vma->vm_mm);
+	free_pgd_range(&tlb, start, end, floor, ceiling);
+	tlb_finish_mmu(&tlb);
 }
 
 /**

@@ -22,7 +22,8 @@
  *             take the VMAs in the destination ranges off. Then unmap these,
  *             which cannot fail.
  *   move      copy the VMAs and move the page tables under them, with the
- *             sources still linked; then take these off for unmapping.
+ *             sources still linked; then take these off for unmapping. Or, if
+ *             one VMA moves and all of it fits in a window, relocate it (R1).
  *   commit    cannot fail. It starts at the point of no return that
  *             move_vmas() marks.
  *   revert    undoes prepare and move, last step first (C2). Only a destination
@@ -69,14 +70,17 @@
 /**
  * struct move_stats - what a move of page tables came to
  * @vmas: VMAs whose entries were moved
+ * @relocated: of these, VMAs that changed their place instead of being copied
  * @puds: tables of PMDs that moved whole
  * @pmds: page tables that moved whole
  * @huge: PMDs that map memory themselves
- * @ptes: single entries, empty ones not counted
+ * @ptes: single entries, empty ones not counted; of tables that were detached for
+ *	  it, only if they were to be counted
  * @flushes: TLB flushes
  */
 struct move_stats {
 	unsigned long vmas;
+	unsigned long relocated;
 	unsigned long puds;
 	unsigned long pmds;
 	unsigned long huge;
@@ -93,6 +97,9 @@ struct move_stats {
  * @shift: what added to an old address makes the new one, modulo the word
  * @keep_tables: entries must move one by one, tables stay where they are
  * @in_stack: @src and @dst are one VMA that covers both ranges
+ * @new_len: if not 0, @src itself changes its place, see relocate_page_tables(),
+ *	     and becomes so long
+ * @count_ptes: somebody wants to know how many single entries move
  * @back: undoes an earlier move; needs no memory, and does not give up
  * @per_table: flush for each table, before its lock is dropped (T7)
  * @wide_start: start of the first table that moves whole, if @start is in it
@@ -131,6 +138,8 @@ struct pagetable_move {
 	unsigned long shift;
 	bool keep_tables;
 	bool in_stack;
+	unsigned long new_len;
+	bool count_ptes;
 	bool back;
 
 	/* Set by move_page_tables(), before the walk: */
@@ -151,6 +160,11 @@ struct pagetable_move {
 
 int move_page_tables(struct pagetable_move *pm);
 int move_page_tables_back(const struct pagetable_move *pm);
+bool can_relocate_page_tables(const struct pagetable_move *pm);
+int relocate_page_tables(struct pagetable_move *pm);
+void free_left_tables(struct vm_area_struct *vma, unsigned long start,
+		      unsigned long end, unsigned long floor,
+		      unsigned long ceiling);
 void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr);
 
 /* Page tables: for mm/mremap.c alone */
@@ -211,12 +225,14 @@ struct move_window {
  * @last_old: the last of these
  * @needed: page tables that have to be made at the new place
  * @last_new: the last entry that a table will be put to
+ * @locked: it is made under the rmap locks: nothing is allocated or split
  */
 struct window_plan {
 	unsigned int tables;
 	pmd_t *last_old;
 	unsigned int needed;
 	pmd_t *last_new;
+	bool locked;
 };
 
 /* The call: for mm/mremap_call.c alone */
@@ -298,7 +314,7 @@ struct unmapping {
  * @src: VMA with the pages to move
  * @vm_flags: flags of the source when the call came
  * @dst: VMA that covers the new range; NULL until copied, and again if pages
- *	 could not go back from there
+ *	 could not go back from there; @src if that was relocated
  * @tables: the move of the page tables
  * @notified: the new mapping's driver was notified of it
  *
@@ -325,6 +341,7 @@ struct vma_move {
  * struct dst_range - a range that what was mapped before has to leave
  * @start: its first byte
  * @end: the byte behind its last
+ * @is_alone: nothing is mapped there, nor right below or above
  * @occupied: something is mapped there
  * @unmapping: the VMAs there
  * @splits: where VMAs were split to cut it out
@@ -337,9 +354,10 @@ struct vma_move {
  *	ranges         <- ranges[0] -->         <- [1]->
  */
 struct dst_range {
-	/* Set by add_dst_range(), @occupied by check_dst_ranges(): */
+	/* Set by add_dst_range(), the last two by check_dst_ranges(): */
 	unsigned long start;
 	unsigned long end;
+	bool is_alone;
 	bool occupied;
 
 	/* Set by gather_dst_range(): */

@@ -262,6 +262,14 @@ static int check_shrinkage(struct vm_area_struct *vma,
 	return check_unmap(vma->vm_mm, start, start + len, &ignored);
 }
 
+/* Is nothing mapped in [start, end), nor right below or right above? */
+static bool is_amid_gap(struct mm_struct *mm, unsigned long start, unsigned long end)
+{
+	MA_STATE(mas, &mm->mm_mt, start, start);
+
+	return !mas_walk(&mas) && mas.index < start && mas.last >= end;
+}
+
 /* May what is mapped at the new places be unmapped? And what will that free? */
 static int check_dst_ranges(struct mremap_op *op)
 {
@@ -272,9 +280,12 @@ static int check_dst_ranges(struct mremap_op *op)
 	for_each_dst_range(op, range) {
 		before = op->replaced.total;
 		err = resched_or_killed();
-		if (!err)
-			err = check_unmap(op->mm, range->start, range->end,
-					  &op->replaced);
+		if (err)
+			return err;
+		range->is_alone = is_amid_gap(op->mm, range->start, range->end);
+		if (range->is_alone)
+			continue;
+		err = check_unmap(op->mm, range->start, range->end, &op->replaced);
 		if (err)
 			return err;
 		range->occupied = op->replaced.total != before;
@@ -566,6 +577,12 @@ static int fix_destination(struct vma_move *mv, unsigned long addr)
 	return 0;
 }
 
+/*
+ * A mapping of this size that moves is given page tables that it shares with no
+ * other. It may grow and move again, and then they move whole.
+ */
+#define SIZE_OF_OWN_TABLES	(64 * PAGE_SIZE)
+
 static bool holds_whole(const struct vma_move *mv, unsigned long size)
 {
 	unsigned long first = ALIGN(mv->addr, size);
@@ -595,7 +612,7 @@ static unsigned long congruence_for(const struct vma_move *mv)
 		return 0;
 	if (holds_whole(mv, PUD_SIZE))
 		return PUD_SIZE;
-	return holds_whole(mv, PMD_SIZE) ? PMD_SIZE : 0;
+	return mv->dst_len >= SIZE_OF_OWN_TABLES ? PMD_SIZE : 0;
 }
 
 /*
@@ -981,18 +998,34 @@ undo:
 /* Move */
 
 /*
- * The source is looked up again: it is another VMA now if it was split, or if a
- * destination range was cut out of the same one.
+ * The source is another VMA now if it was split, or if a destination range was cut
+ * out of the same one.
  */
-static int copy_source(struct mremap_op *op, struct vma_move *mv)
+static void find_source(struct mremap_op *op, struct vma_move *mv)
+{
+	if (op->splits.nr || op->replaced.total)
+		mv->src = vma_lookup(op->mm, mv->addr);
+	vma_start_write(mv->src);
+}
+
+/* Let neighbours cover the new range, if they are of the same kind. */
+static void merge_copy(struct mremap_op *op, struct vma_move *mv)
 {
 	const struct mremap_request *req = &op->req;
 
-	mv->src = vma_lookup(op->mm, mv->addr);
-	vma_start_write(mv->src);
-	mv->dst = copy_vma(mv->src, mv->dst_addr, mv->dst_len,
-			   vma_pgoff_offset(mv->src, mv->addr),
-			   req->addr, req->addr + req->old_len);
+	mv->dst = vma_merge_copy(mv->src, mv->dst_addr, mv->dst_len,
+				 vma_pgoff_offset(mv->src, mv->addr),
+				 req->addr, req->addr + req->old_len);
+}
+
+static int copy_source(struct mremap_op *op, struct vma_move *mv)
+{
+	find_source(op, mv);
+	if (!mv->dst)
+		merge_copy(op, mv);
+	if (!mv->dst)
+		mv->dst = copy_vma(mv->src, mv->dst_addr, mv->dst_len,
+				   vma_pgoff_offset(mv->src, mv->addr));
 	return mv->dst ? 0 : -ENOMEM;
 }
 
@@ -1023,25 +1056,41 @@ static bool needs_soft_dirty_entries(const struct vma_move *mv)
 	       vma_pages(mv->dst) != mv->dst_len >> PAGE_SHIFT;
 }
 
+static void init_pagetable_move(struct pagetable_move *pm,
+				const struct vma_move *mv)
+{
+	memset(pm, 0, sizeof(*pm));
+	pm->src = mv->src;
+	pm->dst = mv->dst;
+	pm->start = mv->addr;
+	pm->end = mv->addr + mv->len;
+	pm->shift = mv->dst_addr - mv->addr;
+	pm->count_ptes = trace_mremap_enabled();
+}
+
 static int move_all_pages(struct mremap_op *op)
 {
 	struct vma_move *mv;
 
 	for_each_move(op, mv) {
-		struct pagetable_move *pm = &mv->tables;
 		int err;
 
-		pm->src = mv->src;
-		pm->dst = mv->dst;
-		pm->start = mv->addr;
-		pm->end = mv->addr + mv->len;
-		pm->shift = mv->dst_addr - mv->addr;
-		pm->keep_tables = needs_soft_dirty_entries(mv);
-		err = move_page_tables(pm);
+		init_pagetable_move(&mv->tables, mv);
+		mv->tables.keep_tables = needs_soft_dirty_entries(mv);
+		err = move_page_tables(&mv->tables);
 		if (err)
 			return err;
 	}
 	return 0;
+}
+
+/* What a shrinking call drops */
+static int gather_tail(struct mremap_op *op, struct unmapping *tail)
+{
+	const struct mremap_request *req = &op->req;
+
+	return gather_unmapping(tail, op->mm, req->addr + moved_len(req),
+				req->addr + req->old_len, &op->uffd_unmap_src);
 }
 
 /* The moved range goes away, and the tail that a shrinking call drops. */
@@ -1049,17 +1098,15 @@ static int gather_sources(struct mremap_op *op, struct unmapping *source,
 			  struct unmapping *tail)
 {
 	const struct mremap_request *req = &op->req;
-	unsigned long kept_end = req->addr + moved_len(req);
 	int err;
 
 	if (keeps_source(req))
 		return 0;
-	err = gather_unmapping(tail, op->mm, kept_end, req->addr + req->old_len,
-			       &op->uffd_unmap_src);
+	err = gather_tail(op, tail);
 	if (err)
 		return err;
-	err = gather_unmapping(source, op->mm, req->addr, kept_end,
-			       &op->uffd_unmap_src);
+	err = gather_unmapping(source, op->mm, req->addr,
+			       req->addr + moved_len(req), &op->uffd_unmap_src);
 	if (err)
 		abort_unmapping(tail);
 	return err;
@@ -1084,12 +1131,126 @@ static int notify_drivers(struct mremap_op *op)
 	return 0;
 }
 
+/* Relocate: the VMA itself changes its place, instead of its copy (R1) */
+
+static bool may_relocate(const struct mremap_op *op)
+{
+	return op->moves == op->only && op->moves->len && !keeps_source(&op->req);
+}
+
+/* Is there no neighbour that a copy could be merged with? */
+static bool is_dst_alone(const struct mremap_op *op)
+{
+	const struct vma_move *mv = op->moves;
+
+	if (op->nr_ranges)
+		return op->ranges->is_alone;
+	return is_amid_gap(op->mm, mv->dst_addr, mv->dst_addr + mv->dst_len);
+}
+
+static bool is_relocated(const struct mremap_op *op)
+{
+	return op->moves->tables.stats.relocated;
+}
+
+/*
+ * Nobody else may have to hear that a VMA has another address, and nothing may go
+ * by its address but its pages. For an anonymous VMA of a file (/dev/zero) see
+ * vma_relocate(). Breakpoints of uprobes are looked after by unmapping.
+ */
+static bool can_relocate_vma(struct vm_area_struct *vma)
+{
+	const struct vm_operations_struct *ops = vma->vm_ops;
+
+	if (vma->vm_flags & (VM_SPECIAL | VM_HUGETLB))
+		return false;
+	if (userfaultfd_armed(vma) || test_bit(MMF_HAS_UPROBES, &vma->vm_mm->flags))
+		return false;
+	if (vma_is_anonymous(vma) && vma->vm_file && !vma->anon_vma)
+		return false;
+	return !ops || (!ops->open && !ops->close && !ops->mremap);
+}
+
+static int link_at_new_place(struct mremap_op *op, const struct vma_move *mv)
+{
+	VMA_ITERATOR(vmi, op->mm, mv->dst_addr);
+
+	__mas_set_range(&vmi.mas, mv->dst_addr, mv->dst_addr + mv->dst_len - 1);
+	return mas_store_gfp(&vmi.mas, mv->src, GFP_KERNEL);
+}
+
+/* The tree may need nodes even for that: it waits for them. */
+static void unlink_range(struct mm_struct *mm, unsigned long start,
+			 unsigned long len)
+{
+	VMA_ITERATOR(vmi, mm, start);
+
+	WARN_ON_ONCE(vma_iter_clear_gfp(&vmi, start, start + len,
+					GFP_KERNEL | __GFP_NOFAIL));
+}
+
+/* Nothing is mapped there any more, so no table of its own is to stay. */
+static void free_tables_of_gap(struct vm_area_struct *vma, unsigned long start,
+			       unsigned long len)
+{
+	MA_STATE(gap, &vma->vm_mm->mm_mt, start, start);
+	unsigned long ceiling = USER_PGTABLES_CEILING;
+
+	WARN_ON_ONCE(mas_walk(&gap));
+	if (gap.last != ULONG_MAX)
+		ceiling = gap.last + 1;
+	free_left_tables(vma, start, start + len, max(gap.index, FIRST_USER_ADDRESS),
+			 ceiling);
+}
+
+/*
+ * Relocate the only source. The tree of VMAs has it at both places until commit, so
+ * that who walks it under RCU finds no hole where something is mapped. There the
+ * VMA cannot be locked before the end of the call, and whoever does so then looks
+ * whether it still is where it was found. If this comes to nothing, nothing has
+ * changed, and the copying that follows tells why.
+ */
+static bool relocate(struct mremap_op *op, struct unmapping *tail)
+{
+	struct vma_move *mv = op->moves;
+	struct pagetable_move *pm = &mv->tables;
+
+	find_source(op, mv);
+	init_pagetable_move(pm, mv);
+	pm->dst = mv->src;
+	pm->new_len = mv->dst_len;
+	if (!can_relocate_vma(mv->src) || !can_relocate_page_tables(pm))
+		return false;
+	if (!is_dst_alone(op))
+		merge_copy(op, mv);
+	if (mv->dst)
+		return false;
+
+	if (gather_tail(op, tail))
+		goto forget_events;
+	if (link_at_new_place(op, mv))
+		goto put_back;
+	if (!relocate_page_tables(pm)) {
+		mv->dst = mv->src;
+		return true;
+	}
+	unlink_range(op->mm, mv->dst_addr, mv->dst_len);
+	free_tables_of_gap(mv->src, mv->dst_addr, mv->dst_len);
+put_back:
+	abort_unmapping(tail);
+forget_events:
+	userfaultfd_unmap_abort(&op->uffd_unmap_src);
+	return false;
+}
+
 /* All that can still fail once all is prepared. The sources stay linked. */
 static int do_move(struct mremap_op *op, struct unmapping *source,
 		   struct unmapping *tail)
 {
 	int err;
 
+	if (may_relocate(op) && relocate(op, tail))
+		return 0;
 	err = copy_sources(op);
 	if (err)
 		return err;
@@ -1119,6 +1280,13 @@ static void account_destination(struct mremap_op *op, const struct vma_move *mv)
 	vm_stat_account(op->mm, mv->vm_flags, pages);
 	if (mv->vm_flags & VM_LOCKED)
 		op->mm->locked_vm += pages;
+}
+
+/* A VMA that stays one has become longer, at its old place or at a new one. */
+static void account_growth(struct mremap_op *op, const struct vma_move *mv)
+{
+	vm_stat_account(op->mm, mv->vm_flags, op->added.total);
+	op->mm->locked_vm += op->added.locked;
 }
 
 /*
@@ -1183,17 +1351,30 @@ static void commit_kept_source(struct mremap_op *op, struct vma_move *mv)
 	vm_stat_account(op->mm, mv->vm_flags, pages);
 }
 
+/*
+ * Unmapping has nothing to look for where all entries have moved away, but that of
+ * hugetlb and of uprobes looks after more than entries.
+ */
+static bool needs_no_unmapping(const struct vm_area_struct *vma)
+{
+	return !(vma->vm_flags & VM_HUGETLB) &&
+	       !test_bit(MMF_HAS_UPROBES, &vma->vm_mm->flags);
+}
+
 static void commit_unmapped_sources(struct mremap_op *op,
 				    struct unmapping *source,
 				    struct unmapping *tail)
 {
+	bool emptied = true;
 	struct vma_move *mv;
 
-	for_each_move(op, mv)
+	for_each_move(op, mv) {
 		give_up_ownership(mv->src);
+		emptied &= needs_no_unmapping(mv->src);
+	}
 	/* The charge for these pages goes on as the destination's. */
 	source->vms.nr_accounted = 0;
-	source->vms.emptied = true;
+	source->vms.emptied = emptied;
 	if (tail->vms.vma) {
 		complete_unmapping(tail, op->mm);
 		refresh_unmapping(source, op->mm);
@@ -1213,6 +1394,20 @@ static void populate_growth(struct mremap_op *op)
 	op->populate_len = growth(&op->req);
 }
 
+/* Where the VMA has been there is nothing now, and no table of its own stays. */
+static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
+{
+	const struct vma_move *mv = op->moves;
+
+	unlink_range(op->mm, mv->addr, mv->len);
+	if (tail->vms.vma) {
+		refresh_unmapping(tail, op->mm);
+		complete_unmapping(tail, op->mm);
+	}
+	free_tables_of_gap(mv->dst, mv->addr, mv->len);
+	account_growth(op, mv);
+}
+
 static void commit_move(struct mremap_op *op, struct unmapping *source,
 			struct unmapping *tail)
 {
@@ -1225,7 +1420,9 @@ static void commit_move(struct mremap_op *op, struct unmapping *source,
 		if (keeps_source(&op->req))
 			commit_kept_source(op, mv);
 	}
-	if (!keeps_source(&op->req))
+	if (is_relocated(op))
+		commit_relocation(op, tail);
+	else if (!keeps_source(&op->req))
 		commit_unmapped_sources(op, source, tail);
 	op->charged = 0;
 	op->result = op->moves->dst_addr;
@@ -1313,6 +1510,7 @@ static void sum_up_stats(struct mremap_op *op)
 		const struct move_stats *stats = &mv->tables.stats;
 
 		sum->vmas += !!mv->dst;
+		sum->relocated += stats->relocated;
 		sum->puds += stats->puds;
 		sum->pmds += stats->pmds;
 		sum->huge += stats->huge;
@@ -1337,7 +1535,8 @@ static int move_vmas(struct mremap_op *op)
 	for_each_move(op, mv) {
 		mv->dst = NULL;
 		mv->notified = false;
-		memset(&mv->tables, 0, sizeof(mv->tables));
+		mv->tables.moved_table = false;
+		memset(&mv->tables.stats, 0, sizeof(mv->tables.stats));
 	}
 	err = prepare_move(op);
 	if (err)
@@ -1488,7 +1687,6 @@ static int grow_in_place(struct mremap_op *op)
 	VMA_ITERATOR(vmi, op->mm, op->moves->src->vm_end);
 	struct vma_move *mv = op->moves;
 	const struct mremap_request *req = &op->req;
-	unsigned long pages = growth(req) >> PAGE_SHIFT;
 	int err;
 
 	err = charge(op);
@@ -1502,8 +1700,7 @@ static int grow_in_place(struct mremap_op *op)
 
 	op->charged = 0;
 	op->result = req->addr;
-	vm_stat_account(op->mm, mv->vm_flags, pages);
-	op->mm->locked_vm += op->added.locked;
+	account_growth(op, mv);
 	populate_growth(op);
 	return 0;
 }

@@ -241,6 +241,13 @@ static void stack_table_aligns_within_its_vma(struct kunit *test)
 	close_space(test);
 }
 
+static bool is_free_above_new(struct vm_area_struct *vma, unsigned long end)
+{
+	const struct pagetable_move pm = { .dst = vma, .end = end };
+
+	return can_align_up_new(&pm);
+}
+
 static void table_aligns_up_to_what_is_mapped(struct kunit *test)
 {
 	unsigned long end = SRC_AT + PAGES(5);
@@ -251,24 +258,24 @@ static void table_aligns_up_to_what_is_mapped(struct kunit *test)
 	mmap_write_lock(mm);
 	vma = vma_lookup(mm, SRC_AT);
 	KUNIT_EXPECT_TRUE(test, can_align_up(vma, end));
-	KUNIT_EXPECT_TRUE(test, can_align_up_new(vma, end));
+	KUNIT_EXPECT_TRUE(test, is_free_above_new(vma, end));
 	/* What is mapped above the end hinders the old place only. */
 	KUNIT_EXPECT_FALSE(test, can_align_up(vma, end - PAGES(1)));
-	KUNIT_EXPECT_TRUE(test, can_align_up_new(vma, end - PAGES(1)));
+	KUNIT_EXPECT_TRUE(test, is_free_above_new(vma, end - PAGES(1)));
 	mmap_write_unlock(mm);
 
 	/* Not in the same table */
 	map_at(test, SRC_AT + PMD_SIZE, PAGES(1), RW);
 	mmap_write_lock(mm);
 	KUNIT_EXPECT_TRUE(test, can_align_up(vma, end));
-	KUNIT_EXPECT_TRUE(test, can_align_up_new(vma, end));
+	KUNIT_EXPECT_TRUE(test, is_free_above_new(vma, end));
 	mmap_write_unlock(mm);
 
 	/* In its last slot */
 	map_at(test, SRC_AT + PMD_SIZE - PAGES(1), PAGES(1), RWX);
 	mmap_write_lock(mm);
 	KUNIT_EXPECT_FALSE(test, can_align_up(vma, end));
-	KUNIT_EXPECT_FALSE(test, can_align_up_new(vma, end));
+	KUNIT_EXPECT_FALSE(test, is_free_above_new(vma, end));
 	mmap_write_unlock(mm);
 	close_space(test);
 }
@@ -494,14 +501,18 @@ static void copy_mapping(struct kunit *test, struct pagetable_move *pm,
 		.start = start,
 		.end = start + len,
 		.shift = dst - start,
+		.count_ptes = true,
 	};
 	mmap_write_lock(mm);
 	pm->src = vma_lookup(mm, start);
 	if (pm->src) {
 		vma_start_write(pm->src);
-		pm->dst = copy_vma(pm->src, dst, dst_len,
-				   vma_pgoff_offset(pm->src, start),
-				   start, start + len);
+		pm->dst = vma_merge_copy(pm->src, dst, dst_len,
+					 vma_pgoff_offset(pm->src, start),
+					 start, start + len);
+		if (!pm->dst)
+			pm->dst = copy_vma(pm->src, dst, dst_len,
+					   vma_pgoff_offset(pm->src, start));
 	}
 	if (pm->dst)
 		vm_stat_account(mm, pm->dst->vm_flags, dst_len >> PAGE_SHIFT);
@@ -546,16 +557,18 @@ static void list_neighbours(const struct move_case *c, struct neighbour *n)
 	n[3] = (struct neighbour) { 0, OTHER_ABOVE_DST, dst + c->len + grown };
 }
 
-static void set_up_neighbours(struct kunit *test, const struct move_case *c)
+/* Those of @flags. */
+static void set_up_neighbours(struct kunit *test, const struct move_case *c,
+			      unsigned int flags)
 {
 	struct neighbour n[NR_NEIGHBOURS];
 	unsigned int i;
 
 	list_neighbours(c, n);
 	for (i = 0; i < NR_NEIGHBOURS; i++) {
-		if (c->flags & n[i].other)
+		if (flags & n[i].other)
 			map_at(test, n[i].addr, PAGES(1), RWX);
-		if (c->flags & (n[i].more | n[i].other))
+		if (flags & (n[i].more | n[i].other))
 			stamp(test, n[i].addr);
 	}
 }
@@ -573,8 +586,8 @@ static void expect_neighbours(struct kunit *test, const struct move_case *c)
 	}
 }
 
-static void set_up_move(struct kunit *test, const struct move_case *c,
-			struct pagetable_move *pm, struct page **pages)
+static void set_up_source(struct kunit *test, const struct move_case *c,
+			  struct page **pages)
 {
 	unsigned long below = page_if(c, MORE_BELOW);
 	unsigned long above = page_if(c, MORE_ABOVE);
@@ -590,10 +603,16 @@ static void set_up_move(struct kunit *test, const struct move_case *c,
 		pages[i] = page_at(addr);
 		KUNIT_ASSERT_NOT_NULL(test, pages[i]);
 	}
-	copy_mapping(test, pm, src, c->len, DST_AT + c->dst,
+}
+
+static void set_up_move(struct kunit *test, const struct move_case *c,
+			struct pagetable_move *pm, struct page **pages)
+{
+	set_up_source(test, c, pages);
+	copy_mapping(test, pm, SRC_AT + c->src, c->len, DST_AT + c->dst,
 		     c->len + page_if(c, GROWS));
 	pm->keep_tables = c->flags & KEEP_TABLES;
-	set_up_neighbours(test, c);
+	set_up_neighbours(test, c, c->flags);
 	if (c->flags & TABLE_AT_DST)
 		leave_table(test, DST_AT + c->dst);
 }
@@ -720,6 +739,151 @@ static void tables_move_back(struct kunit *test)
 	expect_neighbours(test, c);
 	expect_empty(test, c, dst);
 	close_space(test);
+}
+
+/* Make @addr a boundary between VMAs. */
+static void cut_at(struct kunit *test, unsigned long addr)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma = vma_at(addr);
+	int err = 0;
+
+	VMA_ITERATOR(vmi, mm, addr);
+
+	mmap_write_lock(mm);
+	if (vma && vma->vm_start < addr)
+		err = split_vma(&vmi, vma, addr, /* new_below = */ 1);
+	mmap_write_unlock(mm);
+	KUNIT_ASSERT_EQ(test, err, 0);
+}
+
+/* A VMA of its own that is to change its place. */
+static void set_up_relocation(struct kunit *test, const struct move_case *c,
+			      struct pagetable_move *pm, struct page **pages)
+{
+	unsigned long src = SRC_AT + c->src;
+
+	if (c->flags & TABLE_AT_DST)
+		kunit_skip(test, "no table is left where nothing is mapped");
+	set_up_source(test, c, pages);
+	cut_at(test, src);
+	cut_at(test, src + c->len);
+	set_up_neighbours(test, c, c->flags & ~GROWS);
+	*pm = (struct pagetable_move) {
+		.src = vma_at(src),
+		.dst = vma_at(src),
+		.start = src,
+		.end = src + c->len,
+		.shift = DST_AT + c->dst - src,
+		.new_len = c->len + page_if(c, GROWS),
+		.keep_tables = c->flags & KEEP_TABLES,
+		.count_ptes = true,
+	};
+}
+
+static void set_range(unsigned long start, unsigned long len,
+		      struct vm_area_struct *vma)
+{
+	MA_STATE(mas, &current->mm->mm_mt, start, start + len - 1);
+
+	mas_store_gfp(&mas, vma, GFP_KERNEL);
+}
+
+static void clear_gap(struct vm_area_struct *vma, unsigned long start,
+		      unsigned long len)
+{
+	struct vm_area_struct *prev, *next;
+
+	set_range(start, len, NULL);
+	next = find_vma_prev(vma->vm_mm, start, &prev);
+	free_left_tables(vma, start, start + len,
+			 prev ? prev->vm_end : FIRST_USER_ADDRESS,
+			 next ? next->vm_start : USER_PGTABLES_CEILING);
+}
+
+/* What a call does around relocate_page_tables(). */
+static int lock_and_relocate(struct pagetable_move *pm)
+{
+	unsigned long len = pm->end - pm->start, start = pm->start + pm->shift;
+	struct mm_struct *mm = current->mm;
+	int err;
+
+	mmap_write_lock(mm);
+	vma_start_write(pm->src);
+	set_range(start, pm->new_len, pm->src);
+	err = relocate_page_tables(pm);
+	if (err) {
+		clear_gap(pm->src, start, pm->new_len);
+	} else {
+		clear_gap(pm->src, pm->start, len);
+		vm_stat_account(mm, pm->src->vm_flags,
+				(pm->new_len - len) >> PAGE_SHIFT);
+	}
+	mmap_write_unlock(mm);
+	return err;
+}
+
+static void tables_relocate(struct kunit *test)
+{
+	const struct move_case *c = test->param_value;
+	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
+	struct page *pages[MAX_PAGES];
+	struct pagetable_move pm;
+	bool some = c->puds || c->pmds || c->ptes;
+
+	set_up_relocation(test, c, &pm, pages);
+	if (!can_relocate_page_tables(&pm))
+		kunit_skip(test, "takes more than one window");
+	KUNIT_ASSERT_EQ(test, lock_and_relocate(&pm), 0);
+	KUNIT_EXPECT_EQ(test, pm.stats.relocated, 1);
+	KUNIT_EXPECT_LE(test, pm.stats.flushes, some + !!c->ptes);
+	expect_stats(test, c, &pm.stats);
+	KUNIT_EXPECT_EQ(test, pm.moved_table, pm.stats.puds || pm.stats.pmds);
+	KUNIT_EXPECT_NULL(test, vma_at(src));
+	KUNIT_EXPECT_PTR_EQ(test, vma_at(dst), pm.src);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_start, dst);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_end, dst + pm.new_len);
+	expect_pages(test, c, pages, dst, src);
+	set_up_neighbours(test, c, c->flags & GROWS);
+	expect_neighbours(test, c);
+	close_space(test);
+}
+
+struct fit_case {
+	unsigned long src, dst, len;	/* from SRC_AT, from DST_AT, in bytes */
+	bool fits;
+};
+
+/* One window: a table of PMDs at either place, and a number of page tables. */
+static void one_window_can_be_relocated(struct kunit *test)
+{
+	const unsigned long room = WINDOW_TABLES * PMD_SIZE;
+	const struct fit_case cases[] = {
+		{ 0, 0, PAGES(1), true },
+		{ 0, PAGES(1), room, true },
+		{ PAGES(1), 0, room, false },
+		{ 0, PAGES(1), room + PAGES(1), false },
+		{ PUD_SIZE - PAGES(1), 0, PAGES(1), true },
+		{ PUD_SIZE - PAGES(1), 0, PAGES(2), false },
+		{ 0, PUD_SIZE - PAGES(1), PAGES(1), true },
+		{ 0, PUD_SIZE - PAGES(1), PAGES(2), false },
+	};
+	unsigned int i;
+
+	if (!IS_ENABLED(CONFIG_64BIT))
+		kunit_skip(test, "needs CONFIG_64BIT");
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		const struct fit_case *c = &cases[i];
+		const struct pagetable_move pm = {
+			.start = SRC_AT + c->src,
+			.end = SRC_AT + c->src + c->len,
+			.shift = DST_AT + c->dst - SRC_AT - c->src,
+			.new_len = c->len,
+		};
+
+		KUNIT_EXPECT_EQ_MSG(test, can_relocate_page_tables(&pm), c->fits,
+				    "case %u", i);
+	}
 }
 
 /* A page in the middle of the range, behind the first that is there. */
@@ -2083,11 +2247,42 @@ static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
 }
 #endif
 
+/* What was there when it was planned is gone: nothing moves. */
+static void relocation_not_as_planned_stays(struct kunit *test)
+{
+	const struct move_case c = { .len = PAGES(2), .nr_pages = 1 };
+	struct mm_struct *mm = current->mm;
+	struct page *pages[MAX_PAGES];
+	struct move_window *win;
+	struct pagetable_move pm;
+	int err;
+
+	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, win);
+	set_up_relocation(test, &c, &pm, pages);
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_NOT_NULL(test, pmd_alloc(mm, alloc_new_pud(mm, DST_AT), DST_AT));
+	begin_window(&pm, win);
+	take_rmap_locks(pm.src);
+	err = move_all_entries(&pm, win);
+	drop_rmap_locks(pm.src);
+	clear_gap(pm.src, DST_AT, PAGES(2));
+	mmap_write_unlock(mm);
+
+	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 0);
+	expect_pages(test, &c, pages, SRC_AT, DST_AT);
+	close_space(test);
+}
+
 static struct kunit_case table_tests[] = {
 	KUNIT_CASE(stack_table_aligns_within_its_vma),
 	KUNIT_CASE(table_aligns_up_to_what_is_mapped),
 	KUNIT_CASE_PARAM(tables_move, move_gen_params),
 	KUNIT_CASE_PARAM(tables_move_back, move_gen_params),
+	KUNIT_CASE_PARAM(tables_relocate, move_gen_params),
+	KUNIT_CASE(one_window_can_be_relocated),
 	KUNIT_CASE_PARAM(part_moves_back, move_gen_params),
 	KUNIT_CASE_PARAM(random_layouts_move_back, layout_gen_params),
 	KUNIT_CASE(holes_are_passed_at_once),
@@ -2110,6 +2305,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(foreign_tables_are_not_detached),
 	KUNIT_CASE(owed_flush_is_made_up_for),
 	KUNIT_CASE(window_not_as_planned_flushes),
+	KUNIT_CASE(relocation_not_as_planned_stays),
 	KUNIT_CASE(huge_page_stays_if_its_slot_is_filled),
 	{}
 };

@@ -36,6 +36,7 @@ TRACE_EVENT(mremap,
 		__field(unsigned long, huge)
 		__field(unsigned long, ptes)
 		__field(unsigned long, flushes)
+		__field(unsigned long, relocated)
 	),
 
 	TP_fast_assign(
@@ -52,9 +53,10 @@ TRACE_EVENT(mremap,
 		__entry->huge = stats->huge;
 		__entry->ptes = stats->ptes;
 		__entry->flushes = stats->flushes;
+		__entry->relocated = stats->relocated;
 	),
 
-	TP_printk("addr=0x%lx old_len=0x%lx new_len=0x%lx flags=%s new_addr=0x%lx result=0x%lx error=%d vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu",
+	TP_printk("addr=0x%lx old_len=0x%lx new_len=0x%lx flags=%s new_addr=0x%lx result=0x%lx error=%d vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu relocated=%lu",
 		  __entry->addr, __entry->old_len, __entry->new_len,
 		  __entry->flags ? __print_flags(__entry->flags, "|",
 			{ MREMAP_MAYMOVE,	"MREMAP_MAYMOVE" },
@@ -62,7 +64,7 @@ TRACE_EVENT(mremap,
 			{ MREMAP_DONTUNMAP,	"MREMAP_DONTUNMAP" }) : "none",
 		  __entry->new_addr, __entry->result, __entry->error,
 		  __entry->vmas, __entry->puds, __entry->pmds, __entry->huge,
-		  __entry->ptes, __entry->flushes)
+		  __entry->ptes, __entry->flushes, __entry->relocated)
 );
 
 #endif /* _TRACE_MREMAP_H */

@@ -50,6 +50,7 @@ struct event {
 	int error;
 	struct counts counts;
 	unsigned long flushes;
+	unsigned long relocated;
 };
 
 /* A buffer of this test's own, in which nobody else's events are. */
@@ -163,12 +164,12 @@ static bool parse_event(const char *line, struct event *event)
 	int end = 0;
 
 	return sscanf(line,
-		      "addr=0x%lx old_len=0x%lx new_len=0x%lx flags=%63s new_addr=0x%lx result=0x%lx error=%d vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu%n",
+		      "addr=0x%lx old_len=0x%lx new_len=0x%lx flags=%63s new_addr=0x%lx result=0x%lx error=%d vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu relocated=%lu%n",
 		      &event->addr, &event->old_len, &event->new_len,
 		      event->flags, &event->new_addr, &event->result,
 		      &event->error, &counts->vmas, &counts->puds,
 		      &counts->pmds, &counts->huge, &counts->ptes,
-		      &event->flushes, &end) == 13 && !line[end];
+		      &event->flushes, &event->relocated, &end) == 14 && !line[end];
 }
 
 static void print_flags(unsigned long flags, char *out, size_t len)
@@ -243,6 +244,11 @@ static const char *check_counts(SELF, struct counts want)
 #define EXPECT_FLUSHES(nr)						\
 	EXPECT_EQ((unsigned long)(nr), self->event.flushes)		\
 		TH_LOG("\"%s\"", self->line)
+
+/* Whether the mapping itself changed its place; else it was copied. */
+#define EXPECT_RELOCATED(nr)						\
+	EXPECT_EQ((unsigned long)(nr), self->event.relocated)		\
+		TH_LOG("%s", self->line)
 
 /* ---- what moves, and by what ---- */
 
@@ -526,8 +532,9 @@ TEST_F(trace, flushes_with_neighbours)
 }
 
 /*
- * Neighbours at both ends, in the same tables: only those between move whole. Head
- * and tail have windows of their own, as they need new tables.
+ * Neighbours at both ends, in the same tables: only those between move whole. A
+ * mapping that is relocated moves in one window. Else head and tail have windows of
+ * their own, as they need new tables.
  */
 TEST_F(trace, head_and_tail_with_neighbours)
 {
@@ -539,10 +546,21 @@ TEST_F(trace, head_and_tail_with_neighbours)
 	map_sparse(_metadata, src, pages, 1);
 	guard_page(src - psize());
 	guard_page(src + bytes(pages));
-	ASSERT_EQ(dst, traced_move(_metadata, self, src, bytes(pages), dst));
+	ASSERT_EQ(dst, traced(_metadata, self, src, bytes(pages), bytes(pages),
+			      FIXED | DONTUNMAP, dst));
 	EXPECT_COUNTS(.vmas = 1, .pmds = 2, .ptes = head + tail);
 	EXPECT_FLUSHES(3);
+	EXPECT_RELOCATED(0);
 	EXPECT_OK(check_sparse(dst, pages, 1));
+
+	ASSERT_EQ(0, munmap(at(src), bytes(pages)));
+	guard_page(dst - psize());
+	guard_page(dst + bytes(pages));
+	ASSERT_EQ(src, traced_move(_metadata, self, dst, bytes(pages), src));
+	EXPECT_COUNTS(.vmas = 1, .pmds = 2, .ptes = head + tail);
+	EXPECT_FLUSHES(1);
+	EXPECT_RELOCATED(1);
+	EXPECT_OK(check_sparse(src, pages, 1));
 }
 
 /* The same at the destination, where the tail finds a table. */
@@ -556,9 +574,11 @@ TEST_F(trace, head_and_tail_to_neighbours)
 	map_sparse(_metadata, src, pages, 1);
 	guard_page(dst - psize());
 	guard_page(dst + bytes(pages));
-	ASSERT_EQ(dst, traced_move(_metadata, self, src, bytes(pages), dst));
+	ASSERT_EQ(dst, traced(_metadata, self, src, bytes(pages), bytes(pages),
+			      FIXED | DONTUNMAP, dst));
 	EXPECT_COUNTS(.vmas = 1, .pmds = 2, .ptes = head + tail);
 	EXPECT_FLUSHES(2);
+	EXPECT_RELOCATED(0);
 	EXPECT_OK(check_sparse(dst, pages, 1));
 	EXPECT_OK(check_guard_page(dst - psize()));
 }
@@ -659,19 +679,11 @@ TEST_F(trace, growing_and_shrinking_moves)
  */
 TEST_F(trace, place_for_whole_tables)
 {
-	const struct {
-		size_t offset;
-		unsigned long flushes;
-	} cases[] = {
-		{ 0, 1 },
-		{ 1, 2 },	/* the tail is a page that is not there */
-		{ 300, 3 },
-		{ 511, 3 },
-	};
+	const size_t offsets[] = { 0, 1, 300, 511 };
 
-	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+	for (size_t i = 0; i < ARRAY_SIZE(offsets); i++) {
 		const size_t pages = 4 * table_pages();
-		const unsigned long src = SRC + bytes(cases[i].offset);
+		const unsigned long src = SRC + bytes(offsets[i]);
 		unsigned long to;
 
 		map_sparse(_metadata, src, pages, 8);
@@ -681,12 +693,13 @@ TEST_F(trace, place_for_whole_tables)
 			    MREMAP_MAYMOVE, 0);
 		ASSERT_EQ(0, error_of(to));
 		EXPECT_EQ(0UL, (to - src) % pmd_span());
-		if (cases[i].offset)
+		if (offsets[i])
 			EXPECT_COUNTS(.vmas = 1, .pmds = 3,
 				      .ptes = table_pages() / 8);
 		else
 			EXPECT_COUNTS(.vmas = 1, .pmds = 4);
-		EXPECT_FLUSHES(cases[i].flushes);
+		EXPECT_FLUSHES(1);
+		EXPECT_RELOCATED(1);
 		EXPECT_OK(check_sparse(to, pages, 8));
 		EXPECT_OK(check_zero(to + bytes(pages), bytes(9)));
 		munmap(at(to), bytes(pages + 9));
@@ -892,7 +905,8 @@ TEST_F(trace, huge_pages_cut)
 					 DST + cut));
 	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES - 2,
 		      .ptes = table_pages() - 100);
-	EXPECT_FLUSHES(2);
+	EXPECT_FLUSHES(1);
+	EXPECT_RELOCATED(1);
 	EXPECT_OK(check_stamps(DST + cut, len, cut / psize()));
 }
 
