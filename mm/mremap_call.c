@@ -1154,9 +1154,8 @@ static bool is_relocated(const struct mremap_op *op)
 }
 
 /*
- * Nobody else may have to hear that a VMA has another address, and nothing may go
- * by its address but its pages. For an anonymous VMA of a file (/dev/zero) see
- * vma_relocate(). Breakpoints of uprobes are looked after by unmapping.
+ * Nobody else may have to hear that a VMA has another address: drivers, monitors,
+ * nor uprobes, which look after their breakpoints when something is unmapped.
  */
 static bool can_relocate_vma(struct vm_area_struct *vma)
 {
@@ -1165,8 +1164,6 @@ static bool can_relocate_vma(struct vm_area_struct *vma)
 	if (vma->vm_flags & (VM_SPECIAL | VM_HUGETLB))
 		return false;
 	if (userfaultfd_armed(vma) || test_bit(MMF_HAS_UPROBES, &vma->vm_mm->flags))
-		return false;
-	if (vma_is_anonymous(vma) && vma->vm_file && !vma->anon_vma)
 		return false;
 	return !ops || (!ops->open && !ops->close && !ops->mremap);
 }

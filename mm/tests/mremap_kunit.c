@@ -557,18 +557,16 @@ static void list_neighbours(const struct move_case *c, struct neighbour *n)
 	n[3] = (struct neighbour) { 0, OTHER_ABOVE_DST, dst + c->len + grown };
 }
 
-/* Those of @flags. */
-static void set_up_neighbours(struct kunit *test, const struct move_case *c,
-			      unsigned int flags)
+static void set_up_neighbours(struct kunit *test, const struct move_case *c)
 {
 	struct neighbour n[NR_NEIGHBOURS];
 	unsigned int i;
 
 	list_neighbours(c, n);
 	for (i = 0; i < NR_NEIGHBOURS; i++) {
-		if (flags & n[i].other)
+		if (c->flags & n[i].other)
 			map_at(test, n[i].addr, PAGES(1), RWX);
-		if (flags & (n[i].more | n[i].other))
+		if (c->flags & (n[i].more | n[i].other))
 			stamp(test, n[i].addr);
 	}
 }
@@ -612,7 +610,7 @@ static void set_up_move(struct kunit *test, const struct move_case *c,
 	copy_mapping(test, pm, SRC_AT + c->src, c->len, DST_AT + c->dst,
 		     c->len + page_if(c, GROWS));
 	pm->keep_tables = c->flags & KEEP_TABLES;
-	set_up_neighbours(test, c, c->flags);
+	set_up_neighbours(test, c);
 	if (c->flags & TABLE_AT_DST)
 		leave_table(test, DST_AT + c->dst);
 }
@@ -768,7 +766,7 @@ static void set_up_relocation(struct kunit *test, const struct move_case *c,
 	set_up_source(test, c, pages);
 	cut_at(test, src);
 	cut_at(test, src + c->len);
-	set_up_neighbours(test, c, c->flags & ~GROWS);
+	set_up_neighbours(test, c);
 	*pm = (struct pagetable_move) {
 		.src = vma_at(src),
 		.dst = vma_at(src),
@@ -801,26 +799,29 @@ static void clear_gap(struct vm_area_struct *vma, unsigned long start,
 			 next ? next->vm_start : USER_PGTABLES_CEILING);
 }
 
-/* What a call does around relocate_page_tables(). */
-static int lock_and_relocate(struct pagetable_move *pm)
-{
-	unsigned long len = pm->end - pm->start, start = pm->start + pm->shift;
-	struct mm_struct *mm = current->mm;
-	int err;
+/* What a call does around relocate_page_tables() */
 
-	mmap_write_lock(mm);
+static int begin_relocation(struct pagetable_move *pm)
+{
+	mmap_write_lock(current->mm);
 	vma_start_write(pm->src);
-	set_range(start, pm->new_len, pm->src);
-	err = relocate_page_tables(pm);
+	set_range(pm->start + pm->shift, pm->new_len, pm->src);
+	return relocate_page_tables(pm);
+}
+
+static void end_relocation(struct pagetable_move *pm, int err)
+{
+	unsigned long len = pm->end - pm->start;
+	struct mm_struct *mm = current->mm;
+
 	if (err) {
-		clear_gap(pm->src, start, pm->new_len);
+		clear_gap(pm->src, pm->start + pm->shift, pm->new_len);
 	} else {
 		clear_gap(pm->src, pm->start, len);
 		vm_stat_account(mm, pm->src->vm_flags,
 				(pm->new_len - len) >> PAGE_SHIFT);
 	}
 	mmap_write_unlock(mm);
-	return err;
 }
 
 static void tables_relocate(struct kunit *test)
@@ -830,11 +831,14 @@ static void tables_relocate(struct kunit *test)
 	struct page *pages[MAX_PAGES];
 	struct pagetable_move pm;
 	bool some = c->puds || c->pmds || c->ptes;
+	int err;
 
 	set_up_relocation(test, c, &pm, pages);
 	if (!can_relocate_page_tables(&pm))
 		kunit_skip(test, "takes more than one window");
-	KUNIT_ASSERT_EQ(test, lock_and_relocate(&pm), 0);
+	err = begin_relocation(&pm);
+	end_relocation(&pm, err);
+	KUNIT_ASSERT_EQ(test, err, 0);
 	KUNIT_EXPECT_EQ(test, pm.stats.relocated, 1);
 	KUNIT_EXPECT_LE(test, pm.stats.flushes, some + !!c->ptes);
 	expect_stats(test, c, &pm.stats);
@@ -844,8 +848,11 @@ static void tables_relocate(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, pm.src->vm_start, dst);
 	KUNIT_EXPECT_EQ(test, pm.src->vm_end, dst + pm.new_len);
 	expect_pages(test, c, pages, dst, src);
-	set_up_neighbours(test, c, c->flags & GROWS);
 	expect_neighbours(test, c);
+	if (c->flags & GROWS) {
+		stamp(test, dst + c->len);
+		expect_rmap(test, page_at(dst + c->len), dst + c->len);
+	}
 	close_space(test);
 }
 
@@ -1707,6 +1714,7 @@ struct flush_watcher {
 	unsigned int nr_under_rmap_lock;
 	unsigned int nr_under_ptl;
 	unsigned int nr_before_move;
+	unsigned int nr_at_new_place;	/* the VMA itself */
 };
 
 /* Without a lock: it may be held where this is called. */
@@ -1745,6 +1753,7 @@ static void watch_flush(struct mmu_notifier *notifier, struct mm_struct *mm,
 	w->nr_under_rmap_lock += rwsem_is_locked(&w->vma->anon_vma->root->rwsem);
 	w->nr_under_ptl += is_table_locked(w->vma);
 	w->nr_before_move += !is_mapped(mm, w->moved);
+	w->nr_at_new_place += w->vma->vm_start == w->moved;
 }
 
 static const struct mmu_notifier_ops flush_watcher_ops = {
@@ -1775,6 +1784,7 @@ struct flush_case {
 	unsigned long len;
 	bool is_device;
 	bool is_back;
+	bool relocates;
 	unsigned int flushes;
 	unsigned int before_move;	/* of these */
 };
@@ -1791,19 +1801,45 @@ static const struct flush_case flush_cases[] = {
 	{ "entries in two windows", .shift = PAGES(1),
 	  .len = (WINDOW_TABLES + 1) * PMD_SIZE, .flushes = 2,
 	  .before_move = 1 },
+	{ "a VMA with its tables", .len = 3 * PMD_SIZE, .relocates = true,
+	  .flushes = 1 },
+	{ "a VMA with entries of detached tables", .shift = PAGES(1),
+	  .len = 3 * PMD_SIZE, .relocates = true, .flushes = 1, .before_move = 1 },
 	{ "a device", .shift = PAGES(1), .len = 3 * PMD_SIZE, .is_device = true,
 	  .flushes = 3 },
 };
 
 KUNIT_ARRAY_PARAM_DESC(flush, flush_cases, name);
 
-/* How many, and no moment between the leaving of an entry and them without lock. */
-static void flushes_come_in_time(struct kunit *test)
+/* A VMA that is relocated is at its new place before the last flush. */
+static void relocate_watched(struct kunit *test, const struct flush_case *c,
+			     struct flush_watcher *w)
 {
-	const struct flush_case *c = test->param_value;
+	const struct move_case m = { .dst = c->shift, .len = c->len };
+	struct flush_watcher seen;
+	struct pagetable_move pm;
+	struct page *none[MAX_PAGES];
+	unsigned long addr;
+	int err;
+
+	set_up_relocation(test, &m, &pm, none);
+	for (addr = SRC_AT; addr < SRC_AT + c->len; addr += PMD_SIZE)
+		stamp(test, addr);
+	start_watching(test, w, pm.src, DST_AT + c->shift);
+	err = begin_relocation(&pm);
+	seen = *w;
+	end_relocation(&pm, err);
+	stop_watching(w);
+	*w = seen;
+	KUNIT_EXPECT_EQ(test, err, 0);
+	KUNIT_EXPECT_EQ(test, w->nr_at_new_place, c->flushes - c->before_move);
+}
+
+static void move_watched(struct kunit *test, const struct flush_case *c,
+			 struct flush_watcher *w)
+{
 	unsigned long dst = DST_AT + c->shift, addr;
 	struct pagetable_move pm;
-	struct flush_watcher w;
 
 	map_at(test, SRC_AT, c->len, RW);
 	for (addr = SRC_AT; addr < SRC_AT + c->len; addr += PMD_SIZE)
@@ -1815,9 +1851,21 @@ static void flushes_come_in_time(struct kunit *test)
 	}
 	if (c->is_back)
 		expect_moved(test, &pm);
-	start_watching(test, &w, pm.src, c->is_back ? SRC_AT : dst);
+	start_watching(test, w, pm.src, c->is_back ? SRC_AT : dst);
 	KUNIT_EXPECT_EQ(test, lock_and_move(&pm, c->is_back), 0);
-	stop_watching(&w);
+	stop_watching(w);
+}
+
+/* How many, and no moment between the leaving of an entry and them without lock. */
+static void flushes_come_in_time(struct kunit *test)
+{
+	const struct flush_case *c = test->param_value;
+	struct flush_watcher w;
+
+	if (c->relocates)
+		relocate_watched(test, c, &w);
+	else
+		move_watched(test, c, &w);
 
 	KUNIT_EXPECT_EQ(test, w.nr, c->flushes);
 	KUNIT_EXPECT_EQ(test, w.nr_under_rmap_lock, c->flushes);
@@ -2247,10 +2295,16 @@ static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
 }
 #endif
 
-/* What was there when it was planned is gone: nothing moves. */
+/*
+ * What is found under the locks is not what was planned: nothing moves, not even
+ * what could. Here the first page finds a table, and the second one would need one.
+ */
 static void relocation_not_as_planned_stays(struct kunit *test)
 {
-	const struct move_case c = { .len = PAGES(2), .nr_pages = 1 };
+	const struct move_case c = {
+		.dst = PMD_SIZE - PAGES(1), .len = PAGES(2),
+		.flags = OTHER_BELOW_DST, .nr_pages = 2, .pages = { 0, 1 },
+	};
 	struct mm_struct *mm = current->mm;
 	struct page *pages[MAX_PAGES];
 	struct move_window *win;
@@ -2262,17 +2316,15 @@ static void relocation_not_as_planned_stays(struct kunit *test)
 	set_up_relocation(test, &c, &pm, pages);
 
 	mmap_write_lock(mm);
-	KUNIT_EXPECT_NOT_NULL(test, pmd_alloc(mm, alloc_new_pud(mm, DST_AT), DST_AT));
 	begin_window(&pm, win);
 	take_rmap_locks(pm.src);
 	err = move_all_entries(&pm, win);
 	drop_rmap_locks(pm.src);
-	clear_gap(pm.src, DST_AT, PAGES(2));
 	mmap_write_unlock(mm);
 
 	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
 	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 0);
-	expect_pages(test, &c, pages, SRC_AT, DST_AT);
+	expect_pages(test, &c, pages, SRC_AT, DST_AT + c.dst);
 	close_space(test);
 }
 
