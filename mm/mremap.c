@@ -556,6 +556,19 @@ unmap_old:
 	return err;
 }
 
+/* Where entries are plain memory, that of a table is carried over as it is. */
+static void move_normal_pmd(struct mm_struct *mm, pmd_t *old_pmd, pmd_t *new_pmd,
+			    pmd_t pmd)
+{
+	if (arch_can_detach_page_tables()) {
+		WRITE_ONCE(*old_pmd, __pmd(0));
+		WRITE_ONCE(*new_pmd, pmd);
+	} else {
+		pmd_clear(old_pmd);
+		pmd_populate(mm, new_pmd, pmd_pgtable(pmd));
+	}
+}
+
 /*
  * The page tables of up to @nr entries become those of the new ones. Both PMD
  * locks are held. Returns how many moved before the first one that could not.
@@ -571,8 +584,7 @@ static unsigned long move_normal_pmds(struct mm_struct *mm, pmd_t *old_pmd,
 		if (classify_pmd(pmd) != PMD_IS_TABLE ||
 		    !pmd_none(pmdp_get(new_pmd + i)))
 			break;
-		pmd_clear(old_pmd + i);
-		pmd_populate(mm, new_pmd + i, pmd_pgtable(pmd));
+		move_normal_pmd(mm, old_pmd + i, new_pmd + i, pmd);
 	}
 	return i;
 }
@@ -1472,16 +1484,21 @@ static bool is_one_pud_table(const struct pagetable_move *pm,
 	       pud_none(pudp_get(win->new_pud));
 }
 
-/* How many entries from @addr on can move whole, whatever they are? */
+/*
+ * How many entries from @addr on can move whole, whatever they are? Before the
+ * locks are taken it is hoped that all new slots are free.
+ */
 static unsigned long count_whole_pmds(const struct pagetable_move *pm,
 				      const struct move_window *win,
-				      unsigned long addr)
+				      unsigned long addr, bool locked)
 {
 	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
 	unsigned long nr = 0, max = (pm->wide_end - addr) >> PMD_SHIFT;
 
 	if (!can_move_pte_tables(pm) || addr & ~PMD_MASK)
 		return 0;
+	if (!locked)
+		return max;
 	while (nr < max && pmd_none(pmdp_get_lockless(new_pmd + nr)))
 		nr++;
 	return nr;
@@ -1500,7 +1517,7 @@ static int plan_all(struct pagetable_move *pm, struct move_window *win, bool loc
 	win->start = pm->cursor;
 	win->tables = 0;
 	for (win->end = win->start; win->end < pm->wide_end; win->end += extent) {
-		extent = count_whole_pmds(pm, win, win->end) << PMD_SHIFT;
+		extent = count_whole_pmds(pm, win, win->end, locked) << PMD_SHIFT;
 		if (extent)
 			continue;
 		extent = get_extent_at(pm, win->end, PMD_SIZE);
@@ -1510,6 +1527,7 @@ static int plan_all(struct pagetable_move *pm, struct move_window *win, bool loc
 		if (err)
 			return err;
 	}
+	pm->tables_stay = plan.tables;
 	return 0;
 }
 
@@ -1586,6 +1604,7 @@ int relocate_page_tables(struct pagetable_move *pm)
 	struct move_window win __uninitialized;
 	int err;
 
+	pm->tables_stay = true;
 	begin_move(pm, &win, &range);
 	err = plan_relocation(pm, &win);
 	if (!err) {
@@ -1605,24 +1624,37 @@ int relocate_page_tables(struct pagetable_move *pm)
 	return err;
 }
 
+/* Can the table of PMDs at @addr be freed, which is shared with nobody then? */
+static bool has_own_pmds(unsigned long addr, unsigned long floor,
+			 unsigned long ceiling)
+{
+	unsigned long start = addr & PUD_MASK;
+
+	return floor <= start && ceiling - 1 >= start + PUD_SIZE - 1;
+}
+
 /**
- * free_left_tables - free the page tables where a VMA has been
- * @vma: a VMA of the address space
- * @start: where it started
- * @end: where it ended
+ * free_left_tables - free the page tables at a place of a relocated VMA
+ * @pm: its move, done or not
+ * @start: start of that place, old or new
+ * @len: its length in bytes
  * @floor: end of what is mapped below
- * @ceiling: start of what is mapped above
+ * @ceiling: start of what is mapped above; 0 if there is nothing
+ *
+ * Where all tables have moved, there may be none left but a table of PMDs.
  *
  * Context: mmap_lock held for write.
  */
-void free_left_tables(struct vm_area_struct *vma, unsigned long start,
-		      unsigned long end, unsigned long floor,
+void free_left_tables(const struct pagetable_move *pm, unsigned long start,
+		      unsigned long len, unsigned long floor,
 		      unsigned long ceiling)
 {
 	struct mmu_gather tlb;
 
-	tlb_gather_mmu(&tlb, vma->vm_mm);
-	free_pgd_range(&tlb, start, end, floor, ceiling);
+	if (!pm->tables_stay && !has_own_pmds(start, floor, ceiling))
+		return;
+	tlb_gather_mmu(&tlb, pm->src->vm_mm);
+	free_pgd_range(&tlb, start, start + len, floor, ceiling);
 	tlb_finish_mmu(&tlb);
 }
 

@@ -109,6 +109,7 @@ struct move_stats {
  * @new_own_start: as @own_start, at the new place
  * @cursor: old address up to which everything has moved; below @start while
  *          a widened first table is still to come
+ * @tables_stay: a relocation may have left page tables, or made some in vain
  * @moved_table: a whole table moved, without its entries being looked at
  * @moved_end: end of the last table or huge entry that moved whole; above @end
  *	       if and only if the widened last table did
@@ -153,6 +154,7 @@ struct pagetable_move {
 
 	/* Set by the walk, and told to the caller: */
 	unsigned long cursor;
+	bool tables_stay;
 	bool moved_table;
 	unsigned long moved_end;
 	struct move_stats stats;
@@ -162,8 +164,8 @@ int move_page_tables(struct pagetable_move *pm);
 int move_page_tables_back(const struct pagetable_move *pm);
 bool can_relocate_page_tables(const struct pagetable_move *pm);
 int relocate_page_tables(struct pagetable_move *pm);
-void free_left_tables(struct vm_area_struct *vma, unsigned long start,
-		      unsigned long end, unsigned long floor,
+void free_left_tables(const struct pagetable_move *pm, unsigned long start,
+		      unsigned long len, unsigned long floor,
 		      unsigned long ceiling);
 void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr);
 

@@ -1187,17 +1187,17 @@ static void unlink_range(struct mm_struct *mm, unsigned long start,
 }
 
 /* Nothing is mapped there any more, so no table of its own is to stay. */
-static void free_tables_of_gap(struct vm_area_struct *vma, unsigned long start,
+static void free_tables_of_gap(struct mremap_op *op, unsigned long start,
 			       unsigned long len)
 {
-	MA_STATE(gap, &vma->vm_mm->mm_mt, start, start);
+	MA_STATE(gap, &op->mm->mm_mt, start, start);
 	unsigned long ceiling = USER_PGTABLES_CEILING;
 
 	WARN_ON_ONCE(mas_walk(&gap));
 	if (gap.last != ULONG_MAX)
 		ceiling = gap.last + 1;
-	free_left_tables(vma, start, start + len, max(gap.index, FIRST_USER_ADDRESS),
-			 ceiling);
+	free_left_tables(&op->moves->tables, start, len,
+			 max(gap.index, FIRST_USER_ADDRESS), ceiling);
 }
 
 /*
@@ -1232,7 +1232,7 @@ static bool relocate(struct mremap_op *op, struct unmapping *tail)
 		return true;
 	}
 	unlink_range(op->mm, mv->dst_addr, mv->dst_len);
-	free_tables_of_gap(mv->src, mv->dst_addr, mv->dst_len);
+	free_tables_of_gap(op, mv->dst_addr, mv->dst_len);
 put_back:
 	abort_unmapping(tail);
 forget_events:
@@ -1401,7 +1401,7 @@ static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 		refresh_unmapping(tail, op->mm);
 		complete_unmapping(tail, op->mm);
 	}
-	free_tables_of_gap(mv->dst, mv->addr, mv->len);
+	free_tables_of_gap(op, mv->addr, mv->len);
 	account_growth(op, mv);
 }
 
@@ -1759,17 +1759,25 @@ static int mremap_locked(struct mremap_op *op)
 
 /* The system call */
 
+/* In the order in which it happened. Few calls have anything to tell. */
+static void notify_monitors(struct mremap_op *op)
+{
+	if (!list_empty(&op->uffd_unmap_dst))
+		userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_dst);
+	mremap_userfaultfd_complete(&op->uffd_remap, op->req.addr, op->result,
+				    moved_len(&op->req));
+	if (!list_empty(&op->uffd_unmap_src))
+		userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_src);
+}
+
 /*
- * What has to wait until mmap_lock is dropped: telling userfaultfd monitors, in
- * the order in which it happened, and faulting in what a locked mapping grew by.
- * The latter may wait for a monitor, which can do nothing before it was told.
+ * What has to wait until mmap_lock is dropped: telling userfaultfd monitors, and
+ * faulting in what a locked mapping grew by. The latter may wait for a monitor,
+ * which can do nothing before it was told.
  */
 static void finish_unlocked(struct mremap_op *op)
 {
-	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_dst);
-	mremap_userfaultfd_complete(&op->uffd_remap, op->req.addr, op->result,
-				    moved_len(&op->req));
-	userfaultfd_unmap_complete(op->mm, &op->uffd_unmap_src);
+	notify_monitors(op);
 	if (op->populate_len)
 		mm_populate(op->populate_addr, op->populate_len);
 }

@@ -787,15 +787,14 @@ static void set_range(unsigned long start, unsigned long len,
 	mas_store_gfp(&mas, vma, GFP_KERNEL);
 }
 
-static void clear_gap(struct vm_area_struct *vma, unsigned long start,
+static void clear_gap(struct pagetable_move *pm, unsigned long start,
 		      unsigned long len)
 {
 	struct vm_area_struct *prev, *next;
 
 	set_range(start, len, NULL);
-	next = find_vma_prev(vma->vm_mm, start, &prev);
-	free_left_tables(vma, start, start + len,
-			 prev ? prev->vm_end : FIRST_USER_ADDRESS,
+	next = find_vma_prev(pm->src->vm_mm, start, &prev);
+	free_left_tables(pm, start, len, prev ? prev->vm_end : FIRST_USER_ADDRESS,
 			 next ? next->vm_start : USER_PGTABLES_CEILING);
 }
 
@@ -815,9 +814,9 @@ static void end_relocation(struct pagetable_move *pm, int err)
 	struct mm_struct *mm = current->mm;
 
 	if (err) {
-		clear_gap(pm->src, pm->start + pm->shift, pm->new_len);
+		clear_gap(pm, pm->start + pm->shift, pm->new_len);
 	} else {
-		clear_gap(pm->src, pm->start, len);
+		clear_gap(pm, pm->start, len);
 		vm_stat_account(mm, pm->src->vm_flags,
 				(pm->new_len - len) >> PAGE_SHIFT);
 	}
