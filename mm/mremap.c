@@ -11,6 +11,10 @@
  *         move_under_locks() one round of the rmap locks, and one flush
  *           move_at_cursor() what is under one PMD entry: move_pmds()
  *             move_extent()  single entries: move_detached_ptes(), move_ptes()
+ *
+ *   relocate_page_tables()   one window, and the VMA along with it
+ *     move_all_entries()     one round of the rmap locks, and one flush
+ *       move_at_cursor()     as above
  */
 
 #include <linux/cacheflush.h>
@@ -239,7 +243,8 @@ static void widen_to_tables(struct pagetable_move *pm)
 	unsigned long head = pm->start & ~PMD_MASK;
 	unsigned long tail = -pm->end & ~PMD_MASK;
 	bool is_one_table = pm->end - pm->start < PMD_SIZE - head;
-	bool may_widen = can_move_pte_tables(pm) && !pm->back && !is_one_table;
+	bool may_widen = can_move_pte_tables(pm) && !pm->back;
+	bool widen_up = false, widen_down = false;
 
 	if (!pm->back) {
 		pm->wide_start = pm->start;
@@ -256,16 +261,21 @@ static void widen_to_tables(struct pagetable_move *pm)
 		tail = 0;
 	if (tail && !pm->in_stack && can_align_up(pm->src, pm->end)) {
 		pm->own_end += tail;
-		if (may_widen && can_align_up_new(pm))
-			pm->wide_end += tail;
+		widen_up = may_widen && can_align_up_new(pm);
 	} else if (is_one_table) {
 		return;
 	}
 	if (head && can_align_down(pm->src, pm->start, pm->in_stack)) {
 		pm->own_start -= head;
-		if (may_widen && can_align_down_new(pm))
-			pm->wide_start -= head;
+		widen_down = may_widen && can_align_down_new(pm);
 	}
+	/* The only table is to be widened to at both its ends, or not at all. */
+	if (is_one_table && !(widen_up && (widen_down || !head)))
+		widen_up = widen_down = false;
+	if (widen_up)
+		pm->wide_end += tail;
+	if (widen_down)
+		pm->wide_start -= head;
 	if (can_detach_tables(pm) && has_own_table(pm) &&
 	    can_align_down_new(pm))
 		pm->new_own_start &= PMD_MASK;
@@ -311,6 +321,19 @@ static void drop_rmap_locks(struct vm_area_struct *vma)
 		anon_vma_unlock_write(vma->anon_vma);
 	if (mapping)
 		i_mmap_unlock_write(mapping);
+}
+
+/*
+ * What was written through the old address leaves a virtually indexed cache now:
+ * nothing sleeps from here on until the entries have moved. And a flush is made up
+ * for that reclaim may owe, for entries that are swap entries by now (T5).
+ */
+static void lock_for_move(struct vm_area_struct *vma, unsigned long start,
+			  unsigned long end)
+{
+	take_rmap_locks(vma);
+	flush_cache_range(vma, start, end);
+	flush_tlb_batched_pending(vma->vm_mm);
 }
 
 static void assert_rmap_locked(const struct vm_area_struct *vma)
@@ -706,7 +729,7 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
  * part of N belongs there. So T may leave only if there is a table at N that a
  * move back can take, and that nobody takes away meanwhile. Otherwise T stays at
  * the old place, empty. Either way a move back finds a table wherever it brings
- * an entry to, and needs no memory. A VMA that is relocated never moves back.
+ * an entry to, and needs no memory.
  */
 
 /*
@@ -852,7 +875,9 @@ static void move_detached_entries(struct pagetable_move *pm, pte_t *old_pte,
 			arch_set_moved_pte(old_pte + i, mark_moved_pte(old_pte[i]));
 	}
 	/* All the cost of such a move is in here. */
+#if defined(CONFIG_CC_IS_CLANG) || CONFIG_GCC_VERSION >= 80000
 #pragma GCC unroll 8
+#endif
 	for (i = 0; i < nr; i++) {
 		pte_t pte = ptep_get(old_pte + i);
 
@@ -925,8 +950,7 @@ static bool may_reuse_table(const struct pagetable_move *pm, unsigned long addr,
 	return pte_index(addr + pm->shift) <= pte_index(addr) &&
 	       (IS_ALIGNED(end, PMD_SIZE) || end == pm->end) &&
 	       !is_retractable(pm->src) &&
-	       (pm->back || pm->new_len ||
-		can_do_without_table(pm, addr, new_pmd, planned));
+	       (pm->back || can_do_without_table(pm, addr, new_pmd, planned));
 }
 
 /* Fails, with nothing changed, if there is a table at the new place. */
@@ -1185,9 +1209,7 @@ static int move_under_locks(struct pagetable_move *pm, struct move_window *win)
 	int err;
 
 	mremap_delay(DELAY_PLANNED);
-	take_rmap_locks(pm->src);
-	/* Reclaim may owe a flush for entries that are swap entries by now. */
-	flush_tlb_batched_pending(pm->src->vm_mm);
+	lock_for_move(pm->src, pm->cursor, win->end);
 	detach_tables(pm, win);
 	do {
 		err = move_at_cursor(pm, win);
@@ -1288,8 +1310,7 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 {
 	bool moved = false;
 
-	take_rmap_locks(pm->src);
-	flush_tlb_batched_pending(pm->src->vm_mm);
+	lock_for_move(pm->src, pm->cursor, pm->wide_end);
 	while (move_normal_pud(pm, win, win->old_pud, win->new_pud)) {
 		moved = true;
 		pm->cursor += PUD_SIZE;
@@ -1370,12 +1391,10 @@ static int move_hugetlb(struct pagetable_move *pm)
 static void begin_move(struct pagetable_move *pm, struct move_window *win,
 		       struct mmu_notifier_range *range)
 {
-	mmap_assert_write_locked(pm->src->vm_mm);
 	pm->per_table = pm->in_stack || (pm->src->vm_flags & VM_SPECIAL);
 	init_window(win);
 	widen_to_tables(pm);
 	pm->cursor = pm->wide_start;
-	flush_cache_range(pm->src, pm->wide_start, pm->wide_end);
 	mmu_notifier_range_init(range, MMU_NOTIFY_UNMAP, 0, pm->src->vm_mm,
 				pm->wide_start, pm->wide_end);
 	mmu_notifier_invalidate_range_start(range);
@@ -1410,10 +1429,10 @@ int move_page_tables(struct pagetable_move *pm)
 	struct move_window win __uninitialized;
 	int err = 0;
 
-	mmap_assert_write_locked(pm->src->vm_mm);
 	pm->cursor = pm->start;
 	if (pm->cursor == pm->end)
 		return 0;
+	mmap_assert_write_locked(pm->src->vm_mm);
 	if (is_vm_hugetlb_page(pm->src))
 		return move_hugetlb(pm);
 
@@ -1583,7 +1602,7 @@ static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
 	while (!err && pm->cursor < pm->wide_end)
 		err = move_at_cursor(pm, win);
 	reattach_tables(pm, win);
-	return err;
+	return WARN_ON_ONCE(err) ? -EIO : 0;
 }
 
 /**
@@ -1604,13 +1623,13 @@ int relocate_page_tables(struct pagetable_move *pm)
 	struct move_window win __uninitialized;
 	int err;
 
+	mmap_assert_write_locked(vma->vm_mm);
 	pm->tables_stay = true;
 	begin_move(pm, &win, &range);
 	err = plan_relocation(pm, &win);
 	if (!err) {
 		mremap_delay(DELAY_PLANNED);
-		take_rmap_locks(vma);
-		flush_tlb_batched_pending(vma->vm_mm);
+		lock_for_move(vma, pm->cursor, pm->wide_end);
 		err = move_all_entries(pm, &win);
 		if (!err) {
 			vma_relocate(vma, pm->start + pm->shift, pm->new_len);
@@ -1621,6 +1640,9 @@ int relocate_page_tables(struct pagetable_move *pm)
 		drop_rmap_locks(vma);
 	}
 	end_move(pm, &win, &range);
+	/* That some have moved is not to happen, but no page is to be lost if it does. */
+	if (err == -EIO)
+		err = move_page_tables_back(pm) ?: -EAGAIN;
 	return err;
 }
 

@@ -91,7 +91,8 @@ struct move_stats {
 /**
  * struct pagetable_move - a move of page table entries, and how far it got
  * @src: VMA that the entries leave
- * @dst: VMA that they go to; the same VMA for the stack of an execve()
+ * @dst: VMA that they go to; the same VMA for the stack of an execve(), and for one
+ *	 that is relocated
  * @start: old address of the first byte to move
  * @end: old address behind the last byte
  * @shift: what added to an old address makes the new one, modulo the word
@@ -143,7 +144,7 @@ struct pagetable_move {
 	bool count_ptes;
 	bool back;
 
-	/* Set by move_page_tables(), before the walk: */
+	/* Set before the walk: */
 	bool per_table;
 	/* By widen_to_tables(), but for a move back, wide_* by the caller: */
 	unsigned long wide_start;
@@ -320,8 +321,8 @@ struct unmapping {
  * @tables: the move of the page tables
  * @notified: the new mapping's driver was notified of it
  *
- * Splits may leave @src with what is next to the moved range. copy_source() looks
- * it up anew; from then on @src starts and ends with the moved range, unless
+ * Splits may leave @src with what is next to the moved range. find_source() looks
+ * it up anew after some; from then on @src starts and ends with the moved range, unless
  * needs_isolation() says that it need not.
  */
 struct vma_move {

@@ -2,8 +2,9 @@
 /*
  * The system call mremap(2): mm/mremap.h has its phases, its locks and its types.
  *
- * It moves pages by means of move_page_tables() and move_page_tables_back(), in
- * mm/mremap.c, and knows nothing else of page tables.
+ * It has page tables moved by mm/mremap.c: move_page_tables() and
+ * move_page_tables_back() between a VMA and its copy, relocate_page_tables() with
+ * the VMA itself.
  */
 
 #include <linux/capability.h>
@@ -581,7 +582,13 @@ static int fix_destination(struct vma_move *mv, unsigned long addr)
  * A mapping of this size that moves is given page tables that it shares with no
  * other. It may grow and move again, and then they move whole.
  */
-#define SIZE_OF_OWN_TABLES	(64 * PAGE_SIZE)
+#define SIZE_OF_OWN_TABLES	(PMD_SIZE / 8)
+
+/* Is there room for that, if all the mappings that there may be had one? */
+static bool is_space_ample(void)
+{
+	return TASK_SIZE / PMD_SIZE / 4 >= sysctl_max_map_count;
+}
 
 static bool holds_whole(const struct vma_move *mv, unsigned long size)
 {
@@ -593,8 +600,9 @@ static bool holds_whole(const struct vma_move *mv, unsigned long size)
 
 /*
  * At the old offset modulo this size, whole tables can move. It is that of the
- * largest entry that the range fills, or 0 if it does not matter: the mapping is
- * too small, is placed by rules of its own, or address space is scarce.
+ * largest entry that the range fills, or of a page table if the range is to have its
+ * own. 0 if it does not matter: the mapping is too small, is placed by rules of its
+ * own, or address space is scarce.
  */
 static unsigned long congruence_for(const struct vma_move *mv)
 {
@@ -612,7 +620,12 @@ static unsigned long congruence_for(const struct vma_move *mv)
 		return 0;
 	if (holds_whole(mv, PUD_SIZE))
 		return PUD_SIZE;
-	return mv->dst_len >= SIZE_OF_OWN_TABLES ? PMD_SIZE : 0;
+	if (holds_whole(mv, PMD_SIZE))
+		return PMD_SIZE;
+	/* What will be whole huge pages is placed for these, by its own kind. */
+	if (mv->dst_len < SIZE_OF_OWN_TABLES || IS_ALIGNED(mv->dst_len, PMD_SIZE))
+		return 0;
+	return is_space_ample() ? PMD_SIZE : 0;
 }
 
 /*
@@ -1059,7 +1072,6 @@ static bool needs_soft_dirty_entries(const struct vma_move *mv)
 static void init_pagetable_move(struct pagetable_move *pm,
 				const struct vma_move *mv)
 {
-	memset(pm, 0, sizeof(*pm));
 	pm->src = mv->src;
 	pm->dst = mv->dst;
 	pm->start = mv->addr;
@@ -1150,7 +1162,7 @@ static bool is_dst_alone(const struct mremap_op *op)
 
 static bool is_relocated(const struct mremap_op *op)
 {
-	return op->moves->tables.stats.relocated;
+	return op->moves->dst == op->moves->src;
 }
 
 /*
@@ -1201,11 +1213,12 @@ static void free_tables_of_gap(struct mremap_op *op, unsigned long start,
 }
 
 /*
- * Relocate the only source. The tree of VMAs has it at both places until commit, so
+ * Relocate the only source. The tree of VMAs has it at both places for a while, so
  * that who walks it under RCU finds no hole where something is mapped. There the
  * VMA cannot be locked before the end of the call, and whoever does so then looks
- * whether it still is where it was found. If this comes to nothing, nothing has
- * changed, and the copying that follows tells why.
+ * whether it still is where it was found. Once it is at the new place there is no
+ * way back, and none is needed. If it does not get there, it still is where it was,
+ * and is copied, which may succeed.
  */
 static bool relocate(struct mremap_op *op, struct unmapping *tail)
 {
@@ -1229,6 +1242,7 @@ static bool relocate(struct mremap_op *op, struct unmapping *tail)
 		goto put_back;
 	if (!relocate_page_tables(pm)) {
 		mv->dst = mv->src;
+		unlink_range(op->mm, mv->addr, mv->len);
 		return true;
 	}
 	unlink_range(op->mm, mv->dst_addr, mv->dst_len);
@@ -1396,11 +1410,7 @@ static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 {
 	const struct vma_move *mv = op->moves;
 
-	unlink_range(op->mm, mv->addr, mv->len);
-	if (tail->vms.vma) {
-		refresh_unmapping(tail, op->mm);
-		complete_unmapping(tail, op->mm);
-	}
+	complete_unmapping(tail, op->mm);
 	free_tables_of_gap(op, mv->addr, mv->len);
 	account_growth(op, mv);
 }
@@ -1516,6 +1526,18 @@ static void sum_up_stats(struct mremap_op *op)
 	}
 }
 
+/* No page has moved yet: reverting relies on that for moves that never began. */
+static void init_moves(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		mv->dst = NULL;
+		mv->notified = false;
+		memset(&mv->tables, 0, sizeof(mv->tables));
+	}
+}
+
 /*
  * Move all that op->moves names. All checks have been made. mmap_lock is held
  * for write on entry and exit.
@@ -1524,17 +1546,11 @@ static int move_vmas(struct mremap_op *op)
 {
 	/* Large; init_unmapping() is all that they need. */
 	struct unmapping source __uninitialized, tail __uninitialized;
-	struct vma_move *mv;
 	int err;
 
 	init_unmapping(&source);
 	init_unmapping(&tail);
-	for_each_move(op, mv) {
-		mv->dst = NULL;
-		mv->notified = false;
-		mv->tables.moved_table = false;
-		memset(&mv->tables.stats, 0, sizeof(mv->tables.stats));
-	}
+	init_moves(op);
 	err = prepare_move(op);
 	if (err)
 		return err;

@@ -977,6 +977,52 @@ static void killed_give_up(struct kunit *test)
 	close_space(test);
 }
 
+/*
+ * A move of several is given up when the first is to move. What is left in memory
+ * of an earlier call must not be taken for moves that have begun.
+ */
+static void moves_that_never_began_stay(struct kunit *test)
+{
+	const struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(8),
+		.new_len = PAGES(8),
+		.flags = MAYMOVE | FIXED,
+		.new_addr = DST_AT,
+	};
+	struct mremap_op *op = new_op(test, &req);
+	unsigned int i;
+	int err;
+
+	map_at(test, SRC_AT, PAGES(4), RW);
+	map_at(test, SRC_AT + PAGES(4), PAGES(4), RWX);
+	for (i = 0; i < 8; i++)
+		stamp(test, SRC_AT + PAGES(i));
+
+	mmap_write_lock(op->mm);
+	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	for (i = 0; i < op->nr_moves; i++)
+		memset(&op->moves[i].tables, 0xa5, sizeof(op->moves[i].tables));
+	init_moves(op);
+	KUNIT_EXPECT_EQ(test, prepare_move(op), 0);
+	KUNIT_EXPECT_EQ(test, copy_sources(op), 0);
+	sigaddset(&current->pending.signal, SIGKILL);
+	set_tsk_thread_flag(current, TIF_SIGPENDING);
+	err = move_all_pages(op);
+	sigdelset(&current->pending.signal, SIGKILL);
+	clear_tsk_thread_flag(current, TIF_SIGPENDING);
+	KUNIT_EXPECT_EQ(test, err, -EINTR);
+	revert_move(op);
+	mmap_write_unlock(op->mm);
+	free_plans(op);
+
+	for (i = 0; i < 8; i++)
+		KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(i)),
+				stamp_of(SRC_AT + PAGES(i)));
+	KUNIT_EXPECT_NULL(test, vma_at(DST_AT));
+	close_space(test);
+}
+
 /* A move of several VMAs makes two copies, four cuts, and so six more VMAs. */
 static void map_count_is_checked_for_all(struct kunit *test)
 {
@@ -1086,6 +1132,7 @@ static struct kunit_case vma_tests[] = {
 	KUNIT_CASE(unmapping_can_be_aborted),
 	KUNIT_CASE(unmappings_are_aborted),
 	KUNIT_CASE(killed_give_up),
+	KUNIT_CASE(moves_that_never_began_stay),
 	KUNIT_CASE(map_count_is_checked_for_all),
 	KUNIT_CASE(dst_ranges_are_joined),
 	KUNIT_CASE(soft_dirty_decides_about_tables),
