@@ -324,6 +324,44 @@ static void whole_tables_are_found(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, holds_whole(&mv, PMD_SIZE), c->want);
 }
 
+struct table_case {
+	unsigned long len;		/* of what moves, in bytes */
+	unsigned long dst_len;		/* of the new mapping */
+	unsigned long size;		/* what the place is to be congruent by */
+};
+
+/* What has room for tables of its own is placed for them; not huge pages to be. */
+static void place_is_for_whole_tables(struct kunit *test)
+{
+	const struct table_case cases[] = {
+		{ PAGES(1), PMD_SIZE / 8 - PAGES(1), 0 },
+		{ PAGES(1), PMD_SIZE / 8, PMD_SIZE },
+		{ PMD_SIZE / 2, PMD_SIZE - PAGES(1), PMD_SIZE },
+		{ PMD_SIZE / 2, PMD_SIZE, 0 },
+		{ PMD_SIZE / 2, 2 * PMD_SIZE, 0 },
+		{ PMD_SIZE / 2, 2 * PMD_SIZE + PAGES(1), PMD_SIZE },
+		{ PMD_SIZE, 2 * PMD_SIZE, PMD_SIZE },
+		{ PUD_SIZE, PUD_SIZE + PAGES(1), PUD_SIZE },
+	};
+	struct vm_area_struct *vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	if (!IS_ENABLED(CONFIG_64BIT))
+		kunit_skip(test, "address space is scarce");
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		const struct vma_move mv = {
+			.addr = SRC_AT, .len = cases[i].len,
+			.dst_len = cases[i].dst_len, .src = vma,
+		};
+		unsigned long size = cases[i].size;
+
+		if (size == PMD_SIZE && mv.len < PMD_SIZE && !is_space_ample())
+			size = 0;
+		KUNIT_EXPECT_EQ_MSG(test, congruence_for(&mv), size, "case %u", i);
+	}
+}
+
 static void map_count_leaves_room(struct kunit *test)
 {
 	struct mm_struct *mm = kunit_kzalloc(test, sizeof(*mm), GFP_KERNEL);
@@ -347,6 +385,7 @@ static struct kunit_case request_tests[] = {
 	KUNIT_CASE(several_need_fixed_and_equal_lengths),
 	KUNIT_CASE_PARAM(place_is_congruent, hole_gen_params),
 	KUNIT_CASE_PARAM(whole_tables_are_found, whole_gen_params),
+	KUNIT_CASE(place_is_for_whole_tables),
 	KUNIT_CASE(map_count_leaves_room),
 	{}
 };
@@ -1304,6 +1343,68 @@ static void call_is_granted(struct kunit *test)
 }
 
 /*
+ * Without a driver the VMA itself is found at the new place, unless the source
+ * stays; and its page tables are as many as before.
+ */
+static void mapping_changes_its_place(struct kunit *test)
+{
+	const struct call_case *c = test->param_value;
+	unsigned long dst = DST_AT + PAGES(c->dst), moved = min(c->old_len, c->new_len);
+	bool kept = c->flags & DONTUNMAP;
+	struct vm_area_struct *vma;
+	unsigned long table_bytes;
+	unsigned int i;
+
+	map_at(test, SRC_AT, PAGES(DRIVER_PAGES), RW);
+	for (i = 0; i < DRIVER_PAGES; i++)
+		stamp(test, SRC_AT + PAGES(i));
+	vma = vma_at(SRC_AT);
+	table_bytes = mm_pgtables_bytes(current->mm);
+	KUNIT_ASSERT_EQ(test, call(c), dst);
+	for (i = 0; i < DRIVER_PAGES; i++) {
+		bool gone = i >= c->first && i < c->first + c->old_len;
+		unsigned long addr = SRC_AT + PAGES(i);
+
+		if (gone && i < c->first + moved)
+			addr = dst + PAGES(i - c->first);
+		else if (gone)
+			continue;
+		KUNIT_EXPECT_EQ(test, peek(test, addr), stamp_of(SRC_AT + PAGES(i)));
+	}
+	expect_vma(test, dst, dst + PAGES(c->new_len));
+	KUNIT_EXPECT_EQ(test, !!vma_at(SRC_AT + PAGES(c->first)), kept);
+	KUNIT_EXPECT_EQ(test, current->mm->total_vm,
+			DRIVER_PAGES - c->old_len + c->new_len +
+			(kept ? c->old_len : 0));
+	if (is_whole(c)) {
+		KUNIT_EXPECT_EQ(test, vma_at(dst) == vma, !kept);
+		if (!kept)
+			KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm),
+					table_bytes);
+	}
+	close_space(test);
+}
+
+/* What maps devices is copied: its tables are flushed one by one. */
+static void special_mapping_is_copied(struct kunit *test)
+{
+	const struct call_case whole = {
+		.old_len = DRIVER_PAGES, .new_len = DRIVER_PAGES,
+		.flags = MAYMOVE | FIXED,
+	};
+	struct vm_area_struct *vma;
+
+	map_at(test, SRC_AT, PAGES(DRIVER_PAGES), RW);
+	stamp(test, SRC_AT);
+	set_vma_flags(test, SRC_AT, VM_DONTEXPAND, 0);
+	vma = vma_at(SRC_AT);
+	KUNIT_ASSERT_EQ(test, call(&whole), DST_AT);
+	KUNIT_EXPECT_PTR_NE(test, vma_at(DST_AT), vma);
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
+	close_space(test);
+}
+
+/*
  * The driver is asked when all has moved: then all has to go back. It is not
  * asked for a part, which would look to it like the whole.
  */
@@ -1549,6 +1650,8 @@ static void call_keeps_to_its_map_budget(struct kunit *test)
 
 static struct kunit_case call_tests[] = {
 	KUNIT_CASE_PARAM(call_is_granted, call_gen_params),
+	KUNIT_CASE_PARAM(mapping_changes_its_place, call_gen_params),
+	KUNIT_CASE(special_mapping_is_copied),
 	KUNIT_CASE_PARAM(refused_call_changes_nothing, call_gen_params),
 	KUNIT_CASE(refused_sources_are_put_back),
 	KUNIT_CASE(unsplittable_is_left_alone),

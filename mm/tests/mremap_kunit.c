@@ -856,6 +856,9 @@ static void tables_relocate(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, vma_at(dst), pm.src);
 	KUNIT_EXPECT_EQ(test, pm.src->vm_start, dst);
 	KUNIT_EXPECT_EQ(test, pm.src->vm_end, dst + pm.new_len);
+	/* Without pages it has the offset of its address, else it keeps its own. */
+	KUNIT_EXPECT_EQ(test, pm.src->vm_pgoff,
+			(pm.src->anon_vma ? src : dst) >> PAGE_SHIFT);
 	expect_pages(test, c, pages, dst, src);
 	expect_neighbours(test, c);
 	if (c->flags & GROWS) {
@@ -2302,8 +2305,54 @@ static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
 	close_space(test);
 }
+/* The same where the VMA would go along with it. */
+static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct move_window *win;
+	struct pagetable_move pm;
+	int err = -ENOMEM;
+	pmd_t *slot;
+
+	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, win);
+	map_huge(test, SRC_AT, PMD_SIZE);
+	stamp(test, SRC_AT);
+	if (!is_huge_at(SRC_AT))
+		kunit_skip(test, "no huge pages to be had");
+	pm = (struct pagetable_move) {
+		.src = vma_at(SRC_AT),
+		.dst = vma_at(SRC_AT),
+		.start = SRC_AT,
+		.end = SRC_AT + PMD_SIZE,
+		.shift = DST_AT - SRC_AT,
+		.new_len = PMD_SIZE,
+		.tables_stay = true,
+	};
+
+	mmap_write_lock(mm);
+	slot = pmd_alloc(mm, alloc_new_pud(mm, DST_AT), DST_AT);
+	if (slot && !pte_alloc(mm, slot)) {
+		begin_window(&pm, win);
+		take_rmap_locks(pm.src);
+		err = move_all_entries(&pm, win);
+		drop_rmap_locks(pm.src);
+	}
+	clear_gap(&pm, DST_AT, PMD_SIZE);
+	mmap_write_unlock(mm);
+
+	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
+	KUNIT_EXPECT_TRUE(test, is_huge_at(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	close_space(test);
+}
 #else
 static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
+}
+
+static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
 {
 	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
 }
@@ -2373,6 +2422,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(window_not_as_planned_flushes),
 	KUNIT_CASE(relocation_not_as_planned_stays),
 	KUNIT_CASE(huge_page_stays_if_its_slot_is_filled),
+	KUNIT_CASE(huge_page_is_not_relocated_to_a_filled_slot),
 	{}
 };
 
