@@ -1180,12 +1180,16 @@ static bool can_relocate_vma(struct vm_area_struct *vma)
 	return !ops || (!ops->open && !ops->close && !ops->mremap);
 }
 
+/* mas_store_gfp() would try for ever, once it has got one of several nodes. */
 static int link_at_new_place(struct mremap_op *op, const struct vma_move *mv)
 {
 	VMA_ITERATOR(vmi, op->mm, mv->dst_addr);
 
-	__mas_set_range(&vmi.mas, mv->dst_addr, mv->dst_addr + mv->dst_len - 1);
-	return mas_store_gfp(&vmi.mas, mv->src, GFP_KERNEL);
+	vma_iter_config(&vmi, mv->dst_addr, mv->dst_addr + mv->dst_len);
+	if (vma_iter_prealloc(&vmi, mv->src))
+		return -ENOMEM;
+	mas_store_prealloc(&vmi.mas, mv->src);
+	return 0;
 }
 
 /* The tree may need nodes even for that: it waits for them. */
@@ -1534,7 +1538,7 @@ static void init_moves(struct mremap_op *op)
 	for_each_move(op, mv) {
 		mv->dst = NULL;
 		mv->notified = false;
-		memset(&mv->tables, 0, sizeof(mv->tables));
+		mv->tables = (struct pagetable_move) {};
 	}
 }
 
