@@ -1646,13 +1646,22 @@ int relocate_page_tables(struct pagetable_move *pm)
 	return err;
 }
 
-/* Can the table of PMDs at @addr be freed, which is shared with nobody then? */
-static bool has_own_pmds(unsigned long addr, unsigned long floor,
-			 unsigned long ceiling)
+/*
+ * Is there a table in [start, end) that can be freed, because it covers nothing else
+ * that is mapped? @size is what a table covers.
+ */
+static bool has_unused_table(unsigned long start, unsigned long end,
+			     unsigned long floor, unsigned long ceiling,
+			     unsigned long size)
 {
-	unsigned long start = addr & PUD_MASK;
+	unsigned long first = ALIGN_DOWN(start, size);
+	unsigned long last = ALIGN(end, size) - 1;
 
-	return floor <= start && ceiling - 1 >= start + PUD_SIZE - 1;
+	if (first < floor)
+		first += size;
+	if (last > ceiling - 1)
+		last -= size;
+	return first < last;
 }
 
 /**
@@ -1673,7 +1682,8 @@ void free_left_tables(const struct pagetable_move *pm, unsigned long start,
 {
 	struct mmu_gather tlb;
 
-	if (!pm->tables_stay && !has_own_pmds(start, floor, ceiling))
+	if (!has_unused_table(start, start + len, floor, ceiling,
+			      pm->tables_stay ? PMD_SIZE : PUD_SIZE))
 		return;
 	tlb_gather_mmu(&tlb, pm->src->vm_mm);
 	free_pgd_range(&tlb, start, start + len, floor, ceiling);
