@@ -1414,6 +1414,8 @@ static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 {
 	const struct vma_move *mv = op->moves;
 
+	/* When the tail was gathered, the new place was not yet its neighbour. */
+	refresh_unmapping(tail, op->mm);
 	complete_unmapping(tail, op->mm);
 	free_tables_of_gap(op, mv->addr, mv->len);
 	account_growth(op, mv);
