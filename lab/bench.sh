@@ -111,4 +111,6 @@ lab/bench/report.py "$out" "${kernels[@]}"
 	gnuplot -c lab/bench/sizes.gp "$out"
 	gnuplot -c lab/bench/realloc.gp "$out" "${kernels[*]}"
 	echo "plots: $out/*.png, $out/*.svg"
+	[[ -n ${images[base]-} && -n ${images[patched]-} && -z ${only[*]-} ]] || exit 0
+	lab/bench/profile.py --work | tee "$out/work.txt"
 }

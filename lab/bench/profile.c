@@ -9,6 +9,7 @@
  *   stretch
  *   node NUMBER PARENT ADDRESS	    a call: who called what; 0 is the start
  *   count NODE ADDRESS TIMES	    how often the instruction there ran
+ *   memory LOADS STORES LOCKED	    accesses, and instructions that lock the bus
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -30,6 +31,12 @@ struct plugin_instruction *qemu_plugin_tb_get_insn(const struct plugin_block *bl
 const void *qemu_plugin_insn_data(const struct plugin_instruction *instruction);
 size_t qemu_plugin_insn_size(const struct plugin_instruction *instruction);
 uint64_t qemu_plugin_insn_vaddr(const struct plugin_instruction *instruction);
+void qemu_plugin_register_vcpu_mem_cb(struct plugin_instruction *instruction,
+		void (*call)(unsigned int cpu, uint32_t access, uint64_t address, void *data),
+		int flags, int kinds, void *data);
+_Bool qemu_plugin_mem_is_store(uint32_t access);
+
+#define LOADS_AND_STORES 3
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -40,6 +47,7 @@ enum kind { PLAIN, CALL, RETURN, BEGIN, END };
 struct site {
 	uint64_t address;
 	enum kind kind;
+	int locked;
 };
 
 struct node {
@@ -59,6 +67,7 @@ struct counter {
 static struct node nodes[MAX_NODES];
 static struct counter counters[MAX_COUNTERS];	/* a hash table */
 static unsigned int nr_nodes, nr_counters, at;
+static unsigned long long loads, stores, locked;
 static int active, called;
 static FILE *out;
 
@@ -101,6 +110,7 @@ static void begin(void)
 	memset(counters, 0, sizeof(counters));
 	nr_nodes = 1;
 	nr_counters = at = called = 0;
+	loads = stores = locked = 0;
 	active = 1;
 }
 
@@ -116,6 +126,7 @@ static void end(void)
 			fprintf(out, "count %u %llx %llu\n", counters[i].node,
 				(unsigned long long)counters[i].address,
 				(unsigned long long)counters[i].times);
+	fprintf(out, "memory %llu %llu %llu\n", loads, stores, locked);
 	fflush(out);
 }
 
@@ -129,9 +140,19 @@ static void executed(unsigned int cpu, void *data)
 	if (called)
 		at = child(at, site->address);
 	called = site->kind == CALL;
+	locked += site->locked;
 	count(at, site->address);
 	if (site->kind == RETURN)
 		at = nodes[at].parent;
+}
+
+static void accessed(unsigned int cpu, uint32_t access, uint64_t address, void *data)
+{
+	(void)cpu;
+	(void)address;
+	(void)data;
+	if (active)
+		++*(qemu_plugin_mem_is_store(access) ? &stores : &loads);
 }
 
 static void marked(unsigned int cpu, void *data)
@@ -162,6 +183,20 @@ static enum kind kind_of(const uint8_t *code, size_t size)
 	return PLAIN;
 }
 
+/* With a lock prefix, or an exchange with memory, which needs none. */
+static int is_locked(const uint8_t *code, size_t size)
+{
+	for (; size > 2; code++, size--) {
+		if (*code == 0xf0)
+			return 1;
+		if (*code == 0x86 || *code == 0x87)
+			return code[1] < 0xc0;
+		if ((*code & 0xf0) != 0x40 && *code != 0x66 && *code != 0x65 && *code != 0x2e)
+			return 0;
+	}
+	return size == 2 && (*code == 0x86 || *code == 0x87) && code[1] < 0xc0;
+}
+
 static void translated(plugin_id id, struct plugin_block *block)
 {
 	(void)id;
@@ -174,6 +209,10 @@ static void translated(plugin_id id, struct plugin_block *block)
 		site->address = qemu_plugin_insn_vaddr(instruction);
 		site->kind = kind_of(qemu_plugin_insn_data(instruction),
 				     qemu_plugin_insn_size(instruction));
+		site->locked = is_locked(qemu_plugin_insn_data(instruction),
+					 qemu_plugin_insn_size(instruction));
+		qemu_plugin_register_vcpu_mem_cb(instruction, accessed, 0, LOADS_AND_STORES,
+						 NULL);
 		qemu_plugin_register_vcpu_insn_exec_cb(instruction,
 				site->kind >= BEGIN ? marked : executed, 0, site);
 	}

@@ -3,9 +3,12 @@
 """Shows where the instructions of a case go: a tree of calls and a list of functions.
 
 usage: profile.py [--image BZIMAGE] [--least PERCENT] CASE
+       profile.py --work [CASE...]
 
 CASE is what `bench --only` takes, such as /move/256M; of several calls the one
 with the fewest instructions is shown. Without --image the patched kernel is built.
+With --work there is one line for each case and kernel, base and patched: what an
+instruction count alone hides.
 """
 import argparse
 import bisect
@@ -21,6 +24,8 @@ LAB = Path(__file__).resolve().parent.parent
 OUT = LAB.parent / "build/bench/profile"
 sys.path.insert(0, str(LAB))
 import guest  # noqa: E402  (the guest's runner, which is not installed anywhere)
+
+PLAIN_COMMAND = guest.qemu_command
 
 # Nothing says where a function ends: the next symbol begins there.
 KERNEL = 0xffff800000000000
@@ -64,11 +69,18 @@ class Frame:
 @dataclass
 class Stretch:
     """One call of the case."""
+    loads = stores = locked = 0
     nodes: dict[int, tuple[int, int]] = field(default_factory=dict)
     counts: list[tuple[int, int, int]] = field(default_factory=list)
 
     def total(self) -> int:
         return sum(times for _, _, times in self.counts)
+
+    def calls(self, symbols: Symbols, names: set[str]) -> int:
+        """How often one of these functions was entered, at its first instruction."""
+        entries = {address for address, name in zip(symbols.addresses, symbols.names)
+                   if name in names}
+        return sum(times for _, address, times in self.counts if address in entries)
 
     def paths(self, symbols: Symbols) -> Counter[tuple[str, ...]]:
         """Instructions by the functions that led to them; a jump is a call, too."""
@@ -91,6 +103,9 @@ def read_stretches(path: Path) -> list[Stretch]:
             stretches.append(Stretch())
         elif kind == "node":
             stretches[-1].nodes[int(fields[0])] = int(fields[1]), int(fields[2], 16)
+        elif kind == "memory":
+            last = stretches[-1]
+            last.loads, last.stores, last.locked = map(int, fields)
         elif kind == "count":
             stretches[-1].counts.append((int(fields[0]), int(fields[1], 16), int(fields[2])))
     return stretches
@@ -124,6 +139,25 @@ def print_profile(label: str, stretch: Stretch, symbols: Symbols, least: float) 
             folded.write(f"{';'.join((label, *path))} {times}\n")
 
 
+ALLOCATORS = {"kmem_cache_alloc_noprof", "kmem_cache_alloc_bulk_noprof",
+              "kmem_cache_alloc_node_noprof", "__kmalloc_noprof", "__kmalloc_cache_noprof",
+              "__alloc_pages_noprof"}
+WORK_CASES = ["/move-page/", "/move/4K/", "/move/256M/", "/move-pages/64M/", "/grow/64M/",
+              "/grow-in-place-page/", "/shrink-page/"]
+
+
+def print_work(cases: list[str]) -> None:
+    print(f"{'case':<24}{'kernel':>8}{'instructions':>14}{'loads':>10}{'stores':>10}"
+          f"{'locked':>8}{'allocations':>13}")
+    for kernel in ("base", "patched"):
+        image = image_of(kernel)
+        for case in cases:
+            for label, (stretch, symbols) in measure(image, case).items():
+                print(f"{label:<24}{kernel:>8}{stretch.total():>14,}{stretch.loads:>10,}"
+                      f"{stretch.stores:>10,}{stretch.locked:>8,}"
+                      f"{stretch.calls(symbols, ALLOCATORS):>13,}", flush=True)
+
+
 def build() -> None:
     sources = [LAB / "bench" / name for name in ("bench.c", "nop.c", "profile.c")]
     subprocess.run([LAB / "programs.sh", OUT, *sources], check=True)
@@ -131,16 +165,15 @@ def build() -> None:
 
 def run_guest(image: str, case: str) -> str:
     """What the guest prints: its symbols and the cases, as they were called."""
-    plain = guest.qemu_command
-
     def with_plugin(options: argparse.Namespace, accel: str, initrd: int, output: int,
                     status: int) -> list[str]:
-        return plain(options, accel, initrd, output, status) + [
+        return PLAIN_COMMAND(options, accel, initrd, output, status) + [
             "-plugin", f"{OUT}/profile.so,out={OUT}/counts"]
 
     guest.qemu_command = with_plugin
     sys.argv = ["guest.py", "--image", image, "--icount", "--mem", "2048", "--timeout", "3000",
-                "--append", "nokaslr norandmaps", "--log", str(OUT / "kernel.log"),
+                # Of lock prefixes none is taken away for want of a second processor.
+                "--append", "nokaslr norandmaps noreplace-smp", "--log", str(OUT / "kernel.log"),
                 "--add", str(OUT / "bench"), "--add", str(OUT / "nop"),
                 "--", "sh", "-c", f"cat /proc/kallsyms; exec /bin/bench --mark --only '{case}'"]
     raw = io.BytesIO()
@@ -153,30 +186,46 @@ def run_guest(image: str, case: str) -> str:
     return text
 
 
+def image_of(kernel: str) -> str:
+    return subprocess.run([LAB / "image.sh", kernel, "prod"], check=True,
+                          stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+
+
+def measure(image: str, case: str) -> dict[str, tuple[Stretch, Symbols]]:
+    """The cheapest call of each case, by its label."""
+    lines, labels = [], []
+    for line in run_guest(image, case).splitlines():
+        if line.startswith("marked "):
+            labels.append(line.split(" ", 1)[1].rsplit(" ", 1)[0])
+        elif line[:1] in "0123456789abcdef" and len(line.split()) >= 3:
+            lines.append(line)
+    symbols = Symbols(lines)
+    calls: dict[str, list[Stretch]] = defaultdict(list)
+    for label, stretch in zip(labels, read_stretches(OUT / "counts"), strict=True):
+        calls[label].append(stretch)
+    return {label: (min(stretches, key=Stretch.total), symbols)
+            for label, stretches in calls.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image")
     parser.add_argument("--least", type=float, default=1.0, help="per cent, to be shown")
-    parser.add_argument("case")
+    parser.add_argument("--work", action="store_true")
+    parser.add_argument("cases", nargs="*", metavar="CASE")
     options = parser.parse_args()
-    image = options.image or subprocess.run(
-        [LAB / "image.sh", "patched", "prod"], check=True, stdout=subprocess.PIPE,
-        text=True).stdout.splitlines()[-1]
+    if not options.work and len(options.cases) != 1:
+        parser.error("one case, or --work")
     build()
     print("booting, with a look at every instruction: a minute or two", file=sys.stderr)
-    symbols, labels = [], []
-    for line in run_guest(image, options.case).splitlines():
-        if line.startswith("marked "):
-            labels.append(line.split(" ", 1)[1].rsplit(" ", 1)[0])
-        elif line[:1] in "0123456789abcdef" and len(line.split()) >= 3:
-            symbols.append(line)
-    calls: dict[str, list[Stretch]] = defaultdict(list)
-    for label, stretch in zip(labels, read_stretches(OUT / "counts"), strict=True):
-        calls[label].append(stretch)
+    if options.work:
+        print_work(options.cases or WORK_CASES)
+        return
     (OUT / "folded.txt").unlink(missing_ok=True)
-    for label, stretches in calls.items():
-        print_profile(label, min(stretches, key=Stretch.total), Symbols(symbols), options.least)
+    found = measure(options.image or image_of("patched"), options.cases[0])
+    for label, (stretch, symbols) in found.items():
+        print_profile(label, stretch, symbols, options.least)
 
 
 if __name__ == "__main__":
