@@ -1482,6 +1482,8 @@ int move_page_tables_back(const struct pagetable_move *pm)
  * vm_pgoff of its VMA. So where the VMA itself changes its place, all entries have
  * to do so under one round of the rmap locks. This tells by the addresses alone
  * whether these can be so few; what relocate_page_tables() finds may say no still.
+ *
+ * Return: whether relocate_page_tables() is worth a try.
  */
 bool can_relocate_page_tables(const struct pagetable_move *pm)
 {
