@@ -2,24 +2,42 @@
 # SPDX-License-Identifier: GPL-2.0
 """Writes our changes as a patch series to build/series/, and checks each step.
 
-usage: lab/series.py [--only-write]
+usage: lab/series.py [--only-write | --boot [PATCH]]
+       --only-write  checks nothing
+       --boot        also runs the tests that exist after each step, from PATCH on, the
+                     name of a file in lab/series/; takes an hour
        FROM='Name <address>' in the environment is whom the mails come from
 
 lab/series/ has a file for each patch, in the order of their names, and one for
 the cover letter, "cover". A file is the commit message, a line "---", and what
 of our files the patch brings, one to a line:
 
-    PATH                what no other patch takes of it
-    PATH hunks REGEX    the hunks of PATH.patch of which a changed line matches
-    PATH lines REGEX    the lines of which a part matches; until this patch they
-                        are left out. What matches may span several lines
+    PATH                 what no other patch takes of it
+    PATH hunks REGEX     the hunks of PATH.patch of which a changed line matches
+    PATH lines REGEX     the lines of which a part matches; until this patch they
+                         are left out. What matches may span several lines
+    PATH functions NAME...
+                         the same for the definitions of C functions, and the
+                         comments above them
+    PATH part FILE       the diff lab/series/parts/FILE, which takes PATH from the
+                         patch before to this one
+    PATH from SOURCE REGEX
+                         upstream's SOURCE from the line on that matches, below a
+                         copy of its head, up to the last #include. PATH is new.
+                         What is left of SOURCE is what it is after this patch
+
+Our files are whole and as they are in the end. What a file is after a patch comes
+of taking away what later patches bring, the last one first. Before the patch that
+brings "what no other takes" it comes of upstream's file: by "from", by parts.
 
 In the cover letter {version} is upstream's, {costs} comes from README.md and
 {tests} from lab/README.md.
 
 The mails are applied by git am to a copy of the base, build/series.tree/. After
 each, what it touches is compiled and tested (warnings are errors), and
-checkpatch.pl looks at it. The end must equal build/tree/.
+checkpatch.pl looks at it. The end must equal build/tree/. With --boot, a step that
+changes the kernel makes an image of it, and all suites of mremap() run in a guest, and
+the KUnit tests, as far as they exist by then. A step that adds a suite runs this one.
 """
 
 import os
@@ -37,6 +55,7 @@ import tree
 
 ROOT = tree.ROOT
 RECIPES = ROOT / "lab/series"
+PARTS = RECIPES / "parts"
 OUT = ROOT / "build/series"
 APPLIED = ROOT / "build/series.tree"
 LOGS = ROOT / "build/series.logs"
@@ -46,6 +65,12 @@ LOGS = ROOT / "build/series.logs"
 TRAILER = "Assisted-by: Claude:unspecified coccinelle sparse"
 SENDER = os.environ.get("FROM") or "mremap series <mremap@localhost>"
 TESTS = "tools/testing/selftests/mm"
+SUITES = ROOT / "build/series.tests"
+
+
+KINDS = ("rest", "hunks", "lines", "functions", "part", "from")
+# What makes a file of our final one, or of the one of the patch before.
+BACKWARDS = ("lines", "functions", "part")
 
 
 class SeriesError(Exception):
@@ -56,8 +81,8 @@ class SeriesError(Exception):
 class Pick:
     """What a patch takes of a file."""
     path: str
-    kind: str  # "rest", "hunks" or "lines"
-    regex: str = ""
+    kind: str  # one of KINDS
+    what: str = ""
 
 
 @dataclass
@@ -72,12 +97,12 @@ def read_recipe(file: pathlib.Path) -> Recipe:
     message, _, rest = file.read_text().partition("\n---\n")
     recipe = Recipe(file.name, message.strip())
     for line in rest.splitlines():
-        path, kind, regex = (line.split(None, 2) + ["", ""])[:3]
+        path, kind, what = (line.split(None, 2) + ["", ""])[:3]
         if not path:
             continue
-        if kind not in ("", "hunks", "lines") or bool(kind) != bool(regex):
+        if (kind or "rest") not in KINDS or bool(kind) != bool(what):
             raise SeriesError(f"{file.name}: what is '{line}'?")
-        recipe.picks.append(Pick(path, kind or "rest", regex))
+        recipe.picks.append(Pick(path, kind or "rest", what))
     return recipe
 
 
@@ -90,6 +115,55 @@ def without_lines(text: str, regex: str, path: str) -> str:
     text = re.sub(r"(?<=\n\n)(?:\0+\n)+", "", text)
     text = re.sub(r"\n\n\0+\Z", "\n", text)
     return text.replace("\0", "")
+
+
+def without_functions(text: str, names: str, path: str) -> str:
+    """The text without the definitions of these functions, and their comments."""
+    for name in names.split():
+        definition = re.compile(
+            r"(?:^/\*(?:(?!\*/)[\s\S])*\*/\n)?"  # the comment
+            rf"^\w[^;{{}}#]*?\b{name}\([^;{{}}]*\n\{{\n(?:.*\n)*?\}}\n\n?", re.MULTILINE)
+        text, times = definition.subn("", text)
+        if times != 1:
+            raise SeriesError(f"{path}: {times} definitions of {name}()")
+    return text
+
+
+def with_part(text: str, name: str, path: str, *, reverse: bool) -> str:
+    """The text with a part applied, or taken back. No line may differ."""
+    part = PARTS / name
+    with tempfile.TemporaryDirectory() as scratch:
+        source, out = pathlib.Path(scratch, "source"), pathlib.Path(scratch, "out")
+        source.write_text(text)
+        run = subprocess.run(
+            ["patch", "--fuzz=0", "--force", "--reject-file=-", "--no-backup-if-mismatch",
+             f"--output={out}", *(["--reverse"] if reverse else []), source, part],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if run.returncode:
+            raise SeriesError(f"{path}: {part.relative_to(ROOT)} cannot be "
+                              f"{'taken back' if reverse else 'applied'}:\n{run.stdout.strip()}")
+        return out.read_text()
+
+
+def without(text: str, pick: Pick) -> str:
+    """The text of our file without what a patch brings."""
+    if pick.kind == "lines":
+        return without_lines(text, pick.what, pick.path)
+    if pick.kind == "functions":
+        return without_functions(text, pick.what, pick.path)
+    return with_part(text, pick.what, pick.path, reverse=True)
+
+
+def split_file(source: str, regex: str, path: str) -> tuple[str, str]:
+    """Upstream's file without what PATH takes of it, and PATH."""
+    text = (tree.BASE / source).read_text()
+    found = re.search(rf"^{regex}", text, re.MULTILINE)
+    if not found:
+        raise SeriesError(f"{source}: nothing matches '{regex}'")
+    head = text[:text.rindex("\n#include ", 0, found.start()) + 1]
+    last_include = text[len(head):].partition("\n")[0]
+    return (text[:found.start()].rstrip() + "\n",
+            head.replace(source, path) + last_include + "\n\n" + text[found.start():])
 
 
 class History:
@@ -106,14 +180,39 @@ class History:
         if kinds.count("rest") > 1 or {"hunks", "lines"} <= set(kinds):
             raise SeriesError(f"{self.path}: the rest can go to one patch only, and hunks "
                               "and lines exclude each other")
-        if "hunks" in kinds:
-            return self.with_hunks(name)
         later = [pick for patch, pick in self.picks if patch > name]
-        if any(pick.kind == "rest" for pick in later):
-            raise SeriesError(f"{self.path}: {name} comes before the patch that takes the rest")
-        text = self.final.decode()
-        for pick in later:
-            text = without_lines(text, pick.regex, self.path)
+        is_upstreams = any(pick.kind == "rest" for pick in later)
+        if "hunks" in kinds:
+            text = self.with_hunks(name).decode()
+            if is_upstreams:
+                return text.encode()
+        elif is_upstreams:
+            return self.of_upstream(name)
+        else:
+            text = self.final.decode()
+        for pick in reversed(later):
+            if pick.kind in BACKWARDS:
+                text = without(text, pick)
+        return text.encode()
+
+    def of_upstream(self, name: str) -> bytes:
+        """The same before the patch that brings our file."""
+        text = ""
+        upstream = tree.BASE / self.path
+        if upstream.exists():
+            text = upstream.read_text()
+        for patch, pick in self.picks:
+            if patch > name:
+                break
+            if pick.kind == "part":
+                text = with_part(text, pick.what, self.path, reverse=False)
+            elif pick.kind == "from":
+                source, regex = pick.what.split(None, 1)
+                stays, moves = split_file(source, regex, self.path)
+                text = stays if source == self.path else moves
+            else:
+                raise SeriesError(f"{self.path}: {patch} comes before the patch that takes "
+                                  "the rest")
         return text.encode()
 
     def with_hunks(self, name: str) -> bytes:
@@ -123,12 +222,12 @@ class History:
         free = set(range(len(hunks)))
         taken = set()
         for patch, pick in self.picks:
-            if pick.kind == "rest":
+            if pick.kind != "hunks":
                 continue
-            changed = re.compile(rf"^[-+].*(?:{pick.regex})", re.MULTILINE)
+            changed = re.compile(rf"^[-+].*(?:{pick.what})", re.MULTILINE)
             found = {number for number in free if changed.search(hunks[number])}
             if not found:
-                raise SeriesError(f"{patch}: no hunk of {self.path}.patch for '{pick.regex}'")
+                raise SeriesError(f"{patch}: no hunk of {self.path}.patch for '{pick.what}'")
             free -= found
             if patch <= name:
                 taken |= found
@@ -141,7 +240,8 @@ class History:
 
 
 def read_series() -> tuple[Recipe, list[Recipe], dict[str, History]]:
-    files = sorted(file for file in RECIPES.iterdir() if file.name != "cover")
+    files = sorted(file for file in RECIPES.iterdir()
+                   if file.is_file() and file.name != "cover")
     recipes = [read_recipe(file) for file in files]
     histories = {path: History(path, final) for path, final in tree.overlays().items()}
     for recipe in recipes:
@@ -234,30 +334,83 @@ def write(cover: Recipe, recipes: list[Recipe], histories: dict[str, History]) -
     return sorted(OUT.glob("*.patch"))[1:]
 
 
-def check_step(number: int, changed: list[str]) -> list[str]:
-    """Compiles and tests what the changed files belong to. Returns what was done."""
-    done = []
+class Step:
+    """A patch that has been applied to build/series.tree/, and what is done with it."""
 
-    def run(what: str, *command: str | pathlib.Path) -> None:
-        log = LOGS / f"{number:02}-{what.replace(' ', '-')}.log"
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.changed = git(APPLIED, "diff", "--name-only", "HEAD~").splitlines()
+        self.done: list[str] = []
+
+    def run(self, what: str, *command: str | pathlib.Path, **variables: str) -> str:
+        """Returns the last line of what the command says."""
+        log = LOGS / f"{self.number:02}-{what.replace(' ', '-')}.log"
         with open(log, "wb") as out:
             status = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out,
-                                    check=False).returncode
+                                    env=os.environ | variables, check=False).returncode
+        lines = log.read_text(errors="replace").splitlines() or [""]
         if status:
-            raise SeriesError(f"patch {number}, not {what}, see {log}:\n"
-                              + "\n".join(log.read_text().splitlines()[-20:]))
-        done.append(what)
+            raise SeriesError(f"patch {self.number}, not {what}, see {log}:\n"
+                              + "\n".join(lines[-20:]))
+        return lines[-1]
 
-    if any(path.split("/")[0] not in ("Documentation", "tools", "MAINTAINERS")
-           for path in changed):
-        run("compiled", "lab/objects.sh", APPLIED, "series")
-    if any(path.startswith(f"{TESTS}/") for path in changed):
-        run("tests compiled", "lab/selftests.sh", APPLIED, "build/series.tests", "-static")
-    if any(path.startswith(("mm/vma", "tools/testing/vma/")) for path in changed):
-        folder = APPLIED / "tools/testing/vma"
-        run("vma tests compiled", "make", "-C", folder, "CC=ccache gcc")
-        run("vma tests passed", folder / "vma")
-    return done
+    def changes(self, *beginnings: str) -> bool:
+        return any(path.startswith(beginnings) for path in self.changed)
+
+    def changes_kernel(self) -> bool:
+        return any(path.split("/")[0] not in ("Documentation", "tools", "MAINTAINERS")
+                   for path in self.changed)
+
+    def check(self) -> None:
+        """Compiles and tests what the changed files belong to."""
+        if self.changes_kernel():
+            self.run("compiled", "lab/objects.sh", APPLIED, "series")
+            self.done.append("compiled")
+        if self.changes(f"{TESTS}/"):
+            self.compile_suites()
+            self.done.append("tests compiled")
+        if self.changes("mm/vma", "tools/testing/vma/"):
+            folder = APPLIED / "tools/testing/vma"
+            self.run("vma tests compiled", "make", "-C", folder, "CC=ccache gcc")
+            self.run("vma tests passed", folder / "vma")
+            self.done.append("vma tests passed")
+
+    def compile_suites(self) -> None:
+        self.run("tests compiled", "lab/selftests.sh", APPLIED, SUITES, "-static")
+
+    def suites(self) -> list[str]:
+        makefile = (APPLIED / TESTS / "Makefile").read_text()
+        return re.findall(r"^TEST_GEN_FILES \+= (mremap_\w+)$", makefile, re.MULTILINE)
+
+    def boot(self) -> None:
+        """Runs all suites on the kernel if that has changed, else only those that have."""
+        has_kunit = (APPLIED / "mm/tests").is_dir()
+        only_kunit = self.changes("mm/tests/")
+        suites = self.suites()
+        if not self.changes_kernel() or only_kunit:
+            suites = [suite for suite in suites if f"{TESTS}/{suite}.c" in self.changed]
+        if suites:
+            image = self.run("image built", "lab/image.sh", "peer", "lean", PEER=str(APPLIED))
+            self.compile_suites()
+            for suite in suites:
+                self.run_suite(image, suite)
+        if has_kunit and self.changes_kernel():
+            verdict = self.run("KUnit tests passed", "lab/kunit.sh", "x86_64",
+                               KUNIT_SOURCE=str(APPLIED))
+            self.done.append(verdict)
+
+    def run_suite(self, image: str, suite: str) -> None:
+        # As lab/test.sh does it.
+        output = LOGS / f"{self.number:02}-{suite}.tap"
+        append = "oops=panic" + (" numa=fake=2" if suite == "mremap_race" else "")
+        self.run(f"{suite} ended", "sh", "-c", 'output=$1; shift; exec "$@" >"$output"', "sh",
+                 output, "lab/guest.py", "--image", image, "--timeout", "600",
+                 "--log", output.with_suffix(".kernel.log"), "--append", append,
+                 "--add", SUITES / suite, "--add", "lab/test_setup.sh", "--",
+                 "/bin/sh", "/bin/test_setup.sh", "env", "MREMAP_EXPECT=patched",
+                 f"/bin/{suite}")
+        verdict = self.run(f"{suite} passed", "lab/ktap.py", output)
+        self.done.append(f"{suite} {verdict}")
 
 
 def subject_of(mail: pathlib.Path) -> str:
@@ -265,7 +418,8 @@ def subject_of(mail: pathlib.Path) -> str:
                given=mail.read_text()).partition("Subject: ")[2].splitlines()[0]
 
 
-def apply_and_check(mails: list[pathlib.Path], paths: list[str]) -> None:
+def apply_and_check(mails: list[pathlib.Path], paths: list[str], boot_from: int) -> None:
+    """Images are booted from the patch of that number on."""
     shutil.rmtree(APPLIED, ignore_errors=True)
     subprocess.run(["cp", "-al", tree.BASE, APPLIED], check=True)
     LOGS.mkdir(exist_ok=True)
@@ -274,12 +428,14 @@ def apply_and_check(mails: list[pathlib.Path], paths: list[str]) -> None:
     for number, mail in enumerate(mails, 1):
         start = time.monotonic()
         git(APPLIED, "am", "--quiet", str(mail))
-        changed = git(APPLIED, "diff", "--name-only", "HEAD~").splitlines()
-        done = check_step(number, changed)
+        step = Step(number)
+        step.check()
+        if number >= boot_from:
+            step.boot()
         found = checkpatch.look_at([str(mail)])
         complaints += [f"patch {number}: {line}" for line in found]
-        done.append(f"checkpatch {'complains' if found else 'clean'}")
-        print(f"{number}/{len(mails)} {subject_of(mail)}: {', '.join(done)} "
+        step.done.append(f"checkpatch {'complains' if found else 'clean'}")
+        print(f"{number}/{len(mails)} {subject_of(mail)}: {', '.join(step.done)} "
               f"({time.monotonic() - start:.0f} s)", flush=True)
     if complaints:
         raise SeriesError("not in lab/checkpatch.allow:\n" + "\n".join(complaints))
@@ -293,17 +449,27 @@ def differences(paths: list[str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    if arguments not in ([], ["--only-write"]):
-        raise SeriesError("usage: lab/series.py [--only-write]")
     cover, recipes, histories = read_series()
+    names = [recipe.name for recipe in recipes]
+    boot_from = len(recipes) + 1
+    match arguments:
+        case [] | ["--only-write"]:
+            pass
+        case ["--boot"]:
+            boot_from = 1
+        case ["--boot", patch] if patch in names:
+            boot_from = names.index(patch) + 1
+        case _:
+            raise SeriesError("usage: lab/series.py [--only-write | --boot [PATCH]]")
     mails = write(cover, recipes, histories)
-    if not arguments:
-        apply_and_check(mails, list(histories))
+    checked = arguments != ["--only-write"]
+    if checked:
+        apply_and_check(mails, list(histories), boot_from)
         wrong = differences(list(histories))
         if wrong:
             raise SeriesError("not as in build/tree/: " + ", ".join(wrong))
     print(f"{OUT.relative_to(ROOT)}/: a cover letter and {len(mails)} patches"
-          + ("" if arguments else ", which make build/tree/ of build/base/"))
+          + (", which make build/tree/ of build/base/" if checked else ""))
 
 
 if __name__ == "__main__":
