@@ -28,7 +28,9 @@ of our files the patch brings, one to a line:
 
 Our files are whole and as they are in the end. What a file is after a patch comes
 of taking away what later patches bring, the last one first. Before the patch that
-brings "what no other takes" it comes of upstream's file: by "from", by parts.
+brings "what no other takes" it comes of upstream's file: by "from", by parts. What
+only the steps in between have is in the parts. There a line "=== NAME ===" stands for
+a function that is still what it was before that patch.
 
 In the cover letter {version} is upstream's, {costs} comes from README.md and
 {tests} from lab/README.md.
@@ -117,15 +119,24 @@ def without_lines(text: str, regex: str, path: str) -> str:
     return text.replace("\0", "")
 
 
+def definition_of(name: str) -> re.Pattern[str]:
+    return re.compile(r"(?:^/\*(?:(?!\*/)[\s\S])*\*/\n)?"  # the comment
+                      rf"^\w[^;{{}}#]*?\b{name}\([^;{{}}]*\n\{{\n(?:.*\n)*?\}}\n",
+                      re.MULTILINE)
+
+
+def function_of(text: str, name: str, path: str) -> str:
+    """The definition of a C function, and the comment above it."""
+    found = list(definition_of(name).finditer(text))
+    if len(found) != 1:
+        raise SeriesError(f"{path}: {len(found)} definitions of {name}()")
+    return found[0][0]
+
+
 def without_functions(text: str, names: str, path: str) -> str:
-    """The text without the definitions of these functions, and their comments."""
     for name in names.split():
-        definition = re.compile(
-            r"(?:^/\*(?:(?!\*/)[\s\S])*\*/\n)?"  # the comment
-            rf"^\w[^;{{}}#]*?\b{name}\([^;{{}}]*\n\{{\n(?:.*\n)*?\}}\n\n?", re.MULTILINE)
-        text, times = definition.subn("", text)
-        if times != 1:
-            raise SeriesError(f"{path}: {times} definitions of {name}()")
+        definition = function_of(text, name, path)
+        text = text.replace(definition + "\n" if definition + "\n" in text else definition, "")
     return text
 
 
@@ -180,22 +191,27 @@ class History:
         if kinds.count("rest") > 1 or {"hunks", "lines"} <= set(kinds):
             raise SeriesError(f"{self.path}: the rest can go to one patch only, and hunks "
                               "and lines exclude each other")
-        later = [pick for patch, pick in self.picks if patch > name]
-        is_upstreams = any(pick.kind == "rest" for pick in later)
+        becomes_ours = [patch for patch, pick in self.picks if pick.kind == "rest"]
+        is_upstreams = any(patch > name for patch in becomes_ours)
         if "hunks" in kinds:
             text = self.with_hunks(name).decode()
-            if is_upstreams:
-                return text.encode()
         elif is_upstreams:
-            return self.of_upstream(name)
+            text = self.of_upstream(name)
         else:
             text = self.final.decode()
-        for pick in reversed(later):
-            if pick.kind in BACKWARDS:
+        if is_upstreams:
+            return text.encode()
+
+        for patch, pick in reversed(self.picks):
+            if patch > name and pick.kind in BACKWARDS:
                 text = without(text, pick)
+        before = [patch for patch, _ in self.picks if patch < "".join(becomes_ours)]
+        text = re.sub(r"^=== (\w+) ===\n",
+                      lambda found: function_of(self.of_upstream(before[-1]), found[1], self.path),
+                      text, flags=re.MULTILINE)
         return text.encode()
 
-    def of_upstream(self, name: str) -> bytes:
+    def of_upstream(self, name: str) -> str:
         """The same before the patch that brings our file."""
         text = ""
         upstream = tree.BASE / self.path
@@ -213,7 +229,7 @@ class History:
             else:
                 raise SeriesError(f"{self.path}: {patch} comes before the patch that takes "
                                   "the rest")
-        return text.encode()
+        return text
 
     def with_hunks(self, name: str) -> bytes:
         """The same for hunks: upstream's file and those that are taken by then."""
