@@ -392,7 +392,13 @@ class Step:
             self.done.append("vma tests passed")
 
     def compile_suites(self) -> None:
-        self.run("tests compiled", "lab/selftests.sh", APPLIED, SUITES, "-static")
+        # Upstream's mremap_test has warnings.
+        self.run("tests compiled", "lab/selftests.sh", APPLIED, SUITES,
+                 "-static" if self.has_our_tests() else "-static -w")
+
+    @staticmethod
+    def has_our_tests() -> bool:
+        return (APPLIED / TESTS / "mremap_util.h").exists()
 
     def suites(self) -> list[str]:
         makefile = (APPLIED / TESTS / "Makefile").read_text()
@@ -425,7 +431,11 @@ class Step:
                  "--add", SUITES / suite, "--add", "lab/test_setup.sh", "--",
                  "/bin/sh", "/bin/test_setup.sh", "env", "MREMAP_EXPECT=patched",
                  f"/bin/{suite}")
-        verdict = self.run(f"{suite} passed", "lab/ktap.py", output)
+        if self.has_our_tests():
+            verdict = self.run(f"{suite} passed", "lab/ktap.py", output)
+        else:
+            # Not quite TAP. It says by its status whether a test has failed.
+            verdict = output.read_text().splitlines()[-1].removeprefix("# Totals: ")
         self.done.append(f"{suite} {verdict}")
 
 
