@@ -165,16 +165,16 @@ def without(text: str, pick: Pick) -> str:
     return with_part(text, pick.what, pick.path, reverse=True)
 
 
-def split_file(source: str, regex: str, path: str) -> tuple[str, str]:
-    """Upstream's file without what PATH takes of it, and PATH."""
+def split_file(source: str, regex: str) -> tuple[str, str]:
+    """Upstream's file without what another one takes of it, and that one."""
     text = (tree.BASE / source).read_text()
     found = re.search(rf"^{regex}", text, re.MULTILINE)
     if not found:
         raise SeriesError(f"{source}: nothing matches '{regex}'")
     head = text[:text.rindex("\n#include ", 0, found.start()) + 1]
-    last_include = text[len(head):].partition("\n")[0]
-    return (text[:found.start()].rstrip() + "\n",
-            head.replace(source, path) + last_include + "\n\n" + text[found.start():])
+    head += text[len(head):].partition("\n")[0]
+    head = re.sub(rf"^ \*\s*{source}\n \*\n", "", head, flags=re.MULTILINE)
+    return text[:found.start()].rstrip() + "\n", f"{head}\n\n{text[found.start():]}"
 
 
 class History:
@@ -224,7 +224,7 @@ class History:
                 text = with_part(text, pick.what, self.path, reverse=False)
             elif pick.kind == "from":
                 source, regex = pick.what.split(None, 1)
-                stays, moves = split_file(source, regex, self.path)
+                stays, moves = split_file(source, regex)
                 text = stays if source == self.path else moves
             else:
                 raise SeriesError(f"{self.path}: {patch} comes before the patch that takes "
@@ -444,12 +444,22 @@ def subject_of(mail: pathlib.Path) -> str:
                given=mail.read_text()).partition("Subject: ")[2].splitlines()[0]
 
 
-def apply_and_check(mails: list[pathlib.Path], paths: list[str], boot_from: int) -> None:
+def is_about_moved_code(complaint: str, histories: dict[str, History]) -> bool:
+    """Upstream's own code, which "from" has taken to another file."""
+    path, number = re.split(r"[: ]+", complaint)[:2]
+    picks = histories[path].picks if path in histories else []
+    line = (APPLIED / path).read_text().splitlines()[int(number) - 1] if picks else ""
+    return any(line in (tree.BASE / pick.what.split()[0]).read_text().splitlines()
+               for _, pick in picks if pick.kind == "from")
+
+
+def apply_and_check(mails: list[pathlib.Path], histories: dict[str, History],
+                    boot_from: int) -> None:
     """Images are booted from the patch of that number on."""
     shutil.rmtree(APPLIED, ignore_errors=True)
     subprocess.run(["cp", "-al", tree.BASE, APPLIED], check=True)
     LOGS.mkdir(exist_ok=True)
-    start_history(APPLIED, paths)
+    start_history(APPLIED, list(histories))
     complaints = []
     for number, mail in enumerate(mails, 1):
         start = time.monotonic()
@@ -458,7 +468,8 @@ def apply_and_check(mails: list[pathlib.Path], paths: list[str], boot_from: int)
         step.check()
         if number >= boot_from:
             step.boot()
-        found = checkpatch.look_at([str(mail)])
+        found = [line for line in checkpatch.look_at([str(mail)])
+                 if not is_about_moved_code(line, histories)]
         complaints += [f"patch {number}: {line}" for line in found]
         step.done.append(f"checkpatch {'complains' if found else 'clean'}")
         print(f"{number}/{len(mails)} {subject_of(mail)}: {', '.join(step.done)} "
@@ -490,7 +501,7 @@ def main(arguments: list[str]) -> None:
     mails = write(cover, recipes, histories)
     checked = arguments != ["--only-write"]
     if checked:
-        apply_and_check(mails, list(histories), boot_from)
+        apply_and_check(mails, histories, boot_from)
         wrong = differences(list(histories))
         if wrong:
             raise SeriesError("not as in build/tree/: " + ", ".join(wrong))
