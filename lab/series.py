@@ -33,7 +33,8 @@ only the steps in between have is in the parts. There a line "=== NAME ===" stan
 a function that is still what it was before that patch.
 
 In the cover letter {version} is upstream's, {costs} comes from README.md and
-{tests} from lab/README.md.
+{tests} from lab/README.md, and the name of a patch in braces is its number. In any
+message {ratio CASE} is what README.md says of a case.
 
 The mails are applied by git am to a copy of the base, build/series.tree/. After
 each, what it touches is compiled and tested (warnings are errors), and
@@ -318,13 +319,31 @@ def readme_block(readme: str, first_words: str) -> list[str]:
     raise SeriesError(f"{readme}: no block begins with '{first_words}'")
 
 
-def cover_letter(cover: Recipe) -> str:
+def cost_table() -> list[str]:
+    """README's, up to the ratios."""
     costs = readme_block("README.md", "instructions ")
     if "ratio" not in costs[0]:
         raise SeriesError("README.md: no ratios among the costs")
     width = costs[0].index("ratio") + len("ratio")
+    return [line[:width].rstrip() for line in costs]
+
+
+def with_costs(message: str) -> str:
+    """The message with what it cites of README."""
+    def ratio(found: re.Match[str]) -> str:
+        rows = [line for line in cost_table() if line.startswith(f"{found[1]} ")]
+        if len(rows) != 1:
+            raise SeriesError(f"README.md: {len(rows)} rows of costs begin with '{found[1]}'")
+        return rows[0].split()[-1]
+
+    return re.sub(r"\{ratio ([^}]*)\}", ratio, message)
+
+
+def cover_letter(cover: Recipe, recipes: list[Recipe]) -> str:
     text = cover.message.replace("{version}", upstream_version())
-    text = text.replace("{costs}", "\n".join(line[:width].rstrip() for line in costs))
+    for number, recipe in enumerate(recipes, 1):
+        text = text.replace(f"{{{recipe.name}}}", str(number))
+    text = text.replace("{costs}", "\n".join(cost_table()))
     return text.replace("{tests}", readme_block("lab/README.md", "kunit ")[-1])
 
 
@@ -341,8 +360,9 @@ def write(cover: Recipe, recipes: list[Recipe], histories: dict[str, History]) -
                 if (ROOT / pick.path).exists():
                     shutil.copymode(ROOT / pick.path, file)
                 git(folder, "add", "--force", "--", pick.path)
-            git(folder, "commit", "--quiet", "--file=-", given=f"{recipe.message}\n\n{TRAILER}\n")
-        git(folder, "config", "branch.mremap.description", cover_letter(cover))
+            git(folder, "commit", "--quiet", "--file=-",
+                given=f"{with_costs(recipe.message)}\n\n{TRAILER}\n")
+        git(folder, "config", "branch.mremap.description", cover_letter(cover, recipes))
         shutil.rmtree(OUT, ignore_errors=True)
         git(folder, "format-patch", "--quiet", "--cover-letter", "--cover-from-description=subject",
             "--subject-prefix=PATCH 6.12", "--break-rewrites", "--zero-commit", "--signature=",
