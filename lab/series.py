@@ -135,9 +135,10 @@ def function_of(text: str, name: str, path: str) -> str:
 
 
 def without_functions(text: str, names: str, path: str) -> str:
+    """The text without these definitions, and the blank lines below them."""
     for name in names.split():
         definition = function_of(text, name, path)
-        text = text.replace(definition + "\n" if definition + "\n" in text else definition, "")
+        text = text.replace(f"{definition}\n" if f"{definition}\n" in text else definition, "")
     return text
 
 
@@ -205,7 +206,10 @@ class History:
 
         for patch, pick in reversed(self.picks):
             if patch > name and pick.kind in BACKWARDS:
-                text = without(text, pick)
+                try:
+                    text = without(text, pick)
+                except SeriesError as error:
+                    raise SeriesError(f"{patch}: {error}") from error
         before = [patch for patch, _ in self.picks if patch < "".join(becomes_ours)]
         text = re.sub(r"^=== (\w+) ===\n",
                       lambda found: function_of(self.of_upstream(before[-1]), found[1], self.path),
@@ -267,8 +271,10 @@ def read_series() -> tuple[Recipe, list[Recipe], dict[str, History]]:
                 raise SeriesError(f"{recipe.name}: {pick.path} is not one of our files")
             histories[pick.path].picks.append((recipe.name, pick))
     lost = [path for path, history in histories.items() if not history.picks]
+    lost += {str(file.relative_to(ROOT)) for file in PARTS.iterdir()} - {
+        f"lab/series/parts/{pick.what}" for recipe in recipes for pick in recipe.picks}
     if lost:
-        raise SeriesError("no patch in lab/series/ takes " + ", ".join(lost))
+        raise SeriesError("no patch in lab/series/ takes " + ", ".join(sorted(lost)))
     return read_recipe(RECIPES / "cover"), recipes, histories
 
 
