@@ -9,7 +9,8 @@
 
 usage="usage: lab/kunit.sh [x86_64|um] [SUITE.CASE]
   x86_64  in QEMU, with all that is tested; um: User Mode Linux, which cannot move tables
-  SUITE.CASE may have wildcards: 'mremap_tables.huge*'"
+  SUITE.CASE may have wildcards: 'mremap_tables.huge*'
+  KUNIT_SOURCE in the environment is another kernel source than build/tree/"
 
 case ${1-} in
 -h | --help) echo "$usage"; exit ;;
@@ -21,17 +22,18 @@ filter=("${@:2}")
 configs=(mm/tests)
 case $arch in
 x86_64)
-	configs+=(mm/tests/x86.config ../../lab/config/kunit.config)
+	configs+=(mm/tests/x86.config "$PWD/lab/config/kunit.config")
 	# Threads: see lab/guest.py. Two processors, so that there are TLBs to flush.
 	# An oops ends the run: a test that died may hold locks that others wait for.
 	options=(--arch=x86_64 "--qemu_args=-accel tcg,thread=single -smp 2"
 		--kernel_args=oops=panic --kernel_args=panic=-1)
 	;;
-um) configs+=(../../lab/config/kunit-um.config) options=() ;;
+um) configs+=("$PWD/lab/config/kunit-um.config") options=() ;;
 *) die "$usage" ;;
 esac
 
-out=build/kunit/$arch
+source=${KUNIT_SOURCE:-build/tree}
+out=build/kunit/$arch${KUNIT_SOURCE:+.other}
 log=$out.log
 kernel_log=$out/test.log
 
@@ -40,9 +42,9 @@ kbuild_environment kunit
 export CCACHE_BASEDIR=$PWD PYTHONDONTWRITEBYTECODE=1
 
 kunit() {
-	cd build/tree || return
+	cd "$source" || return
 	python3 tools/testing/kunit/kunit.py run "${options[@]}" "${configs[@]/#/--kunitconfig=}" \
-		--build_dir="../../$out" --jobs="$(nproc)" --make_options="CC=$kernel_gcc" \
+		--build_dir="$OLDPWD/$out" --jobs="$(nproc)" --make_options="CC=$kernel_gcc" \
 		--make_options="HOSTCC=ccache gcc" --timeout="${KUNIT_SECONDS:-600}" "${filter[@]}"
 }
 

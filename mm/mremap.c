@@ -270,8 +270,10 @@ static void widen_to_tables(struct pagetable_move *pm)
 		widen_down = may_widen && can_align_down_new(pm);
 	}
 	/* The only table is to be widened to at both its ends, or not at all. */
-	if (is_one_table && !(widen_up && (widen_down || !head)))
-		widen_up = widen_down = false;
+	if (is_one_table && !(widen_up && (widen_down || !head))) {
+		widen_up = false;
+		widen_down = false;
+	}
 	if (widen_up)
 		pm->wide_end += tail;
 	if (widen_down)

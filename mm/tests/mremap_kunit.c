@@ -2305,6 +2305,7 @@ static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
 	close_space(test);
 }
+
 /* The same where the VMA would go along with it. */
 static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
 {
