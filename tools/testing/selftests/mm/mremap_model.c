@@ -380,12 +380,13 @@ static const char *change_run(struct world *w, const struct kind *kind,
 	return why;
 }
 
-/* Left untouched: every fourth cell of anonymous memory, every other of files. */
+/* Left untouched: every fourth cell, and every other of files and of hugetlb. */
 static void fill_cell(struct world *w, const struct kind *kind, int nr)
 {
 	const bool shared = kind->flags & MAP_SHARED;
 	struct cell *cell = &w->cells[nr];
-	const bool blank = kind->has_file || kind->path ? nr % 2 == 1 : nr % 4 == 3;
+	const bool often = kind->has_file || kind->path || kind->flags & MAP_HUGETLB;
+	const bool blank = nr % (often ? 2 : 4) == (often ? 1 : 3);
 
 	cell->content = kind->has_file || kind->is_object ||
 			(kind->path && !cell->blank) ? FROM_FILE : ZERO;
@@ -1416,11 +1417,16 @@ static const char *check_monitors(struct world *w, bool may_be_told)
 	return why;
 }
 
-static const char *check_no_peak(const struct world *w)
+static const char *check_nothing_taken(const struct world *w)
 {
 	struct counters is;
+	long pool[2];
 
 	read_counters(&is);
+	read_pool(w, pool);
+	if (memcmp(pool, w->pool, sizeof(pool)))
+		return complain("huge pages free %ld, was %ld; reserved %ld, was %ld",
+				pool[0], w->pool[0], pool[1], w->pool[1]);
 	return is.peak == w->before.peak ? NULL :
 		complain("VmPeak %ld, was %ld", is.peak, w->before.peak);
 }
@@ -1438,7 +1444,7 @@ const char *check_refusal(struct world *w)
 {
 	const char *why = may_stay_split(w) ? NULL : check_state();
 
-	why = why ?: check_no_peak(w);
+	why = why ?: check_nothing_taken(w);
 	why = why ?: check_bits(w, dirty_after_refusal(w));
 	why = why ?: check_monitors(w, false);
 	why = why ?: check_world(w);

@@ -1160,6 +1160,53 @@ TEST(page_table_of_two_old_destinations_is_freed_mended)
 	EXPECT_OK(check_zero(dst + bytes(8), bytes(4)));
 }
 
+/* ---- old and new place in one mapping ---- */
+
+/* Also what a child inherits, which the mapping has to be known to have pages for. */
+static const char *check_inherited(unsigned long addr, size_t len, unsigned long id)
+{
+	int status = -1;
+	pid_t child = fork();
+
+	if (!child)
+		_exit(!!check_stamps(addr, len, id));
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		return "cannot fork";
+	return status ? "a child does not find the pages" : NULL;
+}
+
+/* What is unmapped cuts the mapping of which a part moves, below or above. */
+static void leave_behind(META, size_t from, size_t to, size_t pages)
+{
+	const unsigned long src = SRC;
+	const size_t low = from < to ? from : to;
+	const size_t high = from < to ? to : from;
+
+	ASSERT_EQ(src, map_anon(src, bytes(16)));
+	stamp_range(src, bytes(16), 1);
+	ASSERT_EQ(src + bytes(to),
+		  do_mremap(src + bytes(from), bytes(pages), bytes(pages),
+			    FIXED | DONTUNMAP, src + bytes(to)));
+	EXPECT_OK(check_stamps(src, bytes(low), 1));
+	EXPECT_OK(check_stamps(src + bytes(low + pages),
+			       bytes(high - low - pages), 1 + low + pages));
+	EXPECT_OK(check_stamps(src + bytes(high + pages),
+			       bytes(16 - high - pages), 1 + high + pages));
+	EXPECT_OK(check_stamps(src + bytes(to), bytes(pages), 1 + from));
+	EXPECT_OK(check_inherited(src + bytes(to), bytes(pages), 1 + from));
+	EXPECT_OK(check_zero(src + bytes(from), bytes(pages)));
+	ASSERT_EQ(0, munmap(at(src), bytes(16)));
+}
+
+TEST(dontunmap_within_a_mapping)
+{
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	for (size_t from = 0; from <= 12; from += 4)
+		for (size_t to = 0; to <= 12; to += 4)
+			if (from != to)
+				leave_behind(_metadata, from, to, 4);
+}
+
 /* ---- lengths ---- */
 
 /* They are rounded up to whole pages. */
