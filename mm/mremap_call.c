@@ -1184,8 +1184,12 @@ static int link_at_new_place(struct mremap_op *op, const struct vma_move *mv)
 {
 	VMA_ITERATOR(vmi, op->mm, mv->dst_addr);
 
+	/* mas_store_gfp() does not give up if it gets only some of the nodes. */
 	__mas_set_range(&vmi.mas, mv->dst_addr, mv->dst_addr + mv->dst_len - 1);
-	return mas_store_gfp(&vmi.mas, mv->src, GFP_KERNEL);
+	if (mas_preallocate(&vmi.mas, mv->src, GFP_KERNEL))
+		return -ENOMEM;
+	mas_store_prealloc(&vmi.mas, mv->src);
+	return 0;
 }
 
 /* The tree may need nodes even for that: it waits for them. */
