@@ -126,6 +126,7 @@ struct world {
 	size_t ballast;
 	struct counters before;		/* the last call */
 	long pool[2];			/* of huge pages, before it */
+	int nr_told;	/* events of a call that was made to fail; -1 before */
 };
 
 struct call {

@@ -101,6 +101,10 @@ ONE(shrink_part_across_mappings, "****rrrr", "", 1, 5, 2, FIXED, UP(0));
 ONE(first_table_in_part, "******", "", 1, 5, 5, FIXED, UP(1));
 ONE(just_above, "****", "", 0, 4, 4, FIXED, 4);
 ONE(just_below, "....****", "", 4, 4, 4, FIXED);
+ONE(shrink_just_above, "*****", "", 0, 5, 3, FIXED, 5);
+ONE(shrink_just_below, "...*****", "", 3, 5, 3, FIXED);
+ONE(grow_just_above, "***", "", 0, 3, 5, FIXED, 3);
+ONE(grow_just_below, ".....***", "", 5, 3, 5, FIXED);
 ONE(down, "", "****", UP(0), 4, 4, FIXED);
 
 /* MREMAP_DONTUNMAP. */
@@ -429,7 +433,7 @@ static void run_row(META, struct world *w, const struct row *row,
 		run_row(_metadata, &self->w, &variant->row, shape, kinds, way); \
 	}
 
-ROW_TEST(one, pages, PAGES, "wrneolspqafbzuvxyj", FORK | ABOUT)
+ROW_TEST(one, pages, PAGES, "wrneolspqafbztuvxyj", FORK | ABOUT)
 ROW_TEST(one, uneven, UNEVEN, "lps", 0)
 ROW_TEST(one, tables, TABLES, "wsh", ABOUT)
 ROW_TEST(one, across_directories, ACROSS, "kp", 0)
@@ -476,6 +480,7 @@ FIXTURE_TEARDOWN(failing)
 
 FAILING_MOVE(one_cell, PAGES, "w", "", 0, 1);
 FAILING_MOVE(middle, PAGES, "wwwwww", "", 1, 4);
+FAILING_MOVE(two_tables, PAGES, "wwwwwwwwwwwwwwww", "", 6, 8);
 FAILING_MOVE(uneven, UNEVEN, "wwwwww", "", 1, 4);
 FAILING_MOVE(across_directories, ACROSS, "wwwwww", "", 1, 4);
 FAILING_MOVE(shared, UNEVEN, "ssssss", "", 1, 4);
@@ -546,6 +551,7 @@ FAILING_MOVE(events, PAGES, "yyyyyy", "", 1, 4);
 FAILING_MOVE(events_over, PAGES, "xxxxxx", "xxxjjj", 1, 4);
 FAILING(events_dontunmap, PAGES, "xxxx", "", 0, 4, 4, KEEP, UP(0));
 FAILING(events_shrink, PAGES, "xxxxjjjj", "", 1, 6, 2, FIXED, UP(1));
+FAILING(events_of_tail, PAGES, "wwwwjjjj", "", 1, 6, 2, FIXED, UP(1));
 FAILING(events_shrink_in_place, PAGES, "xxxxjjjj", "", 1, 6, 2);
 
 /* Several mappings in one call. */
@@ -1066,7 +1072,12 @@ TEST_F_TIMEOUT(random, calls_mended, 300)
 	static struct world w;
 	const char *more = getenv("MREMAP_SEEDS");
 	const unsigned long seeds = more ? strtoul(more, NULL, 10) : SEEDS;
+	const char *why;
 
+	why = build(&w, variant->shape, "w", "");
+	drop_world(&w);
+	if (is_missing(why))
+		SKIP(return, "%s", why);
 	for (unsigned long nr = 0; nr < seeds; nr++)
 		ASSERT_TRUE(seed_is_fine(_metadata, &w, variant->shape,
 					 variant->seed + nr));
@@ -1159,6 +1170,69 @@ TEST(page_table_of_two_old_destinations_is_freed_mended)
 	EXPECT_EQ(before, page_tables());
 	EXPECT_OK(check_zero(dst, bytes(4)));
 	EXPECT_OK(check_zero(dst + bytes(8), bytes(4)));
+}
+
+/* ---- growing by moving, again and again ---- */
+
+/* What blocks it above is the neighbour that the next block moves away from. */
+TEST(blocks_grow_by_moving)
+{
+	for (size_t first = 64; first <= 512; first *= 2) {
+		unsigned long addr = map_anon(SRC, bytes(first));
+		size_t pages = first, stamped = 0;
+
+		ASSERT_EQ(SRC, addr);
+		for (int step = 0; step < 8; step++) {
+			const size_t more = pages + pages / 4 + 3;
+			unsigned long old = addr;
+
+			stamp_range(addr + bytes(stamped), bytes(pages - stamped), 1 + stamped);
+			stamped = pages;
+			map_anon(addr + bytes(pages), psize());
+			addr = do_mremap(old, bytes(pages), bytes(more), MREMAP_MAYMOVE, 0);
+			ASSERT_EQ(0, error_of(addr));
+			ASSERT_NE(old, addr);
+			EXPECT_OK(check_unmapped(old, bytes(pages)));
+			EXPECT_OK(check_stamps(addr, bytes(pages), 1));
+			EXPECT_OK(check_zero(addr + bytes(pages), bytes(more - pages)));
+			munmap(at(old + bytes(pages)), psize());
+			pages = more;
+		}
+		ASSERT_EQ(0, munmap(at(addr), bytes(pages)));
+	}
+}
+
+/* The file has to find its pages at the new place, also those that came later. */
+static void truncate_moved(META, char kind)
+{
+	const char text[] = { kind, kind, kind, kind, '\0' };
+	const struct call call = { 0, 4, 8, FIXED, UP(0) };
+	unsigned long dst;
+	struct world w;
+	off_t start;
+
+	ASSERT_OK(build(&w, PAGES, text, ""));
+	dst = cell_addr(&w, UP(0));
+	start = w.cells[0].is.offset;
+	ASSERT_OK(call_as_modelled(&w, &call));
+	stamp_range(dst, bytes(8), 0);
+	for (int pages = 6; pages; pages -= 3) {
+		ASSERT_EQ(0, ftruncate(w.fd, start + bytes(pages)));
+		EXPECT_OK(check_stamps(dst, bytes(pages), 0));
+		for (int page = 0; page < 8; page++) {
+			EXPECT_EQ(page < pages, is_present(dst + bytes(page)))
+				TH_LOG("kind %c: page %d of %d", kind, page, pages);
+		}
+	}
+	ASSERT_EQ(0, ftruncate(w.fd, start + bytes(8)));
+	EXPECT_OK(check_zero(dst + bytes(3), bytes(5)));
+	drop_world(&w);
+}
+
+TEST(moved_file_is_truncated)
+{
+	truncate_moved(_metadata, 's');
+	truncate_moved(_metadata, 'p');
 }
 
 /* ---- old and new place in one mapping ---- */
