@@ -751,7 +751,8 @@ static void complete_unmapping(struct unmapping *unmapping,
 
 /*
  * Page tables are freed as far as there were no neighbours when the range was
- * taken. If one of them is gone since, by another unmapping, there may be more.
+ * taken. If one of them is gone since, by another unmapping, there may be more; if
+ * one has come, fewer.
  */
 static void refresh_unmapping(struct unmapping *unmapping, struct mm_struct *mm)
 {
@@ -1414,6 +1415,8 @@ static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 {
 	const struct vma_move *mv = op->moves;
 
+	/* When the tail was gathered, the new place was not yet its neighbour. */
+	refresh_unmapping(tail, op->mm);
 	complete_unmapping(tail, op->mm);
 	free_tables_of_gap(op, mv->addr, mv->len);
 	account_growth(op, mv);
