@@ -1429,7 +1429,8 @@ static const char *check_monitors(struct world *w, bool may_be_told)
 	for (int i = 0; !why && i < CELLS; i++) {
 		const struct cell *cell = &w->cells[i];
 
-		if (cell->is.mapped && cell->bits[0] & PM_UFFD_WP)
+		if (cell->is.mapped && cell->bits[0] != ANY_BITS &&
+		    cell->bits[0] & PM_UFFD_WP)
 			why = write_protect(w->monitors[cell->tells].fd,
 					    cell_addr(w, i), w->unit);
 	}

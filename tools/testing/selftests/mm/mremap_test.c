@@ -496,15 +496,15 @@ FAILING_MOVE(huge_part, HUGE_PARTS, "wwwwwwwwwwww", "", 2, 8);
 /* The new mapping is one with its neighbours until it is unmapped again. */
 FIXTURE_VARIANT_ADD(failing, merges_on_both_sides) {
 	PAGES, { "wwwwww", "", { 1, 4, 4, FIXED, UP(1) },
-		 { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } } }
+		 { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
 };
 FIXTURE_VARIANT_ADD(failing, merges_shared) {
 	PAGES, { "ssssss", "", { 1, 4, 4, FIXED, UP(1) },
-		 { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } } }
+		 { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
 };
 FIXTURE_VARIANT_ADD(failing, merges_tables) {
 	TABLES, { "wwwwww", "", { 1, 4, 4, FIXED, UP(1) },
-		  { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } } }
+		  { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
 };
 
 /* Other lengths. */
@@ -570,15 +570,15 @@ FAILING_MOVE(several_directories, DIRECTORIES, "wwwwrr.pps.ddd", "", 2, 11);
 /* In the table where a moved mapping ends is a third one, in a gap: it keeps it. */
 FIXTURE_VARIANT_ADD(failing, third_untouched) {
 	PARTS, { "...eeeeeeww....r", "", { 3, 13, 13, FIXED, UP(3) },
-		 { { 9, 2, 2, FIXED, UP(9) } } }
+		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
 };
 FIXTURE_VARIANT_ADD(failing, third_first_table) {
 	PARTS, { "...wwwweeww....r", "", { 3, 13, 13, FIXED, UP(3) },
-		 { { 9, 2, 2, FIXED, UP(9) } } }
+		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
 };
 FIXTURE_VARIANT_ADD(failing, third_both_tables) {
 	PARTS, { "...wwwwwwww....r", "", { 3, 13, 13, FIXED, UP(3) },
-		 { { 9, 2, 2, FIXED, UP(9) } } }
+		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
 };
 
 static struct books cleared_books(const struct world *w)
