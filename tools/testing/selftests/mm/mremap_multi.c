@@ -721,6 +721,7 @@ TEST_F_TIMEOUT(sysv, every_allocation_mended, 120)
 	const struct call back = { UP(2), SYSV_CELLS, SYSV_CELLS, FIXED, 0 };
 	const char *why = start_failing(false);
 	struct world *w = &self->w;
+	const int fd = failure.fd;
 
 	if (why)
 		SKIP(return, "%s", why);
@@ -729,8 +730,11 @@ TEST_F_TIMEOUT(sysv, every_allocation_mended, 120)
 		ASSERT_OK(fail_call(w, &there));
 		check_attached(_metadata, self, 1, 1);
 		/* Not every allocation is needed. */
-		while (failure.has_failed && w->cells[UP(2)].is.mapped)
-			ASSERT_OK(fail_call(w, &back));
+		if (failure.has_failed && w->cells[UP(2)].is.mapped) {
+			failure.fd = -1;
+			ASSERT_OK(call_as_modelled(w, &back));
+			failure.fd = fd;
+		}
 	}
 	/* At least the new mappings have to be allocated. */
 	EXPECT_LT(4, failure.nth);
