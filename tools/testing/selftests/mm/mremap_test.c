@@ -509,6 +509,7 @@ FIXTURE_VARIANT_ADD(failing, merges_tables) {
 
 /* Other lengths. */
 FAILING(grow, PAGES, "wwww", "", 0, 4, 7, FIXED, UP(0));
+FAILING(grow_part, PAGES, "wwwwww", "", 1, 4, 6, FIXED, UP(1));
 FAILING(grow_across_directories, ACROSS, "wwww", "", 0, 4, 7, FIXED, UP(0));
 FAILING(grow_anywhere, PARTS, "wwwwr", "", 0, 4, 12, MREMAP_MAYMOVE);
 FAILING(grow_to_neighbour, PAGES, "ee..ww", "", 0, 2, 4);
