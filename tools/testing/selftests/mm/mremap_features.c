@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * mremap(2) and the rest of memory management: what else is attached to pages
- * and mappings, and whether it moves along.
+ * and mappings, and whether it moves along; translations of the old address; limits
+ * at their boundary; memory of special kinds; and the stack of an execve().
+ *
+ * What moves along with any mapping is in mremap_test.
  *
  * Tests whose name ends in _mended fail on stock 6.12, whose bug they catch;
  * MREMAP_EXPECT=base skips them.
@@ -9,10 +12,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/mempolicy.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <signal.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -44,115 +45,6 @@ static void map_touched(META, unsigned long addr, size_t pages)
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	ASSERT_EQ(addr, map_anon(addr, bytes(pages)));
 	stamp_range(addr, bytes(pages), 1);
-}
-
-/* ---- swap ---- */
-
-static bool has_swap(void)
-{
-	return meminfo_kb("SwapFree") > 0;
-}
-
-FIXTURE(swapped)
-{
-	size_t pages;
-};
-
-FIXTURE_VARIANT(swapped)
-{
-	size_t offset;	/* of the destination, in pages */
-};
-
-FIXTURE_VARIANT_ADD(swapped, pages) { 5 };
-FIXTURE_VARIANT_ADD(swapped, tables) { 0 };
-
-FIXTURE_SETUP(swapped)
-{
-	self->pages = pmd_span() / psize() + 88;
-	if (!has_swap())
-		SKIP(return, "needs swap space");
-	map_touched(_metadata, SRC, self->pages);
-	ASSERT_EQ(0, madvise(at(SRC), bytes(self->pages / 2), MADV_PAGEOUT));
-	if (!count_pagemap(SRC, bytes(self->pages / 2), PM_SWAP))
-		SKIP(return, "needs pages that can be swapped out");
-}
-
-FIXTURE_TEARDOWN(swapped)
-{
-}
-
-TEST_F(swapped, move)
-{
-	const unsigned long dst = DST + bytes(variant->offset);
-	const size_t len = bytes(self->pages);
-	const size_t swapped = count_pagemap(SRC, len, PM_SWAP);
-
-	ASSERT_EQ(dst, move_to(SRC, len, len, dst));
-	EXPECT_EQ(swapped, count_pagemap(dst, len, PM_SWAP));
-	EXPECT_OK(check_stamps(dst, len, 1));
-	EXPECT_OK(check_unmapped(SRC, len));
-	EXPECT_EQ(0UL, count_pagemap(dst, len, PM_SWAP));
-}
-
-TEST_F(swapped, dontunmap)
-{
-	const unsigned long dst = DST + bytes(variant->offset);
-	const size_t len = bytes(self->pages);
-
-	ASSERT_EQ(dst, do_mremap(SRC, len, len, FIXED | DONTUNMAP, dst));
-	EXPECT_OK(check_zero(SRC, len));
-	EXPECT_OK(check_stamps(dst, len, 1));
-}
-
-/* ---- protection and flags ---- */
-
-TEST(prot_none_pages_move)
-{
-	map_touched(_metadata, SRC, 40);
-	ASSERT_EQ(0, mprotect(at(SRC), bytes(40), PROT_NONE));
-	ASSERT_EQ(DST, move_to(SRC, bytes(40), bytes(40), DST));
-	EXPECT_EQ(40UL, count_pagemap(DST, bytes(40), PM_PRESENT));
-	ASSERT_EQ(0, mprotect(at(DST), bytes(40), PROT_READ));
-	EXPECT_OK(check_stamps(DST, bytes(40), 1));
-}
-
-/* The middle one of three mappings moves; its neighbours keep all they have. */
-TEST(one_of_split_mappings)
-{
-	const struct vma left[] = {
-		{ SRC, SRC + bytes(8), "rw-p", 0, 0 },
-		{ SRC + bytes(16), SRC + bytes(24), "rw-p", 0, 0 },
-	};
-	const struct vma moved = { DST, DST + bytes(8), "r--p", 0, 0 };
-
-	map_touched(_metadata, SRC, 24);
-	ASSERT_EQ(0, mprotect(at(SRC + bytes(8)), bytes(8), PROT_READ));
-	ASSERT_EQ(DST, move_to(SRC + bytes(8), bytes(8), bytes(8), DST));
-	EXPECT_OK(check_vmas(SRC, SRC + bytes(24), left, 2));
-	EXPECT_OK(check_vmas(DST, DST + bytes(8), &moved, 1));
-	EXPECT_OK(check_stamps(SRC, bytes(8), 1));
-	EXPECT_OK(check_stamps(DST, bytes(8), 9));
-	EXPECT_OK(check_stamps(SRC + bytes(16), bytes(8), 17));
-}
-
-/* Shrinking unmaps up to the old length, whatever is mapped there. */
-TEST(shrink_across_mappings)
-{
-	map_touched(_metadata, SRC, 24);
-	ASSERT_EQ(0, mprotect(at(SRC + bytes(8)), bytes(8), PROT_READ));
-	ASSERT_EQ(SRC, do_mremap(SRC, bytes(24), bytes(4), 0, 0));
-	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
-	EXPECT_OK(check_unmapped(SRC + bytes(4), bytes(20)));
-}
-
-TEST(move_shrink_across_mappings)
-{
-	map_touched(_metadata, SRC, 24);
-	ASSERT_EQ(0, mprotect(at(SRC + bytes(8)), bytes(8), PROT_READ));
-	ASSERT_EQ(DST, move_to(SRC, bytes(24), bytes(4), DST));
-	EXPECT_OK(check_stamps(DST, bytes(4), 1));
-	EXPECT_OK(check_unmapped(SRC, bytes(24)));
-	EXPECT_OK(check_unmapped(DST + bytes(4), bytes(20)));
 }
 
 TEST(flags_move_along)
@@ -188,96 +80,7 @@ TEST(dontfork_moves_along)
 	EXPECT_OK_IN_CHILD(child_lacks_dst());
 }
 
-#define COW_PAGES	32
-
-static const char *child_writes_its_copy(void)
-{
-	const char *why = check_stamps(DST, bytes(COW_PAGES), 1);
-
-	stamp_range(DST, bytes(COW_PAGES), 100);
-	return why ?: check_stamps(DST, bytes(COW_PAGES), 100);
-}
-
-TEST(child_of_a_moved_mapping)
-{
-	map_touched(_metadata, SRC, COW_PAGES);
-	ASSERT_EQ(DST, move_to(SRC, bytes(COW_PAGES), bytes(COW_PAGES), DST));
-	EXPECT_OK_IN_CHILD(child_writes_its_copy());
-	EXPECT_OK(check_stamps(DST, bytes(COW_PAGES), 1));
-}
-
-/* Both sides of a fork move the pages they share, then write. */
-static const char *move_shared_and_write(unsigned long dst, unsigned long id)
-{
-	const size_t len = bytes(COW_PAGES);
-	const char *why;
-
-	if (move_to(SRC, len, len, dst) != dst)
-		return "the move failed";
-	why = check_stamps(dst, len, 1);
-	stamp_range(dst, len / 2, id);
-	why = why ?: check_stamps(dst, len / 2, id);
-	return why ?: check_stamps(dst + len / 2, len / 2, 1 + COW_PAGES / 2);
-}
-
-static const char *child_moves(void)
-{
-	return move_shared_and_write(THIRD + bytes(3), 100);
-}
-
-TEST(child_moves_shared_pages)
-{
-	map_touched(_metadata, SRC, COW_PAGES);
-	EXPECT_OK_IN_CHILD(child_moves());
-	EXPECT_OK(check_stamps(SRC, bytes(COW_PAGES), 1));
-}
-
-TEST(parent_moves_shared_pages)
-{
-	int go[2], status;
-	pid_t child;
-	char byte;
-
-	map_touched(_metadata, SRC, COW_PAGES);
-	ASSERT_EQ(0, pipe(go));
-	child = fork();
-	ASSERT_LE(0, child);
-	if (!child) {
-		const char *why;
-
-		if (read(go[0], &byte, 1) != 1)
-			_exit(1);
-		why = check_stamps(SRC, bytes(COW_PAGES), 1);
-		_exit(!!(why ?: child_moves()));
-	}
-	EXPECT_OK(move_shared_and_write(DST, 200));
-	ASSERT_EQ(1, write(go[1], "", 1));
-	ASSERT_EQ(child, waitpid(child, &status, 0));
-	EXPECT_EQ(0, status);
-	EXPECT_OK(check_stamps(DST, bytes(COW_PAGES / 2), 200));
-}
-
 /* ---- locked memory ---- */
-
-TEST(locked_growth_is_populated)
-{
-	struct counters before, after;
-
-	map_touched(_metadata, SRC, 8);
-	guard_page(SRC + bytes(8));
-	ASSERT_EQ(0, mlock(at(SRC), bytes(8)));
-	read_counters(&before);
-	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(24), DST));
-	read_counters(&after);
-	EXPECT_EQ(before.locked + (long)bytes(16) / 1024, after.locked);
-	EXPECT_EQ(24UL, count_pagemap(DST, bytes(24), PM_PRESENT));
-	EXPECT_TRUE(has_vmflag(DST, "lo"));
-	EXPECT_OK(check_stamps(DST, bytes(8), 1));
-	EXPECT_OK(check_zero(DST + bytes(8), bytes(16)));
-	ASSERT_EQ(0, munlock(at(DST), bytes(24)));
-	read_counters(&after);
-	EXPECT_EQ(before.locked - (long)bytes(8) / 1024, after.locked);
-}
 
 TEST(locked_on_fault_growth_is_not_populated)
 {
@@ -286,29 +89,6 @@ TEST(locked_on_fault_growth_is_not_populated)
 	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(24), DST));
 	EXPECT_EQ(8UL, count_pagemap(DST, bytes(24), PM_PRESENT));
 	EXPECT_OK(check_stamps(DST, bytes(8), 1));
-}
-
-/* Only the moved part of a locked mapping loses its lock with DONTUNMAP. */
-TEST(locked_part_dontunmap)
-{
-	struct counters before, after;
-
-	map_touched(_metadata, SRC, 24);
-	ASSERT_EQ(0, mlock(at(SRC), bytes(24)));
-	read_counters(&before);
-	ASSERT_EQ(DST, do_mremap(SRC + bytes(8), bytes(8), bytes(8),
-				 FIXED | DONTUNMAP, DST));
-	read_counters(&after);
-	EXPECT_EQ(before.locked, after.locked);
-	EXPECT_TRUE(has_vmflag(SRC, "lo"));
-	EXPECT_FALSE(has_vmflag(SRC + bytes(8), "lo"));
-	EXPECT_TRUE(has_vmflag(SRC + bytes(16), "lo"));
-	EXPECT_TRUE(has_vmflag(DST, "lo"));
-	EXPECT_OK(check_stamps(DST, bytes(8), 9));
-	munmap(at(SRC), bytes(24));
-	munmap(at(DST), bytes(8));
-	read_counters(&after);
-	EXPECT_EQ(before.locked - (long)bytes(24) / 1024, after.locked);
 }
 
 /* ---- KSM ---- */
@@ -350,79 +130,6 @@ TEST(ksm_pages_are_unmerged)
 	EXPECT_TRUE(has_vmflag(DST, "mg"));
 	for (size_t page = 0; page < pages; page++)
 		EXPECT_OK(check_stamp(DST + bytes(page), 7));
-}
-
-/* ---- NUMA policy ---- */
-
-TEST(mempolicy_moves_along)
-{
-	unsigned long node = 1;
-	int mode = -1;
-
-	map_touched(_metadata, SRC, 8);
-	if (syscall(__NR_mbind, SRC, bytes(8), MPOL_BIND, &node, 8, 0))
-		SKIP(return, "needs NUMA policies");
-	ASSERT_EQ(DST, move_to(SRC, bytes(8), bytes(8), DST));
-	ASSERT_EQ(0, syscall(__NR_get_mempolicy, &mode, NULL, 0, DST,
-			     MPOL_F_ADDR));
-	EXPECT_EQ(MPOL_BIND, mode);
-	ASSERT_EQ(DST, do_mremap(DST, bytes(8), bytes(12), 0, 0));
-	ASSERT_EQ(0, syscall(__NR_get_mempolicy, &mode, NULL, 0,
-			     DST + bytes(11), MPOL_F_ADDR));
-	EXPECT_EQ(MPOL_BIND, mode);
-}
-
-/* ---- soft-dirty ---- */
-
-TEST(moved_pages_are_soft_dirty)
-{
-	if (!softdirty_supported())
-		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
-	map_touched(_metadata, SRC, 16);
-	clear_softdirty();
-	ASSERT_EQ(0UL, count_pagemap(SRC, bytes(16), PM_SOFT_DIRTY));
-	ASSERT_EQ(DST + bytes(3), move_to(SRC, bytes(16), bytes(16),
-					  DST + bytes(3)));
-	EXPECT_EQ(16UL, count_pagemap(DST + bytes(3), bytes(16),
-				      PM_SOFT_DIRTY));
-}
-
-/* Tables move without a look at their entries. */
-TEST(moved_tables_are_soft_dirty_mended)
-{
-	const size_t len = 4 * pmd_span();
-
-	SKIP_STOCK_BUG();
-	if (!softdirty_supported())
-		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
-	map_touched(_metadata, SRC, len / psize());
-	for (int cycle = 0; cycle < 2; cycle++) {
-		clear_softdirty();
-		ASSERT_EQ(0UL, count_pagemap(SRC, len, PM_SOFT_DIRTY));
-		ASSERT_EQ(DST, move_to(SRC, len, len, DST));
-		EXPECT_EQ(len / psize(),
-			  count_pagemap(DST, len, PM_SOFT_DIRTY));
-		ASSERT_EQ(SRC, move_to(DST, len, len, SRC));
-	}
-}
-
-/* What is merged into a clean neighbour must not make that dirty. */
-TEST(merged_tables_are_soft_dirty_mended)
-{
-	const size_t len = 2 * pmd_span();
-	struct vma vmas[2];
-
-	SKIP_STOCK_BUG();
-	if (!softdirty_supported())
-		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
-	map_touched(_metadata, SRC, 2 * len / psize());
-	ASSERT_EQ(DST, move_to(SRC + len, len, len, DST));
-	clear_softdirty();
-	/* Back to where it was: the two are one mapping again. */
-	ASSERT_EQ(SRC + len, move_to(DST, len, len, SRC + len));
-	ASSERT_EQ(1, read_vmas(SRC, SRC + 2 * len, vmas, 2));
-	EXPECT_EQ(0UL, count_pagemap(SRC, len, PM_SOFT_DIRTY));
-	EXPECT_EQ(len / psize(), count_pagemap(SRC + len, len, PM_SOFT_DIRTY));
 }
 
 /* ---- transparent huge pages ---- */
@@ -516,123 +223,19 @@ TEST(huge_pages_are_split_after_moving)
 
 /* ---- hugetlb ---- */
 
-FIXTURE(hugetlb)
+TEST(lengths_are_rounded_to_huge_pages)
 {
-	size_t huge;
-	long free;
-	long reserved;
-};
+	const size_t huge = default_huge_page_size(), len = 2 * huge;
 
-FIXTURE_VARIANT(hugetlb)
-{
-	int flags;
-};
-
-FIXTURE_VARIANT_ADD(hugetlb, private) { MAP_PRIVATE };
-FIXTURE_VARIANT_ADD(hugetlb, shared) { MAP_SHARED };
-
-#define HUGE_PAGES	4
-
-/* Four huge pages; the first and the third of them are touched. */
-FIXTURE_SETUP(hugetlb)
-{
-	self->huge = default_huge_page_size();
-	self->free = meminfo_kb("HugePages_Free");
-	self->reserved = meminfo_kb("HugePages_Rsvd");
-	if (self->free - self->reserved < 2 * HUGE_PAGES)
-		SKIP(return, "needs %d free huge pages (vm.nr_hugepages)",
-		     2 * HUGE_PAGES);
-	ASSERT_EQ(SRC, map_at(SRC, HUGE_PAGES * self->huge,
-			      PROT_READ | PROT_WRITE,
-			      variant->flags | MAP_ANONYMOUS | MAP_HUGETLB, -1,
-			      0));
-	stamp_range(SRC, self->huge, 1);
-	stamp_range(SRC + 2 * self->huge, self->huge, 2000);
-}
-
-FIXTURE_TEARDOWN(hugetlb)
-{
-}
-
-static const char *check_huge_contents(unsigned long addr, size_t huge)
-{
-	const char *why = check_stamps(addr, huge, 1);
-
-	why = why ?: check_zero(addr + huge, huge);
-	why = why ?: check_stamps(addr + 2 * huge, huge, 2000);
-	return why ?: check_zero(addr + 3 * huge, huge);
-}
-
-static void check_pool(META, FIXTURE_DATA(hugetlb) *self, long used,
-		       long reserved)
-{
-	EXPECT_EQ(self->free - used, meminfo_kb("HugePages_Free"));
-	EXPECT_EQ(self->reserved + reserved, meminfo_kb("HugePages_Rsvd"));
-}
-
-TEST_F(hugetlb, move)
-{
-	const size_t len = HUGE_PAGES * self->huge;
-
-	check_pool(_metadata, self, 2, 2);
-	ASSERT_EQ(DST, move_to(SRC, len, len, DST));
-	check_pool(_metadata, self, 2, 2);
-	EXPECT_OK(check_unmapped(SRC, len));
-	EXPECT_OK(check_huge_contents(DST, self->huge));
-	check_pool(_metadata, self, 4, 0);
-	ASSERT_EQ(0, munmap(at(DST), len));
-	check_pool(_metadata, self, 0, 0);
-}
-
-TEST_F(hugetlb, move_over_hugetlb)
-{
-	const size_t len = HUGE_PAGES * self->huge;
-
-	ASSERT_EQ(DST, map_at(DST, len, PROT_READ | PROT_WRITE, MAP_PRIVATE |
+	if (get_free_hugepages() < 2)
+		SKIP(return, "needs 2 free huge pages (vm.nr_hugepages)");
+	ASSERT_EQ(SRC, map_at(SRC, len, PROT_READ | PROT_WRITE, MAP_PRIVATE |
 			      MAP_ANONYMOUS | MAP_HUGETLB, -1, 0));
-	stamp_range(DST, self->huge, 1);
-	ASSERT_EQ(DST, move_to(SRC, len, len, DST));
-	check_pool(_metadata, self, 2, 2);
-	EXPECT_OK(check_huge_contents(DST, self->huge));
-	ASSERT_EQ(0, munmap(at(DST), len));
-	check_pool(_metadata, self, 0, 0);
-}
-
-TEST_F(hugetlb, shrink)
-{
-	const size_t len = HUGE_PAGES * self->huge;
-
-	ASSERT_EQ(SRC, do_mremap(SRC, len, 3 * self->huge, 0, 0));
-	EXPECT_OK(check_unmapped(SRC + 3 * self->huge, self->huge));
-	EXPECT_OK(check_stamps(SRC, self->huge, 1));
-	EXPECT_OK(check_stamps(SRC + 2 * self->huge, self->huge, 2000));
-	ASSERT_EQ(0, munmap(at(SRC), 3 * self->huge));
-	check_pool(_metadata, self, 0, 0);
-}
-
-TEST_F(hugetlb, lengths_are_rounded_to_huge_pages)
-{
-	const size_t len = HUGE_PAGES * self->huge;
-
+	stamp_range(SRC, huge, 1);
 	ASSERT_EQ(DST, move_to(SRC, len - psize(), len - bytes(7), DST));
 	EXPECT_OK(check_unmapped(SRC, len));
-	EXPECT_OK(check_huge_contents(DST, self->huge));
-}
-
-/* The part that stays keeps its reservation, the part that moves its pages. */
-TEST_F(hugetlb, part_mended)
-{
-	const size_t huge = self->huge;
-
-	if (variant->flags == MAP_PRIVATE)
-		SKIP_STOCK_BUG();
-	ASSERT_EQ(DST, move_to(SRC + 2 * huge, 2 * huge, 2 * huge, DST));
-	EXPECT_OK(check_stamps(SRC, huge, 1));
-	EXPECT_OK(check_stamps(DST, huge, 2000));
-	EXPECT_OK(check_zero(SRC + huge, huge));
-	ASSERT_EQ(0, munmap(at(SRC), 2 * huge));
-	ASSERT_EQ(0, munmap(at(DST), 2 * huge));
-	check_pool(_metadata, self, 0, 0);
+	EXPECT_OK(check_stamps(DST, huge, 1));
+	EXPECT_OK(check_zero(DST + huge, huge));
 }
 
 /* Longer than an int can tell. */
@@ -667,111 +270,6 @@ TEST(hugetlb_that_may_share_tables_mended)
 	ASSERT_EQ(DST, move_to(SRC, len, len, DST));
 	EXPECT_OK(check_stamp(DST, 1));
 	EXPECT_OK(check_unmapped(SRC, len));
-}
-
-/* ---- a second thread ---- */
-
-#define WORDS	256
-
-struct writer {
-	volatile unsigned long place;
-	volatile bool stop;
-	volatile uint64_t written[WORDS];
-	unsigned long lost;
-};
-
-static __thread sigjmp_buf writer_env;
-
-static void writer_fault(int signal)
-{
-	(void)signal;
-	siglongjmp(writer_env, 1);
-}
-
-/* The place may have moved since it was read: then try again. */
-static bool writer_step(struct writer *writer, size_t word)
-{
-	volatile uint64_t *where = at(writer->place + word * 8 * 19);
-
-	if (sigsetjmp(writer_env, 1))
-		return false;
-	if (*where != writer->written[word])
-		writer->lost++;
-	*where = writer->written[word] + 1;
-	writer->written[word]++;
-	return true;
-}
-
-static void *run_writer(void *arg)
-{
-	struct writer *writer = arg;
-	size_t word = 0;
-
-	while (!writer->stop)
-		if (writer_step(writer, word))
-			word = (word + 1) % WORDS;
-	return NULL;
-}
-
-/* Until it has written all words once more, the last one it is at, too. */
-static void wait_for_writes(struct writer *writer)
-{
-	const uint64_t last = writer->written[WORDS - 1];
-
-	while (writer->written[WORDS - 1] < last + 2)
-		sched_yield();
-}
-
-FIXTURE(threads)
-{
-	struct writer writer;
-};
-
-FIXTURE_VARIANT(threads)
-{
-	size_t pages;
-	size_t offset;	/* of the destination, in pages */
-};
-
-FIXTURE_VARIANT_ADD(threads, pages) { 64, 5 };
-FIXTURE_VARIANT_ADD(threads, tables) { 512, 0 };
-
-FIXTURE_SETUP(threads)
-{
-	signal(SIGSEGV, writer_fault);
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	ASSERT_EQ(SRC, map_anon(SRC, bytes(variant->pages)));
-	self->writer.place = SRC;
-}
-
-FIXTURE_TEARDOWN(threads)
-{
-}
-
-/* No write by one thread is lost while the other one moves the memory. */
-TEST_F(threads, write_while_moving)
-{
-	const unsigned long places[] = { SRC, DST + bytes(variant->offset) };
-	const size_t len = bytes(variant->pages);
-	pthread_t thread;
-
-	ASSERT_EQ(0, pthread_create(&thread, NULL, run_writer, &self->writer));
-	wait_for_writes(&self->writer);
-	for (int move = 0; move < 200; move++) {
-		const unsigned long from = places[move % 2];
-		const unsigned long to = places[!(move % 2)];
-
-		ASSERT_EQ(to, move_to(from, len, len, to));
-		self->writer.place = to;
-		if (move % 8 == 0)
-			wait_for_writes(&self->writer);
-	}
-	self->writer.stop = true;
-	pthread_join(thread, NULL);
-	EXPECT_EQ(0UL, self->writer.lost);
-	for (size_t word = 0; word < WORDS; word++)
-		ASSERT_EQ(self->writer.written[word],
-			  *(uint64_t *)at(SRC + word * 8 * 19));
 }
 
 /* ---- translations of the old address ---- */
@@ -1297,30 +795,6 @@ TEST_F(trace_buffer, refuses_parts)
 	ASSERT_EQ(0, munmap(at(SRC), len));
 	EXPECT_TRUE(takes_snapshot());
 	EXPECT_EQ(self->tainted, read_long(TAINTED));
-}
-
-/* ---- the vDSO ---- */
-
-TEST(vdso_moves_whole)
-{
-	struct vma vma, moved;
-	unsigned long vdso = 0;
-	char name[8192] = "";
-	FILE *maps = fopen("/proc/self/maps", "r");
-
-	while (fgets(name, sizeof(name), maps))
-		if (strstr(name, "[vdso]"))
-			vdso = strtoul(name, NULL, 16);
-	fclose(maps);
-	if (!vdso)
-		SKIP(return, "needs a vDSO");
-	ASSERT_TRUE(find_vma(vdso, &vma));
-	ASSERT_EQ(DST, move_to(vdso, vma.end - vma.start, vma.end - vma.start,
-			       DST));
-	ASSERT_TRUE(find_vma(DST, &moved));
-	EXPECT_EQ(vma.end - vma.start, moved.end - moved.start);
-	EXPECT_EQ(0, memcmp(at(DST), "\177ELF", 4));
-	EXPECT_OK(check_unmapped(vma.start, vma.end - vma.start));
 }
 
 /* ---- execve: the new stack is shifted with all arguments in it ---- */

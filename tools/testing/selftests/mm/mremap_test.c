@@ -1,1096 +1,1128 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What mremap(2) does to a mapping: every backing x every placement x every
- * operation. After each: the contents of every page, that pages nobody touched
- * are still untouched, the layout, the neighbours and the counters.
+ * What mremap(2) does, as the model of mremap_model.h says: tables of layouts and
+ * calls x sizes of what moves x kinds of memory, drawn layouts and calls, and all of
+ * them with a failure at each allocation. After each call: contents, protection,
+ * flags, locks, file offsets, registration and pagemap bits of every cell, what the
+ * process is charged, and if the call is refused, that all is as before.
  *
- * A mapping's pages are numbered from its start; contents follow the number:
- * some pages are written through the mapping, some come from the file below
- * it, the rest read as zero.
+ * Tests whose name ends in _mended are of what stock 6.12 does not do: it moves one
+ * mapping at a time, and does not undo all that a failed call has done.
  */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "../kselftest_harness.h"
-#include "mremap_util.h"
+#include "mremap_model.h"
 
-#define WRITTEN_ID	0x100000	/* + page: written through the mapping */
-#define FILE_ID		0x200000	/* + page: was in the file before */
-#define LATER_ID	0x300000	/* + page: written after the operation */
+#define SKIP_STOCK(what)						\
+	do {								\
+		if (expect_base())					\
+			SKIP(return, what);				\
+	} while (0)
 
-#define FILE_OFFSET_PAGES	4
-#define MAX_PAGES		2048
+#define ONE_AT_A_TIME	"stock 6.12 moves one mapping at a time"
+#define UNDOES_LESS	"stock 6.12 does not undo all that it has done"
 
-enum backing {
-	ANON,
-	ANON_HUGE,
-	ANON_LOCKED,
-	ANON_SHARED,
-	MEMFD_SHARED,
-	MEMFD_PRIVATE,
-	FILE_SHARED,
+/* ---- rows: one layout, one call ---- */
+
+/* An asterisk in a text stands for the kind of memory under test. */
+struct row {
+	const char *low;
+	const char *high;
+	struct call call;
+	struct call before[2];	/* made by the way, to get to the layout */
+	int mappings;		/* that the new place is part of afterwards, if not 0 */
 };
 
-enum placement {
-	/* Source and destination at different offsets of a page table. */
-	PAGES,
-	/* At the same odd offset, tables shared with neighbours. */
-	CONGRUENT,
-	/* The same with no neighbours: the ends' tables may move whole. */
-	CONGRUENT_ALONE,
-	/* Whole page tables. */
-	TABLES,
+FIXTURE(one)
+{
+	struct world w;
 };
 
-FIXTURE(move)
+FIXTURE_VARIANT(one)
 {
-	unsigned long src;
-	unsigned long dst;
-	size_t pages;
-	size_t step;		/* pages to grow or to shrink by */
-	int fd;
-	unsigned long inode;
-	bool guard_above;
-	long huge_kb;
-	struct counters before;
-	struct counters after;
+	struct row row;
 };
 
-FIXTURE_VARIANT(move)
+FIXTURE_SETUP(one)
 {
-	enum backing backing;
-	enum placement placement;
+}
+
+FIXTURE_TEARDOWN(one)
+{
+	stop_failing();
+}
+
+#define ONE(name, low, high, ...)					\
+	FIXTURE_VARIANT_ADD(one, name) { { low, high, { __VA_ARGS__ } } }
+
+/* In place. */
+ONE(same_size, "****", "", 0, 4, 4, MREMAP_MAYMOVE);
+ONE(shrink_in_place, "******", "", 0, 6, 3);
+ONE(shrink_middle, "******", "", 1, 3, 1, MREMAP_MAYMOVE);
+ONE(shrink_across_mappings, "wwwrrr", "", 0, 6, 2);
+ONE(grow_in_place, "****", "", 0, 4, 6);
+ONE(grow_in_place_may_move, "****", "", 0, 4, 6, MREMAP_MAYMOVE);
+ONE(grow_tail_part, "****", "", 2, 2, 4);
+ONE(grow_into_next, "**--**", "", 0, 2, 4);
+ONE(grow_to_neighbour, "ee..ww", "", 0, 2, 4);
+
+/* To a place that the kernel chooses. */
+ONE(grow_blocked, "****r", "", 0, 4, 6, MREMAP_MAYMOVE);
+ONE(grow_front_part, "******", "", 0, 4, 8, MREMAP_MAYMOVE);
+
+/* To a given one. */
+ONE(move, "****", "", 0, 4, 4, FIXED, UP(0));
+ONE(move_over, "****", "ddpprr", 0, 4, 4, FIXED, UP(1));
+ONE(move_over_itself_charged, "****", "wwwwww", 0, 4, 4, FIXED, UP(1));
+ONE(move_within, "********", "", 1, 2, 2, FIXED, 5);
+ONE(one_cell, "*", "", 0, 1, 1, FIXED, UP(0));
+ONE(head, "******", "", 0, 2, 2, FIXED, UP(0));
+ONE(middle, "******", "", 2, 2, 2, FIXED, UP(2));
+ONE(middle_of_three, "ww**rr", "rr..ww", 2, 2, 2, FIXED, UP(2));
+ONE(tail, "******", "", 4, 2, 2, FIXED, UP(4));
+ONE(grow, "****", "", 0, 4, 7, FIXED, UP(0));
+ONE(grow_over, "****", "wwwwdddddd", 0, 4, 7, FIXED, UP(1));
+ONE(grow_over_smaller, "****", ".....w", 0, 4, 7, FIXED, UP(0));
+ONE(grow_over_uncharged, "****", "oooo", 0, 4, 7, FIXED, UP(0));
+ONE(shrink, "*******", "", 0, 7, 3, FIXED, UP(0));
+ONE(shrink_over, "*******", "dddddd", 0, 7, 3, FIXED, UP(1));
+ONE(shrink_move_across_mappings, "wwwrrr", "", 0, 6, 2, FIXED, UP(0));
+ONE(shrink_part_across_mappings, "****rrrr", "", 1, 5, 2, FIXED, UP(0));
+ONE(first_table_in_part, "******", "", 1, 5, 5, FIXED, UP(1));
+ONE(just_above, "****", "", 0, 4, 4, FIXED, 4);
+ONE(just_below, "....****", "", 4, 4, 4, FIXED);
+ONE(shrink_just_above, "*****", "", 0, 5, 3, FIXED, 5);
+ONE(shrink_just_below, "...*****", "", 3, 5, 3, FIXED);
+ONE(grow_just_above, "***", "", 0, 3, 5, FIXED, 3);
+ONE(grow_just_below, ".....***", "", 5, 3, 5, FIXED);
+ONE(down, "", "****", UP(0), 4, 4, FIXED);
+
+/* MREMAP_DONTUNMAP. */
+ONE(dontunmap, "****", "", 0, 4, 4, DONTUNMAP);
+ONE(dontunmap_hint, "****", "", 0, 4, 4, DONTUNMAP, UP(0));
+ONE(dontunmap_hint_taken, "****", "..r", 0, 4, 4, DONTUNMAP, UP(0));
+ONE(dontunmap_fixed, "****", "", 0, 4, 4, KEEP, UP(0));
+ONE(dontunmap_over, "****", "dddddd", 0, 4, 4, KEEP, UP(1));
+ONE(dontunmap_part, "******", "", 2, 2, 2, KEEP, UP(2));
+ONE(dontunmap_within_above, "********", "", 0, 2, 2, KEEP, 4);
+ONE(dontunmap_within_below, "********", "", 4, 2, 2, KEEP);
+ONE(dontunmap_within_next, "********", "", 2, 2, 2, KEEP, 4);
+ONE(dontunmap_within_to_end, "********", "", 2, 2, 2, KEEP, 6);
+
+/* One more mapping of the same pages. */
+ONE(duplicate, "****", "", 0, 0, 4, MREMAP_MAYMOVE);
+ONE(duplicate_part, "******", "", 2, 0, 2, FIXED, UP(2));
+ONE(duplicate_over, "******", "wwww", 2, 0, 4, FIXED, UP(1));
+
+/* A half moves beside the rest, and must not be taken for one with it. */
+ONE(lower_below, "....****", "", 4, 2, 2, FIXED, 2);
+ONE(lower_above, "....****", "", 4, 2, 2, FIXED, 8);
+ONE(upper_below, "....****", "", 6, 2, 2, FIXED, 2);
+ONE(upper_above, "....****", "", 6, 2, 2, FIXED, 8);
+ONE(lower_below_grow, "....****", "", 4, 2, 4, FIXED);
+ONE(lower_above_grow, "....****", "", 4, 2, 4, FIXED, 8);
+ONE(upper_below_grow, "....****", "", 6, 2, 4, FIXED);
+ONE(upper_above_grow, "....****", "", 6, 2, 4, FIXED, 8);
+ONE(lower_below_dontunmap, "....****", "", 4, 2, 2, KEEP, 2);
+ONE(lower_above_dontunmap, "....****", "", 4, 2, 2, KEEP, 8);
+ONE(upper_below_dontunmap, "....****", "", 6, 2, 2, KEEP, 2);
+ONE(upper_above_dontunmap, "....****", "", 6, 2, 2, KEEP, 8);
+
+/* What is beside the new place has moved there before: they are one again. */
+FIXTURE_VARIANT_ADD(one, merges_below) {
+	{ "******", "", { 2, 4, 4, FIXED, UP(2) }, { { 0, 2, 2, FIXED, UP(0) } }, 1 }
+};
+FIXTURE_VARIANT_ADD(one, merges_above) {
+	{ "******", "", { 0, 4, 4, FIXED, UP(0) }, { { 4, 2, 2, FIXED, UP(4) } }, 1 }
+};
+FIXTURE_VARIANT_ADD(one, merges_on_both_sides) {
+	{ "******", "", { 1, 4, 4, FIXED, UP(1) },
+	  { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 1 }
+};
+FIXTURE_VARIANT_ADD(one, merges_with_untouched) {
+	{ "eeww", "", { 0, 2, 2, FIXED, UP(0) }, { { 2, 2, 2, FIXED, UP(2) } }, 1 }
+};
+FIXTURE_VARIANT_ADD(one, returns) {
+	{ "********", "", { UP(2), 4, 4, FIXED, 2 }, { { 2, 4, 4, FIXED, UP(2) } }, 1 }
 };
 
-#define PLACED(name, id, place, PLACE)					\
-	FIXTURE_VARIANT_ADD(move, name##_##place) { id, PLACE }
-
-/* All placements where page tables matter most, ends and middle elsewhere. */
-PLACED(anon, ANON, pages, PAGES);
-PLACED(anon, ANON, congruent, CONGRUENT);
-PLACED(anon, ANON, congruent_alone, CONGRUENT_ALONE);
-PLACED(anon, ANON, tables, TABLES);
-PLACED(huge, ANON_HUGE, pages, PAGES);
-PLACED(huge, ANON_HUGE, congruent, CONGRUENT);
-PLACED(huge, ANON_HUGE, congruent_alone, CONGRUENT_ALONE);
-PLACED(huge, ANON_HUGE, tables, TABLES);
-PLACED(locked, ANON_LOCKED, pages, PAGES);
-PLACED(locked, ANON_LOCKED, tables, TABLES);
-PLACED(anon_shared, ANON_SHARED, pages, PAGES);
-PLACED(anon_shared, ANON_SHARED, congruent, CONGRUENT);
-PLACED(memfd_shared, MEMFD_SHARED, pages, PAGES);
-PLACED(memfd_shared, MEMFD_SHARED, congruent, CONGRUENT);
-PLACED(memfd_shared, MEMFD_SHARED, congruent_alone, CONGRUENT_ALONE);
-PLACED(memfd_shared, MEMFD_SHARED, tables, TABLES);
-PLACED(memfd_private, MEMFD_PRIVATE, pages, PAGES);
-PLACED(memfd_private, MEMFD_PRIVATE, congruent_alone, CONGRUENT_ALONE);
-PLACED(file_shared, FILE_SHARED, pages, PAGES);
-PLACED(file_shared, FILE_SHARED, tables, TABLES);
-
-#define SELF	FIXTURE_DATA(move) *self
-#define VARIANT	const FIXTURE_VARIANT(move) *variant
-/* pagemap of the source before the operation. */
-static uint64_t source_bits[MAX_PAGES];
-
-static bool is_shared(VARIANT)
+FIXTURE(several)
 {
-	return variant->backing == ANON_SHARED ||
-	       variant->backing == MEMFD_SHARED ||
-	       variant->backing == FILE_SHARED;
-}
-
-static bool is_file(VARIANT)
-{
-	return variant->backing >= MEMFD_SHARED;
-}
-
-static bool has_neighbours(VARIANT)
-{
-	return variant->placement != CONGRUENT_ALONE;
-}
-
-/* Enough pages at both ends and around every page table boundary. */
-static bool is_written(SELF, size_t page)
-{
-	const size_t in_table = (self->src / psize() + page) %
-				(pmd_span() / psize());
-
-	if (page >= self->pages)
-		return false;
-	return page % 32 < 2 || page + 2 >= self->pages || in_table < 2 ||
-	       in_table + 2 >= pmd_span() / psize();
-}
-
-static bool is_in_file(VARIANT, size_t page)
-{
-	return is_file(variant) && page % 8 == 1;
-}
-
-/* That all the other pages are untouched shows in pagemap; reading a few does. */
-static bool is_blank_read(size_t page)
-{
-	return page % 64 == 6;
-}
-
-static int open_file(VARIANT)
-{
-	char path[] = "mremap_test.XXXXXX";
-	int fd;
-
-	if (variant->backing != FILE_SHARED)
-		return memfd_create("mremap_test", 0);
-	fd = mkstemp(path);
-	if (fd >= 0)
-		unlink(path);
-	return fd;
-}
-
-static void fill_file(SELF, VARIANT, size_t pages)
-{
-	const size_t len = (FILE_OFFSET_PAGES + pages) * psize();
-	char *file;
-
-	if (ftruncate(self->fd, len))
-		return;
-	file = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
-	for (size_t page = 0; page < pages; page++)
-		if (is_in_file(variant, page))
-			stamp((unsigned long)file +
-			      (FILE_OFFSET_PAGES + page) * psize(),
-			      FILE_ID + page);
-	munmap(file, len);
-}
-
-/* Maps pages [first, first + nr) of the backing at addr. */
-static unsigned long map_pages(SELF, VARIANT, unsigned long addr, size_t first,
-			       size_t nr)
-{
-	const int flags = is_shared(variant) ? MAP_SHARED : MAP_PRIVATE;
-
-	if (is_file(variant))
-		return map_at(addr, nr * psize(), PROT_READ | PROT_WRITE, flags,
-			      self->fd, (FILE_OFFSET_PAGES + first) * psize());
-	return map_at(addr, nr * psize(), PROT_READ | PROT_WRITE,
-		      flags | MAP_ANONYMOUS, -1, 0);
-}
-
-/* The madvise() or mlock() that belongs to the backing. */
-static int advise(VARIANT, unsigned long addr, size_t len)
-{
-	if (variant->backing == ANON_HUGE)
-		return madvise(at(addr), len, MADV_HUGEPAGE);
-	if (variant->backing == ANON_LOCKED)
-		return mlock(at(addr), len);
-	return 0;
-}
-
-static void choose_place(SELF, VARIANT)
-{
-	const size_t table = pmd_span() / psize();
-	const unsigned long src = WINDOW + GB, dst = WINDOW + 2 * GB;
-
-	switch (variant->placement) {
-	case PAGES:
-		self->src = src + pmd_span() - 5 * psize();
-		self->dst = dst + pmd_span() - 2 * psize();
-		self->pages = table + 9;
-		self->step = 3;
-		break;
-	case CONGRUENT:
-	case CONGRUENT_ALONE:
-		self->src = src + pmd_span() - 5 * psize();
-		self->dst = dst + 3 * pmd_span() - 5 * psize();
-		self->pages = 5 + 2 * table + 7;
-		self->step = table + 2;
-		break;
-	case TABLES:
-		self->src = src + 2 * pmd_span();
-		self->dst = dst + 4 * pmd_span();
-		self->pages = 2 * table;
-		self->step = table;
-		break;
-	}
-}
-
-static bool thp_available(void)
-{
-	char enabled[64];
-
-	return read_setting("/sys/kernel/mm/transparent_hugepage/enabled",
-			    enabled, sizeof(enabled)) &&
-	       !strstr(enabled, "[never]");
-}
-
-FIXTURE_SETUP(move)
-{
-	struct vma vma;
-
-	self->fd = -1;
-	choose_place(self, variant);
-	if (variant->backing == ANON_HUGE && !thp_available())
-		SKIP(return, "needs transparent huge pages");
-	if (variant->backing != ANON_HUGE)
-		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	if (is_file(variant)) {
-		self->fd = open_file(variant);
-		ASSERT_LE(0, self->fd);
-		fill_file(self, variant, self->pages + self->step + 1);
-	}
-
-	ASSERT_EQ(self->src, map_pages(self, variant, self->src, 0, self->pages));
-	ASSERT_EQ(0, advise(variant, self->src, self->pages * psize()));
-	for (size_t page = 0; page < self->pages; page++)
-		if (is_written(self, page))
-			stamp(self->src + page * psize(), WRITTEN_ID + page);
-	ASSERT_TRUE(find_vma(self->src, &vma));
-	self->inode = vma.inode;
-
-	if (has_neighbours(variant)) {
-		guard_page(self->src - psize());
-		guard_page(self->src + self->pages * psize());
-		self->guard_above = true;
-	}
-}
-
-FIXTURE_TEARDOWN(move)
-{
-	if (self->fd >= 0)
-		close(self->fd);
-}
-
-/* ---- steps ---- */
-
-static unsigned long page_addr(unsigned long base, size_t page)
-{
-	return base + page * psize();
-}
-
-static void free_above(SELF)
-{
-	if (self->guard_above)
-		munmap(at(page_addr(self->src, self->pages)), psize());
-	self->guard_above = false;
-}
-
-static void block_above(SELF)
-{
-	if (!self->guard_above)
-		guard_page(page_addr(self->src, self->pages));
-	self->guard_above = true;
-}
-
-/* Guards around the destination of pages [first, first + nr). */
-static void guard_dst(SELF, VARIANT, size_t first, size_t nr)
-{
-	if (!has_neighbours(variant))
-		return;
-	guard_page(page_addr(self->dst, first) - psize());
-	guard_page(page_addr(self->dst, first + nr));
-}
-
-/* Remembers what the operation is compared with: the last step before it. */
-static void begin(SELF, VARIANT)
-{
-	struct counters warm_up;
-
-	pagemap_bits(self->src, self->pages, source_bits);
-	if (variant->backing == ANON_HUGE)
-		self->huge_kb = smaps_kb(self->src, "AnonHugePages");
-	read_counters(&warm_up);
-	read_counters(&self->before);
-}
-
-/* The operation; the checks' own page faults come after its counters. */
-static unsigned long remap(SELF, unsigned long addr, size_t pages,
-			   size_t new_pages, unsigned long flags,
-			   unsigned long to)
-{
-	unsigned long ret = do_mremap(addr, bytes(pages), bytes(new_pages),
-				      flags, to);
-
-	read_counters(&self->after);
-	return ret;
-}
-
-/* ---- checks ---- */
-
-struct layout {
-	struct vma vma[8];
-	int nr;
+	struct world w;
 };
 
-static void add_guard(struct layout *want, unsigned long addr)
+FIXTURE_VARIANT(several)
 {
-	want->vma[want->nr++] = (struct vma){ addr, addr + psize(), "r--p", 0, 0 };
+	struct row row;
+};
+
+FIXTURE_SETUP(several)
+{
+	SKIP_STOCK(ONE_AT_A_TIME);
 }
 
-static void add_pages(SELF, VARIANT, struct layout *want, unsigned long addr,
-		      size_t first, size_t nr)
+FIXTURE_TEARDOWN(several)
 {
-	struct vma vma = { .start = addr, .end = page_addr(addr, nr) };
-
-	strcpy(vma.perms, is_shared(variant) ? "rw-s" : "rw-p");
-	if (is_file(variant))
-		vma.offset = bytes(FILE_OFFSET_PAGES + first);
-	else if (is_shared(variant))
-		vma.offset = bytes(first);
-	vma.inode = self->inode;
-	want->vma[want->nr++] = vma;
+	stop_failing();
 }
 
-static void check_around(META, unsigned long start, unsigned long end,
-			 const struct layout *want)
-{
-	const size_t margin = pmd_span();
+#define CALL_SEVERAL(name, low, high, ...)				\
+	FIXTURE_VARIANT_ADD(several, name) { { low, high, { __VA_ARGS__ } } }
 
-	EXPECT_OK(check_vmas(start - margin, end + margin, want->vma, want->nr));
+/* A move of nr cells. */
+#define SEVERAL(name, low, high, from, nr, to)				\
+	CALL_SEVERAL(name, low, high, from, nr, nr, FIXED, to)
+
+/* What moves. */
+SEVERAL(two, "wr", "", 0, 2, UP(0));
+SEVERAL(every_kind, "wwrrnnooddllggssqqpp", "", 0, 20, UP(0));
+SEVERAL(every_kind_over_another, "wrnodlgsqpwrnodlgsqp", "nodlgsqpwrnodlgsqpwr",
+	0, 20, UP(0));
+SEVERAL(alternating, "wrwrwrwrwrwrwrwr", "", 0, 16, UP(0));
+SEVERAL(files_of_other_offsets, "ssqqssppqqpp", "pppppp", 0, 12, UP(0));
+SEVERAL(with_hugetlb, "w*rs", "", 0, 4, UP(0));
+
+/* First and last mapping are split: what is outside of the range stays. */
+SEVERAL(part_of_first, "wwwwrr", "", 2, 4, UP(2));
+SEVERAL(part_of_last, "wwrrrr", "", 0, 4, UP(0));
+SEVERAL(part_of_both, "wwwwrwwww", "", 2, 5, UP(2));
+SEVERAL(part_of_both_files, "sssspqqqq", "wwwwwwwww", 2, 5, UP(2));
+SEVERAL(part_of_both_locked, "llllrllll", "", 3, 3, UP(3));
+SEVERAL(part_of_last_hugetlb, "w****r", "", 0, 3, UP(0));
+SEVERAL(part_of_first_hugetlb, "w****r", "", 3, 3, UP(0));
+SEVERAL(part_of_one, "wwwwww", "", 2, 2, UP(2));
+SEVERAL(beside_sealed, "WwrW", "RddR", 1, 2, UP(1));
+SEVERAL(beside_registered, "uwrwx", "uddwx", 1, 3, UP(1));
+
+/* Gaps are kept. */
+SEVERAL(inner_gap, "ww..rr", "", 0, 6, UP(0));
+SEVERAL(inner_gap_over_mapping, "ww..rr", "pppppp", 0, 6, UP(0));
+SEVERAL(inner_gap_over_others, "ww..rr", "ss.qlw", 0, 6, UP(0));
+SEVERAL(inner_gap_in_what_fits, "ww..rr", "..dd..", 0, 6, UP(0));
+SEVERAL(many_gaps, "w.r.s.p..w", "llllllllll", 0, 10, UP(0));
+SEVERAL(trailing_gap, "wwr...", "dddddd", 0, 6, UP(0));
+SEVERAL(trailing_gap_of_one, "w...", "dddd", 0, 4, UP(0));
+SEVERAL(trailing_gap_over_many, "w", "drdrdr.pps.q", 0, 12, UP(0));
+SEVERAL(trailing_gap_of_part, "www...", "dddddd", 1, 5, UP(1));
+SEVERAL(sealed_in_inner_gap, "w.r", "dWd", 0, 3, UP(0));
+SEVERAL(sealed_in_trailing_gap, "wr.", "ddW", 0, 3, UP(0));
+SEVERAL(sealed_behind_one, "w..", "dRS", 0, 3, UP(0));
+
+/* Destinations. */
+SEVERAL(hugetlb_before_gap, "w**..r", "", 1, 4, UP(0));
+SEVERAL(hugetlb_over_hugetlb, "w**r", "****", 0, 4, UP(0));
+SEVERAL(middle_of_destination, "wsr", "dddddddd", 0, 3, UP(2));
+SEVERAL(two_destinations, "wsr", "ddpp", 0, 3, UP(1));
+SEVERAL(hole_in_destination, "wsrw", "d..p", 0, 4, UP(0));
+SEVERAL(locked_destination, "wsr", "lllll", 0, 3, UP(1));
+SEVERAL(registered_destination, "w.rr", "xxxxxx", 0, 4, UP(1));
+SEVERAL(like_its_new_neighbours, "wr", "w..r", 0, 2, UP(1));
+SEVERAL(just_below, "....wrs", "", 4, 3, 1);
+SEVERAL(just_above, "wrs", "", 0, 3, 3);
+SEVERAL(just_below_over, "pppdwrs", "", 4, 3, 1);
+SEVERAL(just_above_over, "wrsdppp", "", 0, 3, 3);
+SEVERAL(just_above_with_gap, "w.rddd", "", 0, 3, 3);
+SEVERAL(just_below_with_gap, "dddw.r", "", 3, 3, 0);
+SEVERAL(just_above_trailing_gap, "wr..dddd", "", 0, 4, 4);
+SEVERAL(down, "dd", "wwrs", UP(0), 4, 0);
+SEVERAL(just_above_in_own_mapping, "wrrrrr", "", 0, 2, 2);
+SEVERAL(just_below_in_own_mapping, "wwwwr", "", 3, 2, 1);
+
+/* These work as they do for one mapping. */
+CALL_SEVERAL(shrink_to_one, "wwr.s", "ddd", 0, 5, 1, FIXED, UP(1));
+CALL_SEVERAL(shrink_here, "wwr.s", "", 0, 5, 1);
+CALL_SEVERAL(same_size_here, "wr.s", "", 0, 4, 4, MREMAP_MAYMOVE);
+
+/* Kept at the old place. */
+CALL_SEVERAL(dontunmap, "wwwwrr.pps.ddd", "", 2, 11, 11, KEEP, UP(2));
+CALL_SEVERAL(dontunmap_over, "wwwwrr.ppslddd", "wwwwwwwrrrrrddwd", 2, 11, 11, KEEP, UP(2));
+
+/* What can be moved by itself can be moved there and back, and again, being kept. */
+static const char *move_about(struct world *w, const struct call *there)
+{
+	struct call step = *there;
+	const char *why;
+
+	step.from = there->to;
+	step.to = there->from;
+	why = call_as_modelled(w, &step);
+	step = *there;
+	step.flags = KEEP;
+	for (int i = 0; !why && i < 2; i++)
+		why = call_as_modelled(w, &step);
+	return why ?: call_as_modelled(w, there);
 }
 
-/*
- * The source's surroundings hold its guards and up to two pieces of it, pages
- * [a, a_end) and [b, b_end).
- */
-static void check_src_pieces(META, SELF, VARIANT, size_t a, size_t a_end,
-			     size_t b, size_t b_end)
+static const char *substitute(const char *text, char kind)
 {
-	struct layout want = { .nr = 0 };
+	static char texts[2][CELLS + 1];
+	static int nr;
+	char *out = texts[nr = !nr];
 
-	if (has_neighbours(variant))
-		add_guard(&want, self->src - psize());
-	if (a < a_end)
-		add_pages(self, variant, &want, page_addr(self->src, a), a, a_end - a);
-	if (b < b_end)
-		add_pages(self, variant, &want, page_addr(self->src, b), b, b_end - b);
-	if (self->guard_above)
-		add_guard(&want, page_addr(self->src, self->pages));
-	check_around(_metadata, self->src, page_addr(self->src, self->pages),
-		     &want);
-
-	if (has_neighbours(variant))
-		EXPECT_OK(check_guard_page(self->src - psize()));
-	if (self->guard_above)
-		EXPECT_OK(check_guard_page(page_addr(self->src, self->pages)));
+	for (int i = 0; i <= (int)strlen(text); i++)
+		out[i] = text[i] == '*' ? kind : text[i];
+	return out;
 }
 
-static void check_src_gone(META, SELF, VARIANT)
+static const char *lay_row(struct world *w, const struct row *row, char kind)
 {
-	check_src_pieces(_metadata, self, variant, 0, 0, 0, 0);
+	return lay_out(w, substitute(row->low, kind), substitute(row->high, kind));
 }
 
-static void check_src_whole(META, SELF, VARIANT)
+static const char *come_to_layout(struct world *w, const struct row *row)
 {
-	check_src_pieces(_metadata, self, variant, 0, self->pages, 0, 0);
+	const int fd = failure.fd;
+	const char *why = NULL;
+
+	failure.fd = -1;
+	for (int i = 0; !why && i < 2 && row->before[i].old; i++)
+		why = call_as_modelled(w, &row->before[i]);
+	failure.fd = fd;
+	return why;
 }
 
-/* The destination holds pages [first, first + nr) between its guards. */
-static void check_dst(META, SELF, VARIANT, size_t first, size_t nr)
+static int mappings_at(const struct world *w, int first, int nr)
 {
-	const unsigned long addr = page_addr(self->dst, first);
-	struct layout want = { .nr = 0 };
+	int mappings = 1;
 
-	if (has_neighbours(variant))
-		add_guard(&want, addr - psize());
-	add_pages(self, variant, &want, addr, first, nr);
-	if (has_neighbours(variant))
-		add_guard(&want, page_addr(addr, nr));
-	check_around(_metadata, addr, page_addr(addr, nr), &want);
-
-	if (has_neighbours(variant)) {
-		EXPECT_OK(check_guard_page(addr - psize()));
-		EXPECT_OK(check_guard_page(page_addr(addr, nr)));
-	}
+	for (int i = first + 1; i < first + nr; i++)
+		mappings += !w->joined[i];
+	return mappings;
 }
 
-/* A place that the kernel chose: exactly one mapping with the pages. */
-static void check_chosen(META, SELF, VARIANT, unsigned long addr, size_t nr)
+/* hugetlb never merges, nor does what is no longer registered with what is. */
+static bool may_merge(const struct world *w, int first, int end)
 {
-	struct layout want = { .nr = 0 };
-
-	add_pages(self, variant, &want, addr, 0, nr);
-	EXPECT_OK(check_vmas(addr, page_addr(addr, nr), want.vma, want.nr));
+	for (int i = first; i < end; i++)
+		if (w->cells[i].hugetlb ||
+		    w->cells[i].is.flags != w->cells[first].is.flags)
+			return false;
+	return true;
 }
 
-static bool is_readable(unsigned long addr)
+/* With its neighbours, of which there is at least one. */
+static const char *check_merged(struct world *w, const struct row *row)
 {
-	char byte;
-	struct iovec local = { &byte, 1 }, remote = { at(addr), 1 };
+	int first = row->call.to, end = first + row->call.new;
 
-	return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == 1;
+	while (first > 0 && w->cells[first - 1].is.mapped)
+		first--;
+	while (end < CELLS && w->cells[end].is.mapped)
+		end++;
+	if (may_merge(w, first, end) &&
+	    mappings_at(w, first, end - first) != row->mappings)
+		return complain("%d mappings, not %d",
+				mappings_at(w, first, end - first), row->mappings);
+	return NULL;
 }
 
-/* Reads pages [first, first + nr) at addr, with or without what was written. */
-static void check_contents(META, SELF, VARIANT, unsigned long addr,
-			   size_t first, size_t nr, bool written)
+static bool page_out(struct world *w)
 {
-	for (size_t page = first; page < first + nr; page++, addr += psize()) {
-		if (written && is_written(self, page)) {
-			ASSERT_OK(check_stamp(addr, WRITTEN_ID + page));
-		} else if (is_in_file(variant, page)) {
-			ASSERT_OK(check_stamp(addr, FILE_ID + page));
-		} else if (!is_blank_read(page)) {
+	bool any = false;
+
+	for (int i = 0; i < CELLS; i++) {
+		if (!w->cells[i].is.mapped || w->cells[i].hugetlb)
 			continue;
-		} else if (variant->backing == ANON_SHARED &&
-			   page >= self->pages) {
-			/* The object did not grow with the mapping. */
-			ASSERT_FALSE(is_readable(addr));
-		} else {
-			ASSERT_OK(check_zero(addr, psize()));
+		madvise(at(cell_addr(w, i)), w->unit, MADV_PAGEOUT);
+		any |= pagemap_entry(cell_addr(w, i)) & PM_SWAP;
+	}
+	return any;
+}
+
+/* On stock, what a refused call with MREMAP_FIXED has unmapped is gone. */
+static bool stock_destroys(const struct world *w, const struct call *call)
+{
+	return expect_base() && fixed(call) && errors_of(w, call) &&
+	       w->cells[call->to].is.mapped;
+}
+
+/* What is to be done beside the call. */
+#define SWAP	1	/* before it, as much as can be */
+#define FORK	2	/* after it: a child must find all of it, too */
+#define ABOUT	4	/* and then it moves about */
+
+/* Also what a child inherits, which a mapping has to be known to have pages for. */
+static const char *child_agrees(const struct world *w)
+{
+	const pid_t child = fork();
+	int status;
+
+	if (!child)
+		_exit(!!check_contents(w));
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		return "cannot fork";
+	return status ? "a child does not find the pages" : NULL;
+}
+
+static const char *run_kind(struct world *w, const struct row *row,
+			    enum shape shape, char kind, unsigned int way)
+{
+	const struct call *call = &row->call;
+	const char *why = make_world(w, shape);
+	bool done;
+
+	why = why ?: lay_row(w, row, kind);
+	why = why ?: come_to_layout(w, row);
+	if (why || stock_destroys(w, call))
+		return why;
+	if ((way & SWAP) && !page_out(w))
+		return "needs pages that can be swapped out";
+	track(w);
+	done = !errors_of(w, call);
+	why = settle(w) ?: call_as_modelled(w, call);
+	/* Stock keeps what was registered apart. */
+	if (!why && done && row->mappings && !(expect_base() && strchr("uv", kind)))
+		why = check_merged(w, row);
+	if (!why && (way & FORK))
+		why = child_agrees(w);
+	if (!why && done && (way & ABOUT) && is_multi(call))
+		why = move_about(w, call);
+	return why ?: reveal(w) ?: rewrite(w);
+}
+
+static bool is_missing(const char *why)
+{
+	return why && !strncmp(why, "needs ", 6);
+}
+
+static const char *kinds_of(const struct row *row, const char *kinds)
+{
+	return strchr(row->low, '*') || strchr(row->high, '*') ? kinds : "w";
+}
+
+/* The row for each of the kinds of memory, as far as this kernel has them. */
+static void run_row(META, struct world *w, const struct row *row,
+		    enum shape shape, const char *kinds, unsigned int way)
+{
+	const char *missing = NULL;
+	int done = 0;
+
+	/* The rest is done with the first of them only. */
+	for (kinds = kinds_of(row, kinds); *kinds; kinds++, way &= SWAP) {
+		const char *why = run_kind(w, row, shape, *kinds, way);
+
+		drop_world(w);
+		if (is_missing(why)) {
+			missing = strdup(why);
+			continue;
 		}
+		ASSERT_EQ(NULL, why)
+			TH_LOG("kind %c: %s", *kinds, why);
+		done++;
 	}
+	if (!done)
+		SKIP(return, "%s", missing);
+	if (missing)
+		TH_LOG("some kinds of memory are left out: %s", missing);
 }
 
-static void check_file_page(META, SELF, size_t page, unsigned long id)
-{
-	const off_t offset = bytes(FILE_OFFSET_PAGES + page);
-	void *file = mmap(NULL, psize(), PROT_READ, MAP_SHARED, self->fd, offset);
-
-	ASSERT_NE(MAP_FAILED, file);
-	EXPECT_OK(check_stamp((unsigned long)file, id));
-	munmap(file, psize());
-}
-
-/* New writes land in the pages they are meant for. */
-static void check_writable(META, SELF, VARIANT, unsigned long addr,
-			   size_t first, size_t nr)
-{
-	const size_t in_file = first + (9 - first % 8) % 8;
-
-	stamp(addr, LATER_ID + first);
-	EXPECT_OK(check_stamp(addr, LATER_ID + first));
-	if (!is_file(variant) || in_file >= first + nr)
-		return;
-	stamp(page_addr(addr, in_file - first), LATER_ID + in_file);
-	check_file_page(_metadata, self, in_file,
-			(is_shared(variant) ? LATER_ID : FILE_ID) + in_file);
-}
-
-/* Pages [first, first + nr) of the source are now at addr, with all they had. */
-static void check_moved(META, SELF, VARIANT, unsigned long addr, size_t first,
-			size_t nr)
-{
-	const size_t old_end = self->pages < first + nr ? self->pages : first + nr;
-	const size_t grown = first + nr - old_end;
-
-	ASSERT_OK(check_pagemap(addr, old_end - first, source_bits + first));
-	if (variant->backing == ANON_LOCKED) {
-		EXPECT_EQ(grown, count_pagemap(page_addr(addr, old_end - first),
-					       bytes(grown), PM_PRESENT));
-	} else {
-		EXPECT_OK(check_pagemap(page_addr(addr, old_end - first), grown,
-					NULL));
+/* Shapes x kinds of memory; hugetlb needs cells of its size. */
+#define ROW_TEST(fixture, name, shape, kinds, way)			\
+	TEST_F_TIMEOUT(fixture, name, 300)				\
+	{								\
+		run_row(_metadata, &self->w, &variant->row, shape, kinds, way); \
 	}
-	check_contents(_metadata, self, variant, addr, first, nr, true);
-	check_writable(_metadata, self, variant, addr, first, nr);
-}
 
-/* The place where the pages were is mapped and has lost them. */
-static void check_emptied(META, SELF, VARIANT, unsigned long addr)
+ROW_TEST(one, pages, PAGES, "wrneolspqafbztuvxyj", FORK | ABOUT)
+ROW_TEST(one, uneven, UNEVEN, "lps", 0)
+ROW_TEST(one, tables, TABLES, "wsh", ABOUT)
+ROW_TEST(one, across_directories, ACROSS, "kp", 0)
+ROW_TEST(one, huge_pages, HUGE, "vw", 0)
+ROW_TEST(one, directories, DIRECTORIES, "sw", 0)
+
+ROW_TEST(several, pages_mended, PAGES, "s", FORK | ABOUT)
+ROW_TEST(several, swapped_mended, PAGES, "w", SWAP)
+ROW_TEST(several, uneven_mended, UNEVEN, "w", 0)
+ROW_TEST(several, tables_mended, TABLES, "h", ABOUT)
+ROW_TEST(several, huge_pages_mended, HUGE, "w", ABOUT)
+
+/* ---- the same with a failure at each allocation ---- */
+
+FIXTURE(failing)
 {
-	EXPECT_OK(check_pagemap(addr, self->pages, NULL));
-	check_contents(_metadata, self, variant, addr, 0, self->pages,
-		       is_shared(variant));
-}
-
-/* Huge pages stay huge when source and destination are congruent. */
-static void check_huge(META, SELF, VARIANT, unsigned long addr)
-{
-	if (variant->backing != ANON_HUGE)
-		return;
-	if (variant->placement == TABLES)
-		EXPECT_LT(0, self->huge_kb);
-	EXPECT_EQ(variant->placement == PAGES ? 0 : self->huge_kb,
-		  smaps_kb(addr, "AnonHugePages"));
-}
-
-/* The counters changed by this many mapped, and as many locked, pages. */
-static void check_grown_by(META, SELF, VARIANT, long pages, long locked)
-{
-	const long kb = psize() / 1024;
-	const struct counters *was = &self->before, *is = &self->after;
-
-	if (variant->backing != ANON_LOCKED)
-		locked = 0;
-	EXPECT_EQ(was->size + pages * kb, is->size);
-	EXPECT_EQ(was->data + (is_shared(variant) ? 0 : pages * kb), is->data);
-	EXPECT_EQ(was->locked + locked * kb, is->locked);
-	EXPECT_EQ(was->peak > is->size ? was->peak : is->size, is->peak);
-}
-
-static void check_rss_same(META, SELF)
-{
-	EXPECT_EQ(self->before.rss_anon, self->after.rss_anon);
-	EXPECT_EQ(self->before.rss_file, self->after.rss_file);
-	EXPECT_EQ(self->before.rss_shmem, self->after.rss_shmem);
-}
-
-/* ---- in place ---- */
-
-TEST_F(move, same_size_is_a_no_op)
-{
-	begin(self, variant);
-	ASSERT_EQ(self->src, remap(self, self->src, self->pages, self->pages,
-				   MREMAP_MAYMOVE, 0));
-	check_grown_by(_metadata, self, variant, 0, 0);
-	check_rss_same(_metadata, self);
-	check_src_whole(_metadata, self, variant);
-	check_moved(_metadata, self, variant, self->src, 0, self->pages);
-}
-
-TEST_F(move, shrink_in_place)
-{
-	const size_t left = self->pages - self->step;
-
-	begin(self, variant);
-	ASSERT_EQ(self->src, remap(self, self->src, self->pages, left, 0, 0));
-	check_grown_by(_metadata, self, variant, -self->step, -self->step);
-	check_src_pieces(_metadata, self, variant, 0, left, 0, 0);
-	check_moved(_metadata, self, variant, self->src, 0, left);
-}
-
-/* The length may end inside the mapping: the pages behind it stay. */
-TEST_F(move, shrink_middle)
-{
-	const size_t keep = 3, cut_end = 3 + self->step;
-
-	begin(self, variant);
-	ASSERT_EQ(self->src, remap(self, self->src, cut_end, keep,
-				   MREMAP_MAYMOVE, 0));
-	check_grown_by(_metadata, self, variant, -self->step, -self->step);
-	check_src_pieces(_metadata, self, variant, 0, keep, cut_end,
-			 self->pages);
-	check_moved(_metadata, self, variant, self->src, 0, keep);
-	check_moved(_metadata, self, variant, page_addr(self->src, cut_end),
-		    cut_end, self->pages - cut_end);
-}
-
-TEST_F(move, grow_in_place)
-{
-	const size_t more = self->pages + self->step;
-	struct layout want = { .nr = 0 };
-
-	free_above(self);
-	begin(self, variant);
-	ASSERT_EQ(self->src, remap(self, self->src, self->pages, more, 0, 0));
-	check_grown_by(_metadata, self, variant, self->step, self->step);
-	if (has_neighbours(variant))
-		add_guard(&want, self->src - psize());
-	add_pages(self, variant, &want, self->src, 0, more);
-	check_around(_metadata, self->src, page_addr(self->src, more), &want);
-	check_moved(_metadata, self, variant, self->src, 0, more);
-}
-
-/* Growing over a hole, up to what continues the mapping, makes it one again. */
-TEST_F(move, grow_into_next)
-{
-	const size_t more = self->pages + self->step;
-	const unsigned long next = page_addr(self->src, more);
-	/* Shared anonymous memory does not grow with its mapping. */
-	const bool has_next_page = variant->backing != ANON_SHARED;
-	struct layout want = { .nr = 0 };
-
-	free_above(self);
-	ASSERT_EQ(self->src, remap(self, self->src, self->pages, more + 1, 0, 0));
-	if (has_next_page)
-		stamp(next, LATER_ID + more);
-	ASSERT_EQ(0, munmap(at(page_addr(self->src, self->pages)),
-			    bytes(self->step)));
-	ASSERT_EQ(2, read_vmas(self->src, next + psize(), NULL, 0));
-	begin(self, variant);
-	ASSERT_EQ(self->src, remap(self, self->src, self->pages, more, 0, 0));
-	check_grown_by(_metadata, self, variant, self->step, self->step);
-
-	if (has_neighbours(variant))
-		add_guard(&want, self->src - psize());
-	add_pages(self, variant, &want, self->src, 0, more + 1);
-	check_around(_metadata, self->src, next + psize(), &want);
-	check_moved(_metadata, self, variant, self->src, 0, more);
-	if (has_next_page)
-		EXPECT_OK(check_stamp(next, LATER_ID + more));
-}
-
-/* ---- moves to a place the kernel chooses ---- */
-
-TEST_F(move, grow_blocked_above)
-{
-	const size_t more = self->pages + self->step;
-	unsigned long to;
-
-	block_above(self);
-	begin(self, variant);
-	to = remap(self, self->src, self->pages, more, MREMAP_MAYMOVE, 0);
-	ASSERT_EQ(0, error_of(to));
-	ASSERT_NE(self->src, to);
-	check_grown_by(_metadata, self, variant, self->step, self->step);
-	check_src_gone(_metadata, self, variant);
-	check_chosen(_metadata, self, variant, to, more);
-	check_moved(_metadata, self, variant, to, 0, more);
-}
-
-/* Growing only the front part of a mapping has to move it. */
-TEST_F(move, grow_front_part)
-{
-	const size_t part = self->pages - 3, more = self->pages + self->step;
-	struct layout want = { .nr = 0 };
-	unsigned long to;
-
-	begin(self, variant);
-	to = remap(self, self->src, part, more, MREMAP_MAYMOVE, 0);
-	ASSERT_EQ(0, error_of(to));
-	check_grown_by(_metadata, self, variant, more - part, more - part);
-	check_src_pieces(_metadata, self, variant, part, self->pages, 0, 0);
-	add_pages(self, variant, &want, to, 0, more);
-	EXPECT_OK(check_vmas(to, page_addr(to, more), want.vma, want.nr));
-	ASSERT_OK(check_pagemap(to, part, source_bits));
-	check_contents(_metadata, self, variant, to, 0, part, true);
-	/* Then comes what the object has there, but no private page of it. */
-	check_contents(_metadata, self, variant, page_addr(to, part), part,
-		       more - part, is_shared(variant));
-	check_moved(_metadata, self, variant, page_addr(self->src, part), part,
-		    self->pages - part);
-	check_writable(_metadata, self, variant, to, 0, part);
-}
-
-/* ---- MREMAP_FIXED ---- */
-
-TEST_F(move, fixed_to_free_place)
-{
-	guard_dst(self, variant, 0, self->pages);
-	begin(self, variant);
-	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
-				   FIXED, self->dst));
-	check_grown_by(_metadata, self, variant, 0, 0);
-	check_rss_same(_metadata, self);
-	check_huge(_metadata, self, variant, self->dst);
-	check_src_gone(_metadata, self, variant);
-	check_dst(_metadata, self, variant, 0, self->pages);
-	check_moved(_metadata, self, variant, self->dst, 0, self->pages);
-}
-
-/* What is mapped on both sides of the destination survives. */
-TEST_F(move, fixed_over_mapping)
-{
-	const unsigned long low = self->dst - bytes(3);
-	const unsigned long end = page_addr(self->dst, self->pages);
-	struct layout want = { .nr = 0 };
-
-	map_at(low, end + bytes(3) - low, PROT_READ | PROT_WRITE,
-	       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	stamp_range(low, end + bytes(3) - low, 1);
-	ASSERT_EQ(1, read_vmas(low, end, want.vma, 1));
-	begin(self, variant);
-	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
-				   FIXED, self->dst));
-
-	want.vma[2] = want.vma[0];
-	want.vma[0].end = self->dst;
-	want.vma[2].start = end;
-	want.vma[2].offset += end - low;
-	want.nr = 1;
-	add_pages(self, variant, &want, self->dst, 0, self->pages);
-	want.nr++;
-	check_around(_metadata, low, end + bytes(3), &want);
-	check_huge(_metadata, self, variant, self->dst);
-	check_src_gone(_metadata, self, variant);
-	check_moved(_metadata, self, variant, self->dst, 0, self->pages);
-	EXPECT_OK(check_stamps(low, bytes(3), 1));
-	EXPECT_OK(check_stamps(end, bytes(3), 1 + 3 + self->pages));
-}
-
-TEST_F(move, fixed_grow)
-{
-	const size_t more = self->pages + self->step;
-
-	guard_dst(self, variant, 0, more);
-	begin(self, variant);
-	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, more, FIXED,
-				   self->dst));
-	check_grown_by(_metadata, self, variant, self->step, self->step);
-	check_src_gone(_metadata, self, variant);
-	check_dst(_metadata, self, variant, 0, more);
-	check_moved(_metadata, self, variant, self->dst, 0, more);
-}
-
-TEST_F(move, fixed_shrink)
-{
-	const size_t left = self->pages - self->step;
-
-	guard_dst(self, variant, 0, left);
-	begin(self, variant);
-	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, left, FIXED,
-				   self->dst));
-	check_grown_by(_metadata, self, variant, -self->step, -self->step);
-	check_src_gone(_metadata, self, variant);
-	check_dst(_metadata, self, variant, 0, left);
-	check_moved(_metadata, self, variant, self->dst, 0, left);
-}
-
-TEST_F(move, there_and_back)
-{
-	begin(self, variant);
-	for (int i = 0; i < 3; i++) {
-		ASSERT_EQ(self->dst, remap(self, self->src, self->pages,
-					   self->pages, FIXED, self->dst));
-		ASSERT_EQ(self->src, remap(self, self->dst, self->pages,
-					   self->pages, FIXED, self->src));
-	}
-	check_grown_by(_metadata, self, variant, 0, 0);
-	check_rss_same(_metadata, self);
-	check_huge(_metadata, self, variant, self->src);
-	check_src_whole(_metadata, self, variant);
-	EXPECT_OK(check_unmapped(self->dst, bytes(self->pages)));
-	check_moved(_metadata, self, variant, self->src, 0, self->pages);
-}
-
-/* ---- parts of a mapping ---- */
-
-static void move_part(META, SELF, VARIANT, size_t first, size_t nr)
-{
-	const unsigned long to = page_addr(self->dst, first);
-	const size_t end = first + nr;
-
-	guard_dst(self, variant, first, nr);
-	begin(self, variant);
-	ASSERT_EQ(to, remap(self, page_addr(self->src, first), nr, nr, FIXED,
-			    to));
-	check_grown_by(_metadata, self, variant, 0, 0);
-	check_rss_same(_metadata, self);
-	check_src_pieces(_metadata, self, variant, 0, first, end, self->pages);
-	check_dst(_metadata, self, variant, first, nr);
-	check_moved(_metadata, self, variant, to, first, nr);
-	if (first)
-		check_moved(_metadata, self, variant, self->src, 0, first);
-	if (end < self->pages)
-		check_moved(_metadata, self, variant, page_addr(self->src, end),
-			    end, self->pages - end);
-}
-
-static size_t middle_page(SELF, VARIANT)
-{
-	return variant->placement == TABLES ? self->pages / 2 :
-					      self->pages / 2 + 1;
-}
-
-TEST_F(move, head)
-{
-	move_part(_metadata, self, variant, 0, middle_page(self, variant));
-}
-
-TEST_F(move, middle)
-{
-	move_part(_metadata, self, variant, 3, self->pages - 6);
-}
-
-TEST_F(move, tail)
-{
-	const size_t first = middle_page(self, variant);
-
-	move_part(_metadata, self, variant, first, self->pages - first);
-}
-
-TEST_F(move, one_page)
-{
-	move_part(_metadata, self, variant, middle_page(self, variant), 1);
-}
-
-/* ---- MREMAP_DONTUNMAP ---- */
-
-static void check_dontunmap(META, SELF, VARIANT)
-{
-	/* The lock goes with the pages, so as much is locked as before. */
-	check_grown_by(_metadata, self, variant, self->pages, 0);
-	check_rss_same(_metadata, self);
-	check_src_whole(_metadata, self, variant);
-	if (variant->backing == ANON_LOCKED)
-		EXPECT_FALSE(has_vmflag(self->src, "lo"));
-}
-
-TEST_F(move, dontunmap)
-{
-	unsigned long to;
-
-	begin(self, variant);
-	to = remap(self, self->src, self->pages, self->pages, DONTUNMAP, 0);
-	ASSERT_EQ(0, error_of(to));
-	check_dontunmap(_metadata, self, variant);
-	check_chosen(_metadata, self, variant, to, self->pages);
-	check_moved(_metadata, self, variant, to, 0, self->pages);
-	if (!is_shared(variant))
-		check_emptied(_metadata, self, variant, self->src);
-}
-
-TEST_F(move, dontunmap_hint)
-{
-	unsigned long to;
-
-	begin(self, variant);
-	to = remap(self, self->src, self->pages, self->pages, DONTUNMAP,
-		   self->dst);
-	ASSERT_EQ(0, error_of(to));
-	/* A file system may place mappings of its own files as it likes. */
-	if (variant->backing != FILE_SHARED)
-		EXPECT_EQ(self->dst, to);
-	check_dontunmap(_metadata, self, variant);
-	check_chosen(_metadata, self, variant, to, self->pages);
-	check_moved(_metadata, self, variant, to, 0, self->pages);
-}
-
-/* A hint is no order: what is mapped there stays. */
-TEST_F(move, dontunmap_hint_taken)
-{
-	unsigned long to;
-
-	guard_page(self->dst);
-	begin(self, variant);
-	to = remap(self, self->src, self->pages, self->pages, DONTUNMAP, self->dst);
-	ASSERT_EQ(0, error_of(to));
-	ASSERT_NE(self->dst, to);
-	check_dontunmap(_metadata, self, variant);
-	EXPECT_OK(check_guard_page(self->dst));
-	check_moved(_metadata, self, variant, to, 0, self->pages);
-}
-
-TEST_F(move, dontunmap_fixed)
-{
-	guard_dst(self, variant, 0, self->pages);
-	begin(self, variant);
-	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
-				   FIXED | DONTUNMAP, self->dst));
-	check_dontunmap(_metadata, self, variant);
-	check_huge(_metadata, self, variant, self->dst);
-	check_dst(_metadata, self, variant, 0, self->pages);
-	check_emptied(_metadata, self, variant, self->src);
-	check_moved(_metadata, self, variant, self->dst, 0, self->pages);
-}
-
-/* Both mappings stay good for use and can be moved on. */
-TEST_F(move, dontunmap_then_move_source)
-{
-	const unsigned long third = WINDOW + 3 * GB;
-
-	begin(self, variant);
-	ASSERT_EQ(self->dst, remap(self, self->src, self->pages, self->pages,
-				   FIXED | DONTUNMAP, self->dst));
-	stamp(self->src, WRITTEN_ID);
-	ASSERT_EQ(third, remap(self, self->src, self->pages, self->pages, FIXED,
-			       third));
-	check_src_gone(_metadata, self, variant);
-	EXPECT_OK(check_stamp(third, WRITTEN_ID));
-	check_moved(_metadata, self, variant, self->dst, 0, self->pages);
-}
-
-/* ---- old size 0: one more mapping of the same pages ---- */
-
-TEST_F(move, duplicate)
-{
-	unsigned long to;
-
-	begin(self, variant);
-	to = remap(self, self->src, 0, self->pages, MREMAP_MAYMOVE, 0);
-	if (!is_shared(variant)) {
-		ASSERT_EQ(EINVAL, error_of(to));
-		check_grown_by(_metadata, self, variant, 0, 0);
-		check_src_whole(_metadata, self, variant);
-		check_moved(_metadata, self, variant, self->src, 0, self->pages);
-		return;
-	}
-	ASSERT_EQ(0, error_of(to));
-	check_grown_by(_metadata, self, variant, self->pages, 0);
-	check_src_whole(_metadata, self, variant);
-	check_chosen(_metadata, self, variant, to, self->pages);
-	EXPECT_OK(check_pagemap(to, self->pages, NULL));
-	EXPECT_OK(check_pagemap(self->src, self->pages, source_bits));
-	check_contents(_metadata, self, variant, to, 0, self->pages, true);
-	stamp(to, LATER_ID);
-	EXPECT_OK(check_stamp(self->src, LATER_ID));
-}
-
-TEST_F(move, duplicate_part_fixed)
-{
-	const size_t first = 3, nr = self->pages - 6;
-	const unsigned long to = page_addr(self->dst, first);
-
-	if (!is_shared(variant)) {
-		EXPECT_EQ(EINVAL, error_of(remap(self, self->src, 0, nr, FIXED,
-						 to)));
-		return;
-	}
-	guard_dst(self, variant, first, nr);
-	begin(self, variant);
-	ASSERT_EQ(to, remap(self, page_addr(self->src, first), 0, nr, FIXED,
-			    to));
-	check_grown_by(_metadata, self, variant, nr, 0);
-	check_src_whole(_metadata, self, variant);
-	check_dst(_metadata, self, variant, first, nr);
-	check_contents(_metadata, self, variant, to, first, nr, true);
-	check_contents(_metadata, self, variant, self->src, 0, self->pages, true);
-}
-
-/* ---- whole page middle directories ---- */
-
-FIXTURE(wide)
-{
-	int fd;
-	size_t len;
+	struct world w;
 };
 
-FIXTURE_VARIANT(wide)
+FIXTURE_VARIANT(failing)
 {
-	bool memfd;
-	size_t dst_offset;	/* in pages, from a directory boundary */
+	enum shape shape;
+	struct row row;
 };
 
-FIXTURE_VARIANT_ADD(wide, anon_aligned) { false, 0 };
-FIXTURE_VARIANT_ADD(wide, anon_tables) { false, 512 };
-FIXTURE_VARIANT_ADD(wide, anon_pages) { false, 7 };
-FIXTURE_VARIANT_ADD(wide, memfd_aligned) { true, 0 };
-
-#define WIDE_SRC	(WINDOW + 4 * GB)
-#define WIDE_DST	(WINDOW + 12 * GB)
-
-FIXTURE_SETUP(wide)
+FIXTURE_SETUP(failing)
 {
-	self->fd = -1;
-	self->len = pud_span() + bytes(5);
+	SKIP_STOCK(UNDOES_LESS);
+}
+
+FIXTURE_TEARDOWN(failing)
+{
+	stop_failing();
+}
+
+#define FAILING(name, shape, low, high, ...)				\
+	FIXTURE_VARIANT_ADD(failing, name) {				\
+		shape, { low, high, { __VA_ARGS__ } }			\
+	}
+
+/* A move of nr cells to the same ones of the upper half. */
+#define FAILING_MOVE(name, shape, low, high, from, nr)			\
+	FAILING(name, shape, low, high, from, nr, nr, FIXED, UP(from))
+
+FAILING_MOVE(one_cell, PAGES, "w", "", 0, 1);
+FAILING_MOVE(middle, PAGES, "wwwwww", "", 1, 4);
+FAILING_MOVE(two_tables, PAGES, "wwwwwwwwwwwwwwww", "", 6, 8);
+FAILING_MOVE(uneven, UNEVEN, "wwwwww", "", 1, 4);
+FAILING_MOVE(across_directories, ACROSS, "wwwwww", "", 1, 4);
+FAILING_MOVE(shared, UNEVEN, "ssssss", "", 1, 4);
+FAILING(empty_beside_itself, PAGES, "....eeee", "", 4, 2, 2, FIXED, 2);
+
+/* Tables that move whole, and tables of these; huge pages, and parts of them. */
+FAILING_MOVE(tables, TABLES, "wwwwww", "", 1, 4);
+FAILING_MOVE(first_table_in_part, PARTS, "wwwwwwwwwwww", "", 1, 8);
+FAILING_MOVE(directories, DIRECTORIES, "wwww", "", 0, 4);
+FAILING_MOVE(huge, HUGE, "wwww", "", 0, 4);
+FAILING_MOVE(huge_part, HUGE_PARTS, "wwwwwwwwwwww", "", 2, 8);
+
+/* The new mapping is one with its neighbours until it is unmapped again. */
+FIXTURE_VARIANT_ADD(failing, merges_on_both_sides) {
+	PAGES, { "wwwwww", "", { 1, 4, 4, FIXED, UP(1) },
+		 { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
+};
+FIXTURE_VARIANT_ADD(failing, merges_shared) {
+	PAGES, { "ssssss", "", { 1, 4, 4, FIXED, UP(1) },
+		 { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
+};
+FIXTURE_VARIANT_ADD(failing, merges_tables) {
+	TABLES, { "wwwwww", "", { 1, 4, 4, FIXED, UP(1) },
+		  { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
+};
+
+/* Other lengths. */
+FAILING(grow, PAGES, "wwww", "", 0, 4, 7, FIXED, UP(0));
+FAILING(grow_part, PAGES, "wwwwww", "", 1, 4, 6, FIXED, UP(1));
+FAILING(grow_across_directories, ACROSS, "wwww", "", 0, 4, 7, FIXED, UP(0));
+FAILING(grow_anywhere, PARTS, "wwwwr", "", 0, 4, 12, MREMAP_MAYMOVE);
+FAILING(grow_to_neighbour, PAGES, "ee..ww", "", 0, 2, 4);
+FAILING(shrink, PARTS, "wwwwww", "", 1, 4, 2, FIXED, UP(1));
+FAILING(shrink_two_mappings, PAGES, "wwwwrrrr", "", 1, 6, 2, FIXED, UP(1));
+FAILING(shrink_in_place, PAGES, "wwwwwwww", "", 1, 6, 2);
+FAILING(shrink_two_mappings_in_place, PAGES, "wwwwrrrr", "", 1, 6, 2);
+
+/* The source stays mapped. */
+FAILING(dontunmap, UNEVEN, "wwww", "", 0, 4, 4, KEEP, UP(0));
+FAILING(dontunmap_part, PAGES, "wwwwww", "", 1, 4, 4, KEEP, UP(1));
+FAILING(dontunmap_shared, PAGES, "ssssss", "", 1, 4, 4, KEEP, UP(1));
+
+/* Something is mapped at the destination. */
+FAILING_MOVE(over, PAGES, "wwwwww", "wwwrrr", 1, 4);
+FAILING(over_grow, PAGES, "wwww", "wwwwwrrrr", 0, 4, 7, FIXED, UP(1));
+FAILING(over_shrink, PAGES, "wwwwrrrr", "wwrr", 1, 6, 2, FIXED, UP(1));
+FAILING(over_dontunmap, PAGES, "wwww", "wwwrrr", 0, 4, 4, KEEP, UP(1));
+
+FAILING_MOVE(locked, PAGES, "llllll", "", 1, 4);
+FAILING(locked_grow, PAGES, "llll", "", 0, 4, 6, FIXED, UP(0));
+FAILING(locked_grow_in_place, PAGES, "llll", "", 0, 4, 6);
+FAILING(locked_dontunmap, PAGES, "llllll", "", 1, 4, 4, KEEP, UP(1));
+FAILING_MOVE(merged_by_ksm, PAGES, "cccccc", "", 1, 4);
+
+FAILING_MOVE(hugetlb, TABLES, "hhhh", "", 0, 4);
+FAILING_MOVE(hugetlb_part, TABLES, "hhhh", "", 1, 2);
+FAILING_MOVE(hugetlb_shared, TABLES, "kkkk", "", 0, 4);
+FAILING_MOVE(hugetlb_shared_part, TABLES, "kkkk", "", 1, 2);
+FAILING(hugetlb_shrink, TABLES, "hhhh", "", 0, 3, 1, FIXED, UP(0));
+FAILING_MOVE(hugetlb_across_directories, ACROSS, "hhhh", "", 0, 4);
+
+FAILING_MOVE(registered, PAGES, "uuuuuu", "", 1, 4);
+FAILING_MOVE(protected, UNEVEN, "vvvvvv", "", 1, 4);
+FAILING_MOVE(protected_tables, TABLES, "vvvv", "", 0, 4);
+FAILING_MOVE(protected_huge, HUGE, "vvvv", "", 0, 4);
+FAILING_MOVE(protected_huge_parts, HUGE_PARTS, "vvvvvvvvvvvv", "", 2, 8);
+FAILING_MOVE(protected_across_directories, ACROSS, "vvvv", "", 0, 4);
+FAILING_MOVE(protected_hugetlb, ACROSS, "iiii", "", 0, 4);
+FAILING_MOVE(events, PAGES, "yyyyyy", "", 1, 4);
+FAILING_MOVE(events_over, PAGES, "xxxxxx", "xxxjjj", 1, 4);
+FAILING(events_dontunmap, PAGES, "xxxx", "", 0, 4, 4, KEEP, UP(0));
+FAILING(events_shrink, PAGES, "xxxxjjjj", "", 1, 6, 2, FIXED, UP(1));
+FAILING(events_of_tail, PAGES, "wwwwjjjj", "", 1, 6, 2, FIXED, UP(1));
+FAILING(events_shrink_in_place, PAGES, "xxxxjjjj", "", 1, 6, 2);
+
+/* Several mappings in one call. */
+FAILING_MOVE(several_merged_by_ksm, PAGES, "ccccrrw", "", 1, 6);
+FAILING_MOVE(several, PAGES, "wwwwrr.pps.ddd", "", 2, 11);
+FAILING_MOVE(several_locked, PAGES, "llllrr.lls.lll", "", 2, 11);
+FAILING_MOVE(several_over, PAGES, "wwwwrr.pps.ddd", "wwwwwwwrrrrrddwd", 2, 11);
+FAILING(several_dontunmap, PAGES, "wwwwrr.pps.ddd", "", 2, 11, 11, KEEP, UP(2));
+FAILING_MOVE(several_parts, PARTS, "wwwwrr.pps.ddd", "", 2, 11);
+FAILING_MOVE(several_uneven, UNEVEN, "wwwwrr.pps.ddd", "", 2, 11);
+FAILING(several_uneven_dontunmap, UNEVEN, "wwwwrr.pps.ddd", "", 2, 11, 11, KEEP, UP(2));
+FAILING_MOVE(several_tables, TABLES, "wwwwrr.pps.ddd", "......p...p", 2, 11);
+FAILING_MOVE(several_huge_parts, HUGE_PARTS, "wwwwrr.pps.ddd", "", 2, 11);
+FAILING_MOVE(several_directories, DIRECTORIES, "wwwwrr.pps.ddd", "", 2, 11);
+
+/* In the table where a moved mapping ends is a third one, in a gap: it keeps it. */
+FIXTURE_VARIANT_ADD(failing, third_untouched) {
+	PARTS, { "...eeeeeeww....r", "", { 3, 13, 13, FIXED, UP(3) },
+		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
+};
+FIXTURE_VARIANT_ADD(failing, third_first_table) {
+	PARTS, { "...wwwweeww....r", "", { 3, 13, 13, FIXED, UP(3) },
+		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
+};
+FIXTURE_VARIANT_ADD(failing, third_both_tables) {
+	PARTS, { "...wwwwwwww....r", "", { 3, 13, 13, FIXED, UP(3) },
+		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
+};
+
+static struct books cleared_books(const struct world *w)
+{
+	struct counters now;
+
+	read_counters(&now);
+	return (struct books) {
+		.size = now.size - w->ballast / KB,
+		.data = now.page_tables,
+		.locked = now.locked,
+		.committed = committed_kb() + meminfo_kb("HugePages_Rsvd") * 1000 -
+			     meminfo_kb("HugePages_Free"),
+	};
+}
+
+static const char *check_cleared(const struct world *w, const struct row *row,
+				 const struct books *was)
+{
+	struct books is = cleared_books(w);
+
+	/* Where the kernel chooses, a table may be that of others as well. */
+	if ((row->call.flags & FIXED) == MREMAP_MAYMOVE)
+		is.data = was->data;
+	if (!memcmp(&is, was, sizeof(is)))
+		return NULL;
+	return complain("size %ld (%ld), tables %ld (%ld), locked %ld (%ld), charged %ld (%ld)",
+			is.size, was->size, is.data, was->data, is.locked,
+			was->locked, is.committed, was->committed);
+}
+
+/* All that a call and the checks need has been faulted in after a refused one. */
+static const char *rehearse(struct world *w, const struct row *row)
+{
+	const int from = row->call.from;
+	const struct call call = { from, 1, 1, FIXED, from };
+	const bool from_there_on = failure.from_there_on;
+	const char *why;
+
+	failure.from_there_on = false;
+	why = call_refused(w, &call, EINVAL);
+	failure.from_there_on = from_there_on;
+	return why;
+}
+
+/* Everything is built anew for each allocation, and nothing is left of it then. */
+static const char *fail_nth(struct world *w, const struct row *row,
+			    struct books *cleared)
+{
+	const char *why = lay_out(w, row->low, row->high) ?: come_to_layout(w, row);
+
+	if (why)
+		return why;
+	track(w);
+	why = settle(w);
+	why = why ?: failure.nth ? fail_call(w, &row->call) : rehearse(w, row);
+	why = why ?: clear(w);
+	if (!failure.nth)
+		*cleared = cleared_books(w);
+	return why ?: check_cleared(w, row, cleared);
+}
+
+static void fail_each(META, struct world *w, const FIXTURE_VARIANT(failing) *variant)
+{
+	const struct row *row = &variant->row;
+	const char *why = make_world(w, variant->shape);
+	struct books cleared;
+
+	/* The first rounds only fault in what is needed later on. */
+	failure.nth = 0;
+	why = why ?: fail_nth(w, row, &cleared);
+	if (is_missing(why))
+		SKIP(return, "%s", why);
+	why = why ?: fail_nth(w, row, &cleared);
+	failure.has_failed = true;
+	for (failure.nth = 1; !why && failure.has_failed; failure.nth++) {
+		ASSERT_GE(MOST_ALLOCATIONS, failure.nth);
+		why = fail_nth(w, row, &cleared);
+	}
+	EXPECT_EQ(NULL, why)
+		TH_LOG("allocation %d: %s", failure.nth - 1, why);
+	/* At least a new mapping has to be allocated. */
+	EXPECT_LT(2, failure.nth);
+}
+
+TEST_F_TIMEOUT(failing, every_allocation_mended, 300)
+{
+	const char *why = start_failing(false);
+
+	if (why)
+		SKIP(return, "%s", why);
+	fail_each(_metadata, &self->w, variant);
+}
+
+TEST_F_TIMEOUT(failing, every_allocation_from_one_on_mended, 300)
+{
+	const char *why = start_failing(true);
+
+	if (why)
+		SKIP(return, "%s", why);
+	fail_each(_metadata, &self->w, variant);
+}
+
+/* ---- refusals: the same, and nothing changes ---- */
+
+FIXTURE(refusal)
+{
+	struct world w;
+};
+
+FIXTURE_VARIANT(refusal)
+{
+	const char *low;
+	const char *high;
+	struct call call;
+	int error;
+};
+
+FIXTURE_SETUP(refusal)
+{
+	SKIP_STOCK(ONE_AT_A_TIME);
+}
+
+FIXTURE_TEARDOWN(refusal)
+{
+}
+
+#define CALL_REFUSAL(name, low, high, from, old, new, flags, to, error)	\
+	FIXTURE_VARIANT_ADD(refusal, name) {				\
+		low, high, { from, old, new, flags, to }, error,	\
+	}
+
+#define REFUSAL(name, low, high, from, nr, to, error)			\
+	CALL_REFUSAL(name, low, high, from, nr, nr, FIXED, to, error)
+
+/* No start. */
+REFUSAL(gap_at_start, ".wr", "ddd", 0, 3, UP(0), EFAULT);
+REFUSAL(nothing_there, "...w", "ddd", 0, 3, UP(0), EFAULT);
+
+/* Overlap, be it only of gaps. */
+REFUSAL(overlap_above, "wrsddd", "", 0, 3, 2, EINVAL);
+REFUSAL(overlap_below, "ddwrs", "", 2, 3, 0, EINVAL);
+REFUSAL(overlap_itself, "wrs", "", 0, 3, 0, EINVAL);
+REFUSAL(overlap_of_gaps, "wr..ddd", "", 0, 4, 3, EINVAL);
+REFUSAL(overlap_one_with_gap, "w...ddd", "", 0, 4, 2, EINVAL);
+
+/* A seal anywhere in the source, or in what is to be replaced. */
+REFUSAL(sealed_first, "Wrw", "ddd", 0, 3, UP(0), EPERM);
+REFUSAL(sealed_second, "wRw", "ddd", 0, 3, UP(0), EPERM);
+REFUSAL(sealed_last, "wrW", "ddd", 0, 3, UP(0), EPERM);
+REFUSAL(sealed_last_of_many, "wrsplgdorwrwrwrS", "ppppppdddddddddd", 0, 16,
+	UP(0), EPERM);
+REFUSAL(sealed_part_of_first, "WWWr", "dddd", 2, 2, UP(2), EPERM);
+REFUSAL(sealed_part_of_last, "wrWWW", "ddddd", 0, 3, UP(0), EPERM);
+REFUSAL(sealed_after_gap, "w..W", "dddd", 0, 4, UP(0), EPERM);
+REFUSAL(sealed_before_gap, "W...", "dddd", 0, 4, UP(0), EPERM);
+REFUSAL(sealed_after_split, "wwwrSw", "dddddd", 2, 3, UP(1), EPERM);
+REFUSAL(sealed_destination_first, "wrs", "Wdd", 0, 3, UP(0), EPERM);
+REFUSAL(sealed_destination_second, "wrs", "dWd", 0, 3, UP(0), EPERM);
+REFUSAL(sealed_destination_last, "wrs", "ddW", 0, 3, UP(0), EPERM);
+REFUSAL(sealed_destination_reaching_in, "wrs", "SSSdd", 0, 3, UP(2), EPERM);
+REFUSAL(sealed_destination_reaching_out, "wrs", "ddWWW", 0, 3, UP(0), EPERM);
+REFUSAL(sealed_destination_from_gap_on, "w.rs", "dWWd", 0, 4, UP(0), EPERM);
+REFUSAL(sealed_destination_just_above, "wrsdRd", "", 0, 3, 3, EPERM);
+
+/* Who moves alone does not with others nor with a gap. */
+REFUSAL(alone_first, "**r", "ddd", 0, 3, UP(0), EFAULT);
+REFUSAL(alone_last, "rr*", "ddd", 0, 3, UP(0), EFAULT);
+REFUSAL(alone_last_in_part, "rr****", "ddd", 1, 3, UP(0), EFAULT);
+REFUSAL(alone_behind_gap, "w..*", "dddd", 0, 4, UP(0), EFAULT);
+REFUSAL(alone_before_gap, "**..", "dddd", 0, 4, UP(0), EFAULT);
+REFUSAL(alone_rest_before_gap, "****..", "dddd", 2, 4, UP(0), EFAULT);
+REFUSAL(sealed_with_registered_destination, "w.rS", "xxxxxx", 0, 4, UP(1), EPERM);
+
+/* Only moves of the same size to a given place. */
+CALL_REFUSAL(grow, "wr", "ddd", 0, 2, 3, FIXED, UP(0), EFAULT);
+CALL_REFUSAL(grow_into_gap, "w.", "ddd", 0, 2, 3, FIXED, UP(0), EFAULT);
+CALL_REFUSAL(grow_anywhere, "wr", "", 0, 2, 3, MREMAP_MAYMOVE, 0, EFAULT);
+CALL_REFUSAL(grow_here, "wr", "", 0, 2, 3, 0, 0, EFAULT);
+CALL_REFUSAL(shrink_to_two, "wrs", "ddd", 0, 3, 2, FIXED, UP(0), EFAULT);
+CALL_REFUSAL(shrink_to_gap, "w.s", "ddd", 0, 3, 2, FIXED, UP(0), EFAULT);
+CALL_REFUSAL(dontunmap_anywhere, "wr", "", 0, 2, 2, DONTUNMAP, 0, EFAULT);
+CALL_REFUSAL(dontunmap_anywhere_gap, "w.", "", 0, 2, 2, DONTUNMAP, 0, EFAULT);
+
+/* It is refused however often it is asked, and with MREMAP_DONTUNMAP, too. */
+static const char *refused_again(struct world *w, const struct call *call,
+				 int error)
+{
+	struct call keep = *call;
+	const char *why = call_refused(w, call, error);
+
+	if (why || !is_multi(call))
+		return why;
+	keep.flags |= MREMAP_DONTUNMAP;
+	return call_refused(w, &keep, error);
+}
+
+static const char *refuse(struct world *w, const FIXTURE_VARIANT(refusal) *row,
+			  enum shape shape, char kind)
+{
+	const char *why = make_world(w, shape);
+
+	why = why ?: lay_out(w, substitute(row->low, kind), row->high);
+	if (why)
+		return why;
+	track(w);
+	why = settle(w);
+	if (!why && errors_of(w, &row->call) != ERROR(row->error))
+		return "needs what is refused for that";
+	why = why ?: call_refused(w, &row->call, row->error);
+	why = why ?: refused_again(w, &row->call, row->error);
+	return why ?: reveal(w);
+}
+
+/* What is sealed goes away with the process only: such a row has one kind. */
+static void run_refusal(META, struct world *w, const FIXTURE_VARIANT(refusal) *row,
+			enum shape shape, const char *kinds)
+{
+	const char *missing = NULL;
+
+	for (kinds = strchr(row->low, '*') ? kinds : "w"; *kinds; kinds++) {
+		const char *why = refuse(w, row, shape, *kinds);
+
+		if (kinds[1])
+			drop_world(w);
+		if (is_missing(why))
+			missing = strdup(why);
+		else
+			ASSERT_EQ(NULL, why)
+				TH_LOG("kind %c: %s", *kinds, why);
+	}
+	if (missing)
+		SKIP(return, "%s", missing);
+}
+
+TEST_F(refusal, pages_mended)
+{
+	run_refusal(_metadata, &self->w, variant, PAGES, "uxfbz");
+}
+
+TEST_F(refusal, huge_pages_mended)
+{
+	run_refusal(_metadata, &self->w, variant, HUGE, "v");
+}
+
+/* ---- random layouts and calls, all of them modelled ---- */
+
+#define SEEDS	6
+#define CALLS	14
+
+FIXTURE(random)
+{
+};
+
+FIXTURE_VARIANT(random)
+{
+	enum shape shape;
+	unsigned long seed;
+};
+
+FIXTURE_VARIANT_ADD(random, pages_1) { PAGES, 1000 };
+FIXTURE_VARIANT_ADD(random, pages_2) { PAGES, 2000 };
+FIXTURE_VARIANT_ADD(random, pages_3) { PAGES, 3000 };
+FIXTURE_VARIANT_ADD(random, parts_of_tables_1) { PARTS, 4000 };
+FIXTURE_VARIANT_ADD(random, parts_of_tables_2) { PARTS, 5000 };
+FIXTURE_VARIANT_ADD(random, uneven_1) { UNEVEN, 6000 };
+FIXTURE_VARIANT_ADD(random, uneven_2) { UNEVEN, 7000 };
+FIXTURE_VARIANT_ADD(random, tables) { TABLES, 8000 };
+FIXTURE_VARIANT_ADD(random, huge_pages) { HUGE, 9000 };
+FIXTURE_VARIANT_ADD(random, parts_of_huge_pages_1) { HUGE_PARTS, 10000 };
+FIXTURE_VARIANT_ADD(random, parts_of_huge_pages_2) { HUGE_PARTS, 11000 };
+FIXTURE_VARIANT_ADD(random, directories) { DIRECTORIES, 12000 };
+
+FIXTURE_SETUP(random)
+{
+	SKIP_STOCK(ONE_AT_A_TIME);
+}
+
+FIXTURE_TEARDOWN(random)
+{
+}
+
+static uint64_t random_state;
+
+/* Below the limit. */
+static int pick(int limit)
+{
+	random_state ^= random_state << 13;
+	random_state ^= random_state >> 7;
+	random_state ^= random_state << 17;
+	return (random_state >> 20) % limit;
+}
+
+static bool one_in(int nr)
+{
+	return pick(nr) == 0;
+}
+
+static void pick_layout(char *text, bool seals, int longest)
+{
+	static const char kinds[] = "wwwwweerrrnoodlgsssqppa........";
+	int cell = 0;
+
+	while (cell < HALF) {
+		char letter = kinds[pick(sizeof(kinds) - 1)];
+
+		if (seals && one_in(8) && strchr("wrs", letter))
+			letter = toupper(letter);
+		for (int run = 1 + pick(longest); run && cell < HALF; run--)
+			text[cell++] = letter;
+	}
+	text[HALF] = '\0';
+}
+
+/* Usually where something is mapped. */
+static int pick_start(const struct world *w)
+{
+	int cell = pick(CELLS);
+
+	while (!w->cells[cell].is.mapped && !one_in(12))
+		cell = pick(CELLS);
+	return cell;
+}
+
+static int pick_length(const struct world *w, int from, int most)
+{
+	const int room = end_of_half(w, from) - from;
+
+	if (most > room)
+		most = room;
+	return 1 + pick(most);
+}
+
+static void pick_place(const struct world *w, struct call *call)
+{
+	do {
+		call->to = pick(CELLS);
+	} while (call->to + call->new > end_of_half(w, call->to) ||
+		 (overlaps(call) && !one_in(12)));
+}
+
+/* Does the file, and the place, have so many cells from there on? */
+static bool has_room(const struct world *w, int from, int cells)
+{
+	const struct attributes *is = &w->cells[from].is;
+
+	if (from + cells > end_of_half(w, from))
+		return false;
+	return !is->inode || is->offset / w->unit + cells <= w->filled;
+}
+
+static void pick_move(const struct world *w, struct call *call)
+{
+	call->from = pick_start(w);
+	call->old = pick_length(w, call->from, one_in(3) ? HALF / 2 : 7);
+	call->new = call->old;
+	call->flags = one_in(3) ? KEEP : FIXED;
+	pick_place(w, call);
+}
+
+static void pick_resize(const struct world *w, struct call *call)
+{
+	const unsigned long flags[] = { 0, MREMAP_MAYMOVE, FIXED };
+
+	call->from = pick_start(w);
+	call->old = pick_length(w, call->from, 4);
+	call->new = 1 + pick(6);
+	call->flags = flags[pick(3)];
+	if (one_in(6) && call->flags == FIXED)
+		call->old = 0;
+	if (one_in(6)) {
+		call->new = call->old;
+		call->flags = DONTUNMAP;
+	}
+	call->to = 0;
+	if (fixed(call))
+		pick_place(w, call);
+}
+
+static void pick_call(const struct world *w, struct call *call)
+{
+	do {
+		*call = (struct call) { 0 };
+		if (one_in(3))
+			pick_resize(w, call);
+		else
+			pick_move(w, call);
+	} while (!call->new || !has_room(w, call->from, call->new));
+}
+
+/* New contents, where there may be some. */
+static void write_somewhere(struct world *w)
+{
+	for (int i = 0; i < CELLS; i++)
+		if (is_plain(&w->cells[i]) && one_in(10))
+			restamp(w, i);
+}
+
+/* Many small mappings: the map count may be what refuses the call. */
+static bool near_map_count(const struct world *w, const struct call *call)
+{
+	const int room = read_long("/proc/sys/vm/max_map_count") - count_vmas();
+	int mappings = 1;
+
+	for (int i = 1; i < call->old; i++)
+		mappings += w->cells[call->from + i].is.mapped &&
+			    !w->joined[call->from + i];
+	return room < 3 * mappings + 8;
+}
+
+static const char *random_calls(struct world *w)
+{
+	const char *why = NULL;
+
+	for (int nr = 0; !why && nr < CALLS; nr++) {
+		struct call call;
+
+		write_somewhere(w);
+		pick_call(w, &call);
+		if (near_map_count(w, &call))
+			continue;
+		why = call_as_modelled(w, &call);
+		if (why)
+			why = complain("call %d: %s", nr, why);
+	}
+	return why ?: reveal(w);
+}
+
+/* Ends when it is told to, with its own copy of all cells as it was. */
+static pid_t fork_sharer(META, const struct world *w, int go)
+{
+	const pid_t child = fork();
+	const char *why;
+	char byte;
+
+	if (child)
+		return child;
+	if (read(go, &byte, 1) != 1)
+		_exit(0);
+	why = check_contents(w);
+	if (why)
+		TH_LOG("child's copy: %s", why);
+	_exit(!!why);
+}
+
+static const char *run_seed(META, struct world *w, enum shape shape,
+			    unsigned long seed)
+{
+	const int longest = w->huge ? 8 : 4;
+	char low[HALF + 1], high[HALF + 1];
+	const char *why;
+	int go[2], status;
+	pid_t child;
+
+	random_state = seed * 0x9e3779b97f4a7c15ULL + 1;
+	pick_layout(low, seed % 3 == 0, longest);
+	pick_layout(high, seed % 3 == 0, longest);
+	why = build(w, shape, low, high);
+	if (seed % 2)
+		track(w);
+	if (why || pipe2(go, O_CLOEXEC))
+		return why ?: "no pipe";
+	child = fork_sharer(_metadata, w, go[0]);
+	why = settle(w) ?: random_calls(w);
+	if (why)
+		TH_LOG("seed %lu: %s %s", seed, low, high);
+	if (write(go[1], "", 1) != 1 || waitpid(child, &status, 0) != child)
+		return why ?: "lost a child";
+	return why ?: status ? "child's copy has changed" : NULL;
+}
+
+/* What is sealed goes away with the process only. */
+static bool seed_is_fine(META, struct world *w, enum shape shape,
+			 unsigned long seed)
+{
+	int status;
+	pid_t child = fork();
+
+	if (!child) {
+		const char *why = run_seed(_metadata, w, shape, seed);
+
+		if (why)
+			TH_LOG("seed %lu: %s", seed, why);
+		_exit(!!why);
+	}
+	return waitpid(child, &status, 0) == child && !status;
+}
+
+TEST_F_TIMEOUT(random, calls_mended, 300)
+{
+	static struct world w;
+	const char *more = getenv("MREMAP_SEEDS");
+	const unsigned long seeds = more ? strtoul(more, NULL, 10) : SEEDS;
+	const char *why;
+
+	why = build(&w, variant->shape, "w", "");
+	drop_world(&w);
+	if (is_missing(why))
+		SKIP(return, "%s", why);
+	for (unsigned long nr = 0; nr < seeds; nr++)
+		ASSERT_TRUE(seed_is_fine(_metadata, &w, variant->shape,
+					 variant->seed + nr));
+}
+
+/* ---- page tables ---- */
+
+static long page_tables(void)
+{
+	struct counters now;
+
+	/* The first reading faults in what reading needs. */
+	read_counters(&now);
+	read_counters(&now);
+	return now.page_tables;
+}
+
+/* Whole tables move without a new table: none is allocated, none is left. */
+TEST(whole_tables_move_as_they_are)
+{
+	const unsigned long src = SRC, dst = src + 64 * pmd_span();
+	const size_t len = 8 * pmd_span();
+	long before;
+
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	if (variant->memfd) {
-		self->fd = memfd_create("mremap_test", 0);
-		ASSERT_EQ(0, ftruncate(self->fd, self->len));
-		ASSERT_EQ(WIDE_SRC, map_at(WIDE_SRC, self->len,
-					   PROT_READ | PROT_WRITE, MAP_SHARED,
-					   self->fd, 0));
-	} else {
-		ASSERT_EQ(WIDE_SRC, map_at(WIDE_SRC, self->len,
-					   PROT_READ | PROT_WRITE,
-					   MAP_PRIVATE | MAP_ANONYMOUS |
-					   MAP_NORESERVE, -1, 0));
-	}
-}
-
-FIXTURE_TEARDOWN(wide)
-{
-	if (self->fd >= 0)
-		close(self->fd);
-}
-
-/* A page of every sixteenth table, at a different place in each. */
-static size_t wide_page(int i)
-{
-	return i * pmd_span() * 16 + bytes(i * 11);
-}
-
-#define WIDE_PAGES	32
-
-TEST_F(wide, move_and_back)
-{
-	const unsigned long dst = WIDE_DST + bytes(variant->dst_offset);
-	unsigned long place[] = { WIDE_SRC, dst };
-	struct counters before, after;
-	long page_tables = 0;
-
-	for (int i = 0; i < WIDE_PAGES; i++)
-		stamp(WIDE_SRC + wide_page(i), i);
-	stamp(WIDE_SRC + pud_span() + bytes(4), WIDE_PAGES);
-	guard_page(WIDE_SRC - psize());
-	guard_page(WIDE_SRC + self->len);
-	guard_page(dst - psize());
-	guard_page(dst + self->len);
-	read_counters(&before);
-	for (int round = 0; round < 4; round++) {
-		const unsigned long from = place[round % 2];
-		const unsigned long to = place[!(round % 2)];
-
-		read_counters(&before);
-		ASSERT_EQ(to, move_to(from, self->len, self->len, to));
-		read_counters(&after);
-		EXPECT_EQ(before.size, after.size);
-		EXPECT_EQ(before.rss_anon, after.rss_anon);
-		EXPECT_EQ(before.rss_shmem, after.rss_shmem);
-		EXPECT_OK(check_unmapped(from, self->len));
-		for (int i = 0; i < WIDE_PAGES; i++)
-			ASSERT_OK(check_stamp(to + wide_page(i), i));
-		EXPECT_OK(check_stamp(to + pud_span() + bytes(4), WIDE_PAGES));
-		EXPECT_FALSE(is_present(to + psize()));
-		EXPECT_FALSE(is_present(to + pud_span()));
-		/* By then the test itself has touched what it needs. */
-		if (round == 1)
-			page_tables = after.page_tables;
-	}
-	/* A table that straddles two leaves both, and these two each again. */
-	if (variant->dst_offset % 512 == 0)
-		EXPECT_EQ(page_tables, after.page_tables);
-	EXPECT_OK(check_guard_page(WIDE_SRC - psize()));
-	EXPECT_OK(check_guard_page(WIDE_SRC + self->len));
-	EXPECT_OK(check_guard_page(dst - psize()));
-	EXPECT_OK(check_guard_page(dst + self->len));
-}
-
-/* ---- where a moved mapping joins its neighbours ---- */
-
-/* Untouched anonymous memory takes its offset from where it is, so it merges. */
-TEST(untouched_merges_with_neighbours)
-{
-	const unsigned long src = WINDOW + GB, dst = WINDOW + 2 * GB;
-	const struct vma want = { dst, dst + bytes(6), "rw-p", 0, 0 };
-
-	ASSERT_EQ(src, map_anon(src, bytes(2)));
-	ASSERT_EQ(dst, map_anon(dst, bytes(2)));
-	ASSERT_EQ(dst + bytes(4), map_anon(dst + bytes(4), bytes(2)));
-	ASSERT_EQ(dst + bytes(2), move_to(src, bytes(2), bytes(2),
-					  dst + bytes(2)));
-	EXPECT_OK(check_unmapped(src, bytes(2)));
-	EXPECT_OK(check_vmas(dst, dst + bytes(6), &want, 1));
-	EXPECT_OK(check_zero(dst, bytes(6)));
-}
-
-/* An untouched mapping moved right beside itself merges with what is left. */
-TEST(untouched_part_beside_itself)
-{
-	const unsigned long src = WINDOW + GB;
-	const struct vma want = { src, src + bytes(6), "rw-p", 0, 0 };
-
-	ASSERT_EQ(src, map_anon(src, bytes(6)));
-	ASSERT_EQ(src + bytes(6), move_to(src + bytes(4), bytes(2), bytes(2),
-					  src + bytes(6)));
-	ASSERT_EQ(src + bytes(4), move_to(src + bytes(6), bytes(2), bytes(2),
-					  src + bytes(4)));
-	EXPECT_OK(check_vmas(src, src + bytes(8), &want, 1));
-	EXPECT_OK(check_zero(src, bytes(6)));
-}
-
-/* Touched pages moved back between their old neighbours are one mapping again. */
-TEST(touched_part_returns)
-{
-	const unsigned long src = WINDOW + GB, dst = WINDOW + 2 * GB;
-	const struct vma want = { src, src + bytes(6), "rw-p", 0, 0 };
-
-	ASSERT_EQ(src, map_anon(src, bytes(6)));
-	stamp_range(src, bytes(6), 1);
-	ASSERT_EQ(dst, move_to(src + bytes(2), bytes(2), bytes(2), dst));
-	EXPECT_EQ(3, read_vmas(WINDOW, WINDOW + WINDOW_SIZE, NULL, 0));
-	ASSERT_EQ(src + bytes(2), move_to(dst, bytes(2), bytes(2),
-					  src + bytes(2)));
-	EXPECT_OK(check_vmas(WINDOW, WINDOW + WINDOW_SIZE, &want, 1));
-	EXPECT_OK(check_stamps(src, bytes(6), 1));
+	ASSERT_EQ(src, map_anon(src, len));
+	for (size_t done = 0; done < len; done += pmd_span())
+		stamp(src + done, done);
+	before = page_tables();
+	ASSERT_EQ(dst, move_to(src, len, len, dst));
+	EXPECT_EQ(before, page_tables());
+	for (size_t done = 0; done < len; done += pmd_span())
+		EXPECT_OK(check_stamp(dst + done, done));
 }
 
 /* A page table empties and fills as pages leave and come. */
 TEST(page_tables_are_not_leaked)
 {
-	const unsigned long src = WINDOW + GB, dst = WINDOW + 2 * GB;
+	const unsigned long src = SRC, dst = SRC + GB;
 	const size_t len = 3 * pmd_span();
-	struct counters before, after;
+	const long before = page_tables();
 
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	read_counters(&before);
-	read_counters(&before);
 	for (size_t offset = 0; offset < bytes(20); offset += bytes(5)) {
 		ASSERT_EQ(src, map_anon(src, len));
 		for (size_t done = 0; done < len; done += pmd_span() / 4)
@@ -1100,47 +1132,109 @@ TEST(page_tables_are_not_leaked)
 			ASSERT_OK(check_stamp(dst + offset + done, done));
 		ASSERT_EQ(0, munmap(at(dst + offset), len));
 	}
-	read_counters(&after);
-	EXPECT_EQ(before.page_tables, after.page_tables);
-	EXPECT_EQ(before.size, after.size);
-}
-
-/* Whole tables move without a new table: none is allocated, none is left. */
-TEST(whole_tables_move_as_they_are)
-{
-	const unsigned long src = WINDOW + GB;
-	const unsigned long dst = src + 64 * pmd_span();
-	const size_t len = 8 * pmd_span();
-	struct counters before, after;
-
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	ASSERT_EQ(src, map_anon(src, len));
-	for (size_t done = 0; done < len; done += pmd_span())
-		stamp(src + done, done);
-	read_counters(&before);
-	read_counters(&before);
-	ASSERT_EQ(dst, move_to(src, len, len, dst));
-	read_counters(&after);
-	EXPECT_EQ(before.page_tables, after.page_tables);
-	for (size_t done = 0; done < len; done += pmd_span())
-		EXPECT_OK(check_stamp(dst + done, done));
+	EXPECT_EQ(before, page_tables());
 }
 
 /* What stays of a mapping and what is dropped share a table: both let go of it. */
 TEST(page_table_of_a_shrinking_move_is_freed)
 {
-	const unsigned long src = WINDOW + GB, dst = WINDOW + 2 * GB;
-	struct counters before, after;
+	const unsigned long src = SRC, dst = SRC + GB;
+	long before;
 
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	ASSERT_EQ(src, map_anon(src, bytes(8)));
 	stamp_range(src, bytes(8), 1);
-	read_counters(&before);
-	read_counters(&before);
+	before = page_tables();
 	ASSERT_EQ(dst, move_to(src, bytes(8), bytes(4), dst));
-	read_counters(&after);
-	EXPECT_EQ(before.page_tables, after.page_tables);
+	EXPECT_EQ(before, page_tables());
 	EXPECT_OK(check_stamps(dst, bytes(4), 1));
+}
+
+/* A table is freed if all that it was for is gone, even in two pieces. */
+TEST(page_table_of_two_old_destinations_is_freed_mended)
+{
+	const unsigned long dst = SRC + GB;
+	long before;
+
+	SKIP_STOCK(ONE_AT_A_TIME);
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	/* The upper tables are those of others, too. */
+	guard_page(WINDOW);
+	for (size_t page = 0; page < 16; page += 8) {
+		ASSERT_EQ(SRC + bytes(page), map_anon(SRC + bytes(page), bytes(4)));
+		ASSERT_EQ(dst + bytes(page), map_anon(dst + bytes(page), bytes(4)));
+	}
+	before = page_tables();
+	for (size_t page = 0; page < 16; page += 8)
+		stamp_range(dst + bytes(page), bytes(4), 1);
+	ASSERT_LT(before, page_tables());
+	ASSERT_EQ(dst, move_to(SRC, bytes(12), bytes(12), dst));
+	EXPECT_EQ(before, page_tables());
+	EXPECT_OK(check_zero(dst, bytes(4)));
+	EXPECT_OK(check_zero(dst + bytes(8), bytes(4)));
+}
+
+/* ---- growing by moving, again and again ---- */
+
+/* What blocks it above is the neighbour that the next block moves away from. */
+TEST(blocks_grow_by_moving)
+{
+	for (size_t first = 64; first <= 512; first *= 2) {
+		unsigned long addr = map_anon(SRC, bytes(first));
+		size_t pages = first, stamped = 0;
+
+		ASSERT_EQ(SRC, addr);
+		for (int step = 0; step < 8; step++) {
+			const size_t more = pages + pages / 4 + 3;
+			unsigned long old = addr;
+
+			stamp_range(addr + bytes(stamped), bytes(pages - stamped), 1 + stamped);
+			stamped = pages;
+			map_anon(addr + bytes(pages), psize());
+			addr = do_mremap(old, bytes(pages), bytes(more), MREMAP_MAYMOVE, 0);
+			ASSERT_EQ(0, error_of(addr));
+			ASSERT_NE(old, addr);
+			EXPECT_OK(check_unmapped(old, bytes(pages)));
+			EXPECT_OK(check_stamps(addr, bytes(pages), 1));
+			EXPECT_OK(check_zero(addr + bytes(pages), bytes(more - pages)));
+			munmap(at(old + bytes(pages)), psize());
+			pages = more;
+		}
+		ASSERT_EQ(0, munmap(at(addr), bytes(pages)));
+	}
+}
+
+/* The file has to find its pages at the new place, also those that came later. */
+static void truncate_moved(META, char kind)
+{
+	const char text[] = { kind, kind, kind, kind, '\0' };
+	const struct call call = { 0, 4, 8, FIXED, UP(0) };
+	unsigned long dst;
+	struct world w;
+	off_t start;
+
+	ASSERT_OK(build(&w, PAGES, text, ""));
+	dst = cell_addr(&w, UP(0));
+	start = w.cells[0].is.offset;
+	ASSERT_OK(call_as_modelled(&w, &call));
+	stamp_range(dst, bytes(8), 0);
+	for (int pages = 6; pages; pages -= 3) {
+		ASSERT_EQ(0, ftruncate(w.fd, start + bytes(pages)));
+		EXPECT_OK(check_stamps(dst, bytes(pages), 0));
+		for (int page = 0; page < 8; page++) {
+			EXPECT_EQ(page < pages, is_present(dst + bytes(page)))
+				TH_LOG("kind %c: page %d of %d", kind, page, pages);
+		}
+	}
+	ASSERT_EQ(0, ftruncate(w.fd, start + bytes(8)));
+	EXPECT_OK(check_zero(dst + bytes(3), bytes(5)));
+	drop_world(&w);
+}
+
+TEST(moved_file_is_truncated)
+{
+	truncate_moved(_metadata, 's');
+	truncate_moved(_metadata, 'p');
 }
 
 /* ---- old and new place in one mapping ---- */
@@ -1161,7 +1255,7 @@ static const char *check_inherited(unsigned long addr, size_t len, unsigned long
 /* What is unmapped cuts the mapping of which a part moves, below or above. */
 static void leave_behind(META, size_t from, size_t to, size_t pages)
 {
-	const unsigned long src = WINDOW + GB;
+	const unsigned long src = SRC;
 	const size_t low = from < to ? from : to;
 	const size_t high = from < to ? to : from;
 
@@ -1190,26 +1284,12 @@ TEST(dontunmap_within_a_mapping)
 				leave_behind(_metadata, from, to, 4);
 }
 
-/* ---- overlap ---- */
+/* ---- lengths ---- */
 
-TEST(adjacent_is_no_overlap)
-{
-	const unsigned long src = WINDOW + GB;
-
-	ASSERT_EQ(src, map_anon(src, bytes(4)));
-	stamp_range(src, bytes(4), 1);
-	ASSERT_EQ(src + bytes(4), move_to(src, bytes(4), bytes(4),
-					  src + bytes(4)));
-	EXPECT_OK(check_stamps(src + bytes(4), bytes(4), 1));
-	ASSERT_EQ(src, move_to(src + bytes(4), bytes(4), bytes(4), src));
-	EXPECT_OK(check_stamps(src, bytes(4), 1));
-	EXPECT_OK(check_unmapped(src + bytes(4), bytes(4)));
-}
-
-/* Lengths are rounded up to whole pages. */
+/* They are rounded up to whole pages. */
 TEST(lengths_are_rounded_up)
 {
-	const unsigned long src = WINDOW + GB, dst = WINDOW + 2 * GB;
+	const unsigned long src = SRC, dst = SRC + GB;
 
 	ASSERT_EQ(src, map_anon(src, bytes(4)));
 	stamp_range(src, bytes(4), 1);
@@ -1219,6 +1299,38 @@ TEST(lengths_are_rounded_up)
 	ASSERT_EQ(dst, do_mremap(dst, bytes(4), bytes(1) + 1, 0, 0));
 	EXPECT_OK(check_stamps(dst, bytes(2), 1));
 	EXPECT_OK(check_unmapped(dst + bytes(2), bytes(2)));
+}
+
+/* A range as long as may be, nearly all of it a gap. */
+TEST(trailing_gap_of_terabytes_mended)
+{
+	const size_t len = 8UL << 40;
+	const unsigned long dst = WINDOW + 2 * len;
+
+	SKIP_STOCK(ONE_AT_A_TIME);
+	ASSERT_EQ(SRC, map_anon(SRC, bytes(2)));
+	stamp_range(SRC, bytes(2), 1);
+	ASSERT_EQ(0, mprotect(at(SRC), psize(), PROT_READ));
+	ASSERT_EQ(dst, move_to(SRC, len, len, dst));
+	EXPECT_OK(check_stamps(dst, bytes(2), 1));
+	EXPECT_OK(check_unmapped(SRC, bytes(2)));
+	EXPECT_OK(check_unmapped(dst + bytes(2), psize()));
+}
+
+/* The first page of the address space is a source like any other. */
+TEST(from_the_first_page_on_mended)
+{
+	SKIP_STOCK(ONE_AT_A_TIME);
+	if (map_anon(0, bytes(1)))
+		SKIP(return, "needs a mapping at address 0 (vm.mmap_min_addr)");
+	ASSERT_EQ(bytes(2), map_anon(bytes(2), bytes(1)));
+	stamp(0, 1);
+	stamp(bytes(2), 2);
+	ASSERT_EQ(SRC, move_to(0, bytes(3), bytes(3), SRC));
+	EXPECT_OK(check_stamp(SRC, 1));
+	EXPECT_OK(check_unmapped(SRC + bytes(1), psize()));
+	EXPECT_OK(check_stamp(SRC + bytes(2), 2));
+	EXPECT_OK(check_unmapped(0, bytes(3)));
 }
 
 TEST_HARNESS_MAIN

@@ -950,87 +950,10 @@ TEST_F(uffd, refused_over_a_destination_mended)
 
 #define ROW	3
 
-FIXTURE(row)
-{
-	struct monitor monitor;
-};
-
-FIXTURE_VARIANT(row)
-{
-	int armed;	/* which of the mappings is registered */
-	unsigned long flags;
-};
-
-FIXTURE_VARIANT_ADD(row, first) { 0, FIXED };
-FIXTURE_VARIANT_ADD(row, middle) { 1, FIXED };
-FIXTURE_VARIANT_ADD(row, last) { 2, FIXED };
-FIXTURE_VARIANT_ADD(row, first_dontunmap) { 0, FIXED | DONTUNMAP };
-FIXTURE_VARIANT_ADD(row, last_dontunmap) { 2, FIXED | DONTUNMAP };
-
+/* Mappings of eight pages with gaps between them. */
 static unsigned long in_row(int nr)
 {
 	return SRC + bytes(16) * nr;
-}
-
-/* Mappings of eight pages with gaps between them. */
-FIXTURE_SETUP(row)
-{
-	NEED_MONITOR(&self->monitor,
-		     REMAP | UNMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	no_huge_pages();
-	for (int nr = 0; nr < ROW; nr++) {
-		ASSERT_EQ(in_row(nr), map_anon(in_row(nr), bytes(8)));
-		stamp_range(in_row(nr), bytes(8), 100 * nr);
-	}
-	ASSERT_EQ(0, register_range(self->monitor.fd, in_row(variant->armed),
-				    bytes(8), MISSING | WP));
-	ASSERT_EQ(0, set_protection(self->monitor.fd, in_row(variant->armed),
-				    bytes(8), true));
-}
-
-FIXTURE_TEARDOWN(row)
-{
-}
-
-static void check_refused_row(META, FIXTURE_DATA(row) *self, int armed)
-{
-	EXPECT_OK(check_state());
-	EXPECT_OK(check_events(&self->monitor));
-	for (int nr = 0; nr < ROW; nr++) {
-		EXPECT_STREQ(nr == armed ? "um uw" : NOT_REGISTERED,
-			     registration(in_row(nr)));
-		EXPECT_EQ(nr == armed ? 8UL : 0UL,
-			  count_protected(in_row(nr), bytes(8)));
-		EXPECT_OK(check_stamps(in_row(nr), bytes(8), 100 * nr));
-	}
-}
-
-/* A monitor could not make sense of what it would be told: it is refused. */
-TEST_F(row, is_refused)
-{
-	const size_t len = bytes(16) * ROW - bytes(8);
-
-	save_state();
-	EXPECT_EQ(EFAULT, error_of(do_mremap(SRC, len, len, variant->flags,
-					     DST)));
-	check_refused_row(_metadata, self, variant->armed);
-	EXPECT_OK(check_unmapped(DST, len));
-}
-
-TEST_F(row, is_refused_over_a_destination_mended)
-{
-	const size_t len = bytes(16) * ROW - bytes(8);
-
-	SKIP_STOCK_BUG();
-	ASSERT_EQ(DST, map_anon(DST, len));
-	stamp_range(DST, len, 900);
-	ASSERT_EQ(0, register_range(self->monitor.fd, DST, len, MISSING));
-	save_state();
-	EXPECT_EQ(EFAULT, error_of(do_mremap(SRC, len, len, variant->flags,
-					     DST)));
-	check_refused_row(_metadata, self, variant->armed);
-	EXPECT_STREQ("um", registration(DST));
-	EXPECT_OK(check_stamps(DST, len, 900));
 }
 
 /* Where a row goes, each mapping drives out what is in its place, no more. */
@@ -1978,38 +1901,6 @@ static void check_resized(META, struct monitor *monitor, size_t new_len)
 	EXPECT_EQ(2 * !!(monitor->features & REMAP), monitor->nr_got);
 }
 
-TEST(wp_kept_growing)
-{
-	struct monitor monitor = {};
-
-	NEED_MONITOR(&monitor, UFFD_FEATURE_PAGEFAULT_FLAG_WP | REMAP);
-	check_resized(_metadata, &monitor, 3 * pmd_span());
-}
-
-TEST(wp_cleared_growing)
-{
-	struct monitor monitor = {};
-
-	NEED_MONITOR(&monitor, UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	check_resized(_metadata, &monitor, 3 * pmd_span());
-}
-
-TEST(wp_kept_shrinking)
-{
-	struct monitor monitor = {};
-
-	NEED_MONITOR(&monitor, UFFD_FEATURE_PAGEFAULT_FLAG_WP | REMAP);
-	check_resized(_metadata, &monitor, pmd_span() + bytes(17));
-}
-
-TEST(wp_cleared_shrinking)
-{
-	struct monitor monitor = {};
-
-	NEED_MONITOR(&monitor, UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	check_resized(_metadata, &monitor, pmd_span() + bytes(17));
-}
-
 /* One page in every 16th table of a whole table of tables. */
 static void move_table_of_tables(META, struct monitor *monitor)
 {
@@ -2038,20 +1929,42 @@ static void move_table_of_tables(META, struct monitor *monitor)
 	EXPECT_EQ(0UL, count_protected(DST, len));
 }
 
-TEST(wp_kept_in_table_of_tables)
+FIXTURE(wp_of)
 {
-	struct monitor monitor = {};
+	struct monitor monitor;
+};
 
-	NEED_MONITOR(&monitor, UFFD_FEATURE_PAGEFAULT_FLAG_WP | REMAP);
-	move_table_of_tables(_metadata, &monitor);
+FIXTURE_VARIANT(wp_of)
+{
+	uint64_t features;
+};
+
+FIXTURE_VARIANT_ADD(wp_of, followed) { REMAP };
+FIXTURE_VARIANT_ADD(wp_of, lost) { 0 };
+
+FIXTURE_SETUP(wp_of)
+{
+	NEED_MONITOR(&self->monitor,
+		     variant->features | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
 }
 
-TEST(wp_cleared_in_table_of_tables)
+FIXTURE_TEARDOWN(wp_of)
 {
-	struct monitor monitor = {};
+}
 
-	NEED_MONITOR(&monitor, UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	move_table_of_tables(_metadata, &monitor);
+TEST_F(wp_of, growing)
+{
+	check_resized(_metadata, &self->monitor, 3 * pmd_span());
+}
+
+TEST_F(wp_of, shrinking)
+{
+	check_resized(_metadata, &self->monitor, pmd_span() + bytes(17));
+}
+
+TEST_F(wp_of, table_of_tables)
+{
+	move_table_of_tables(_metadata, &self->monitor);
 }
 
 /* With nobody to ask for registrations, a protected page is just a page. */
@@ -3272,7 +3185,7 @@ TEST_F_TIMEOUT(collector, cycles, 120)
 
 #undef VARIANT
 
-/* ---- moves that fail halfway ---- */
+/* ---- moves that fail halfway: what the model of mremap_test does not know ---- */
 
 #define MOST_ALLOCATIONS	400
 
@@ -3294,82 +3207,24 @@ FIXTURE_VARIANT(failing)
 {
 	enum memory memory;
 	uint64_t features;
-	size_t head;		/* pages from a table's start to the source */
-	size_t shift;		/* pages that the destination is off */
 	int resize;		/* in tables */
-	unsigned long flags;
-	bool occupied;		/* something registered is at the destination */
-	bool shared;		/* and half of it with another monitor */
+	bool occupied;		/* two monitors have the destination, half of it each */
 	bool markers;		/* untouched pages are protected, too */
 };
 
-FIXTURE_VARIANT_ADD(failing, pages) {
-	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, pages_no_event) {
-	.memory = ANON, .head = 3, .shift = 4, .flags = FIXED,
-};
 FIXTURE_VARIANT_ADD(failing, markers) {
-	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.flags = FIXED, .markers = true,
+	.memory = ANON, .features = REMAP | UNMAP, .markers = true,
 };
 FIXTURE_VARIANT_ADD(failing, markers_no_event) {
-	.memory = ANON, .head = 3, .shift = 4, .flags = FIXED, .markers = true,
+	.memory = ANON, .markers = true,
 };
-FIXTURE_VARIANT_ADD(failing, tables) {
-	.memory = ANON, .features = REMAP | UNMAP, .flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, tables_no_event) {
-	.memory = ANON, .flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, huge) {
-	.memory = ANON_HUGE, .features = REMAP | UNMAP, .shift = 5,
-	.flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, huge_no_event) {
-	.memory = ANON_HUGE, .shift = 5, .flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, shmem) {
-	.memory = SHMEM, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, shmem_no_event) {
-	.memory = SHMEM, .head = 3, .shift = 4, .flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, hugetlb) {
-	.memory = HUGETLB, .features = REMAP | UNMAP, .flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, hugetlb_no_event) {
-	.memory = HUGETLB, .flags = FIXED,
-};
-FIXTURE_VARIANT_ADD(failing, growing) {
-	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.resize = 1, .flags = FIXED,
-};
+FIXTURE_VARIANT_ADD(failing, shmem) { .memory = SHMEM, .features = REMAP | UNMAP };
+FIXTURE_VARIANT_ADD(failing, shmem_no_event) { .memory = SHMEM };
 FIXTURE_VARIANT_ADD(failing, shrinking) {
-	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.resize = -1, .flags = FIXED,
+	.memory = ANON, .features = REMAP | UNMAP, .resize = -1,
 };
-FIXTURE_VARIANT_ADD(failing, dontunmap) {
-	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.flags = FIXED | DONTUNMAP,
-};
-FIXTURE_VARIANT_ADD(failing, dontunmap_no_event) {
-	.memory = ANON, .head = 3, .shift = 4, .flags = FIXED | DONTUNMAP,
-};
-FIXTURE_VARIANT_ADD(failing, occupied) {
-	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.flags = FIXED, .occupied = true,
-};
-FIXTURE_VARIANT_ADD(failing, occupied_shrinking) {
-	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.resize = -1, .flags = FIXED, .occupied = true,
-};
-
 FIXTURE_VARIANT_ADD(failing, occupied_by_two_monitors) {
-	.memory = ANON, .features = REMAP | UNMAP, .head = 3, .shift = 4,
-	.flags = FIXED, .occupied = true, .shared = true,
+	.memory = ANON, .features = REMAP | UNMAP, .occupied = true,
 };
 
 #define SELF	FIXTURE_DATA(failing) *self
@@ -3377,26 +3232,21 @@ FIXTURE_VARIANT_ADD(failing, occupied_by_two_monitors) {
 
 FIXTURE_SETUP(failing)
 {
-	const bool hugetlb = variant->memory == HUGETLB;
 	const char *lacks = prepare_fail_nth();
 
 	if (lacks)
 		SKIP(return, "%s", lacks);
-	if (hugetlb && meminfo_kb("HugePages_Free") < 4)
-		SKIP(return, "needs 4 free huge pages (vm.nr_hugepages)");
-	self->src = SRC + bytes(variant->head);
-	self->dst = DST + bytes(variant->head + variant->shift);
-	self->len = hugetlb ? 4 * default_huge_page_size() : 3 * pmd_span();
+	self->src = SRC + bytes(3);
+	self->dst = DST + bytes(7);
+	self->len = 3 * pmd_span();
 	self->new_len = self->len + variant->resize * (long)pmd_span();
-	self->protect = hugetlb ? self->len / 2 : pmd_span();
+	self->protect = pmd_span();
 	self->step = bytes(64);
-	self->monitor.page = hugetlb ? default_huge_page_size() : psize();
 	NEED_MONITOR(&self->monitor, variant->features |
 		     wp_features(variant->memory, variant->markers));
-	if (variant->shared)
+	if (variant->occupied)
 		NEED_MONITOR(&self->other, UNMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	if (variant->memory != ANON_HUGE)
-		no_huge_pages();
+	no_huge_pages();
 	self->fail_nth = open(FAIL_NTH, O_RDWR);
 	ASSERT_LE(0, self->fail_nth);
 }
@@ -3413,12 +3263,8 @@ static void build(META, SELF, VARIANT)
 
 	if (variant->memory == SHMEM)
 		flags = MAP_ANONYMOUS | MAP_SHARED;
-	if (variant->memory == HUGETLB)
-		flags |= MAP_HUGETLB;
 	ASSERT_EQ(self->src, map_at(self->src, self->len,
 				    PROT_READ | PROT_WRITE, flags, -1, 0));
-	if (variant->memory == ANON_HUGE)
-		madvise(at(self->src), self->len, MADV_HUGEPAGE);
 	for (size_t done = 0; done < self->len; done += self->step)
 		stamp(self->src + done, done / self->step);
 	ASSERT_EQ(0, register_range(fd, self->src, self->len, WP));
@@ -3428,10 +3274,6 @@ static void build(META, SELF, VARIANT)
 	if (!variant->occupied)
 		return;
 	ASSERT_EQ(self->dst, map_anon(self->dst, self->new_len));
-	if (!variant->shared) {
-		ASSERT_EQ(0, register_range(fd, self->dst, self->new_len, WP));
-		return;
-	}
 	ASSERT_EQ(0, register_range(fd, self->dst, pmd_span(), WP));
 	ASSERT_EQ(0, register_range(self->other.fd, self->dst + pmd_span(),
 				    self->new_len - pmd_span(), WP));
@@ -3441,13 +3283,13 @@ static void build(META, SELF, VARIANT)
 static void want_unmapped_destination(SELF, VARIANT)
 {
 	want_unmap(&self->monitor, self->dst, self->new_len);
-	if (variant->shared)
+	if (variant->occupied)
 		want_unmap(&self->other, self->dst, self->new_len);
 }
 
 static const char *check_other(SELF, VARIANT)
 {
-	return variant->shared ? check_events(&self->other) : NULL;
+	return variant->occupied ? check_events(&self->other) : NULL;
 }
 
 static const char *check_stepped(SELF, unsigned long addr, size_t len)
@@ -3472,7 +3314,7 @@ static void check_failed_move(META, SELF, VARIANT)
 	EXPECT_STREQ("uw", registration(self->src));
 	EXPECT_EQ(self->protected, count_protected(self->src, self->len));
 	EXPECT_OK(check_stepped(self, self->src, self->len));
-	if (variant->memory == ANON || variant->memory == ANON_HUGE)
+	if (variant->memory == ANON)
 		EXPECT_OK(check_vmas(self->src, self->src + self->len, &want,
 				     1));
 	if (read_vmas(self->dst, self->dst + self->new_len, NULL, 0) > 0) {
@@ -3500,8 +3342,7 @@ static void check_done_move(META, SELF, VARIANT)
 	want_remap(monitor, self->src, self->dst, kept);
 	if (kept < self->len)
 		want_unmap(monitor, self->src + kept, self->len - kept);
-	if (!(variant->flags & MREMAP_DONTUNMAP))
-		want_unmap(monitor, self->src, kept);
+	want_unmap(monitor, self->src, kept);
 	EXPECT_OK(check_events(monitor));
 	EXPECT_OK(check_other(self, variant));
 	EXPECT_STREQ(if_followed(monitor, "uw"), registration(self->dst));
@@ -3517,8 +3358,7 @@ static bool fail_once(META, SELF, VARIANT, int nth)
 
 	build(_metadata, self, variant);
 	ASSERT_TRUE(arm_fail_nth(self->fail_nth, nth));
-	to = do_mremap(self->src, self->len, self->new_len, variant->flags,
-		       self->dst);
+	to = move_to(self->src, self->len, self->new_len, self->dst);
 	injected = disarm_fail_nth(self->fail_nth);
 	if (error_of(to)) {
 		EXPECT_EQ(ENOMEM, error_of(to));
@@ -3530,7 +3370,7 @@ static bool fail_once(META, SELF, VARIANT, int nth)
 	/* What that has told is of no interest. */
 	ASSERT_TRUE(ask_monitor(&self->monitor, 'p'));
 	self->monitor.nr_got = 0;
-	if (variant->shared)
+	if (variant->occupied)
 		ASSERT_TRUE(ask_monitor(&self->other, 'p'));
 	self->other.nr_got = 0;
 	return injected;

@@ -1,0 +1,1647 @@
+// SPDX-License-Identifier: GPL-2.0
+/* See mremap_model.h. */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "mremap_model.h"
+
+/* ---- places ---- */
+
+unsigned long cell_addr(const struct world *w, int cell)
+{
+	return w->base + cell * w->unit + (cell >= HALF ? w->skew : 0);
+}
+
+unsigned long world_end(const struct world *w)
+{
+	return cell_addr(w, CELLS - 1) + w->unit;
+}
+
+int end_of_half(const struct world *w, int cell)
+{
+	return w->skew && cell < HALF ? HALF : CELLS;
+}
+
+int nr_spots(const struct world *w)
+{
+	return w->unit == psize() ? 1 : 3;
+}
+
+size_t spot(const struct world *w, int nr)
+{
+	const size_t pages = w->unit / psize();
+	const size_t where[] = { 0, pages / 2 + 1, pages - 1 };
+
+	return bytes(where[nr]);
+}
+
+/* The pages whose bits are known: these, and others beside them. */
+static int nr_looked(const struct world *w)
+{
+	return w->unit == psize() ? 1 : LOOKED;
+}
+
+static size_t looked(const struct world *w, int nr)
+{
+	const size_t pages = w->unit / psize();
+	const size_t where[LOOKED] = {
+		0, 1, pages / 2, pages / 2 + 1, pages - 2, pages - 1,
+	};
+
+	return bytes(where[nr]);
+}
+
+static void stamp_cell(const struct world *w, unsigned long addr,
+		       unsigned long id)
+{
+	for (int nr = 0; nr < nr_spots(w); nr++)
+		stamp(addr + spot(w, nr), id * 4 + nr);
+}
+
+/* ---- userfaultfd ---- */
+
+static void *read_events(void *arg)
+{
+	struct monitor *monitor = arg;
+	struct pollfd fds[] = {
+		{ .fd = monitor->fd, .events = POLLIN },
+		{ .fd = monitor->ask[0], .events = POLLIN },
+	};
+	struct uffd_msg msg;
+	char byte;
+
+	while (poll(fds, 2, -1) > 0) {
+		if (fds[0].revents) {
+			if (read(monitor->fd, &msg, sizeof(msg)) == sizeof(msg))
+				monitor->msg[monitor->nr++ % ARRAY_SIZE(monitor->msg)] = msg;
+		} else if (read(monitor->ask[0], &byte, 1) != 1 ||
+			   write(monitor->answer[1], &byte, 1) != 1) {
+			break;
+		}
+	}
+	return NULL;
+}
+
+int take_events(struct monitor *monitor)
+{
+	char byte = 0;
+
+	if (!monitor->thread)
+		return 0;
+	if (write(monitor->ask[1], &byte, 1) != 1 ||
+	    read(monitor->answer[0], &byte, 1) != 1)
+		return -1;
+	return monitor->nr;
+}
+
+const char *start_monitor(struct monitor *monitor, uint64_t features)
+{
+	*monitor = (struct monitor) {
+		.fd = open_uffd(features | UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+				UFFD_FEATURE_WP_HUGETLBFS_SHMEM),
+	};
+	if (monitor->fd < 0)
+		return "needs userfaultfd with write protection";
+	if (pipe(monitor->ask) || pipe(monitor->answer) ||
+	    pthread_create(&monitor->thread, NULL, read_events, monitor))
+		return "cannot start a thread";
+	return NULL;
+}
+
+static const char *write_protect(int fd, unsigned long addr, size_t len)
+{
+	struct uffdio_writeprotect wp = {
+		.range = { addr, len },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	/* EAGAIN: a change of the mappings has been begun and not ended. */
+	if (ioctl(fd, UFFDIO_WRITEPROTECT, &wp))
+		return complain("write protection: errno %d", errno);
+	return NULL;
+}
+
+/* Only for write protection, so that what is not there yet can be read. */
+static const char *register_run(struct world *w, unsigned long addr, size_t len,
+				bool events, bool protect)
+{
+	struct monitor *monitor = &w->monitors[events];
+	const char *why = NULL;
+
+	if (!monitor->thread)
+		why = start_monitor(monitor, events ? UFFD_FEATURE_EVENT_REMAP |
+				    UFFD_FEATURE_EVENT_UNMAP : 0);
+	if (!why && uffd_register(monitor->fd, at(addr), len, false, true, false))
+		why = "needs userfaultfd that can write-protect such memory";
+	if (!why && protect)
+		why = write_protect(monitor->fd, addr, len);
+	return why;
+}
+
+/* ---- KSM ---- */
+
+#define KSM	"/sys/kernel/mm/ksm/"
+
+/* All pages of it are the same. */
+static const char *merge_run(unsigned long addr, size_t len)
+{
+	long merged = 0;
+
+	if (read_long(KSM "run") < 0)
+		return "needs KSM";
+	if (madvise(at(addr), len, MADV_MERGEABLE))
+		return "cannot have pages merged";
+	write_setting(KSM "pages_to_scan", "1000");
+	write_setting(KSM "sleep_millisecs", "1");
+	write_setting(KSM "run", "1");
+	for (int try = 0; merged < (long)(len / KB) && try < 20000; try++) {
+		usleep(1000);
+		merged = smaps_kb(addr, "KSM");
+	}
+	write_setting(KSM "run", "0");
+	return merged < (long)(len / KB) ? "ksmd does not merge" : NULL;
+}
+
+/* ---- building it ---- */
+
+static void place_world(struct world *w, enum shape shape)
+{
+	const size_t table = pmd_span();
+
+	w->base = SRC;
+	w->unit = table;
+	switch (shape) {
+	case PAGES:
+		/* The source, and the destination, lie in two tables each. */
+		w->base += table - bytes(10);
+		w->unit = psize();
+		w->skew = table - bytes(HALF);
+		break;
+	case UNEVEN:
+	case PARTS:
+		w->skew = shape == UNEVEN ? bytes(3) : 0;
+		w->base += table / 4;
+		w->unit = table / 4;
+		break;
+	case ACROSS:
+		w->skew = 4 * pud_span() - UP(2) * table;
+		break;
+	case HUGE_PARTS:
+		w->unit = table / 4;
+		break;
+	case DIRECTORIES:
+		w->unit = pud_span() / 2;
+		break;
+	case LARGE:
+		w->unit = 256 * MB;
+		break;
+	default:
+		break;
+	}
+}
+
+const char *make_world(struct world *w, enum shape shape)
+{
+	*w = (struct world) {
+		.next_id = 1,
+		.next_offset = 1,
+		.own_fd = -1,
+		.device_fd = -1,
+		.nr_told = -1,
+		.huge = shape == HUGE || shape == HUGE_PARTS,
+		.sparse = shape == DIRECTORIES,
+		.whole = shape == TABLES || shape == ACROSS || shape == HUGE ||
+			 shape == DIRECTORIES,
+	};
+	place_world(w, shape);
+	prctl(PR_SET_THP_DISABLE, !w->huge, 0, 0, 0);
+	w->fd = memfd_create("mremap_model", 0);
+	if (w->fd < 0 || ftruncate(w->fd, FILE_CELLS * w->unit))
+		return "needs memfd_create(2)";
+	return NULL;
+}
+
+void drop_world(struct world *w)
+{
+	clear(w);
+	close(w->fd);
+	if (w->own_fd >= 0)
+		close(w->own_fd);
+	if (w->device_fd >= 0)
+		close(w->device_fd);
+	for (int i = 0; i < 2; i++) {
+		if (!w->monitors[i].thread)
+			continue;
+		close(w->monitors[i].ask[1]);
+		pthread_join(w->monitors[i].thread, NULL);
+		close(w->monitors[i].ask[0]);
+		close(w->monitors[i].answer[0]);
+		close(w->monitors[i].answer[1]);
+		close(w->monitors[i].fd);
+	}
+}
+
+static const char *stamp_in_file(struct world *w, int fd, unsigned long cell)
+{
+	static char page[1 << 16] __attribute__((aligned(1 << 16)));
+
+	for (int nr = 0; nr < nr_spots(w); nr++) {
+		const off_t where = cell * w->unit + spot(w, nr);
+
+		stamp((unsigned long)page, (FILE_ID + cell) * 4 + nr);
+		if (pwrite(fd, page, psize(), where) != psize())
+			return "cannot fill a file";
+	}
+	return NULL;
+}
+
+static const char *fill_file(struct world *w, unsigned long end)
+{
+	const char *why = NULL;
+
+	for (; !why && w->filled < end; w->filled++)
+		why = stamp_in_file(w, w->fd, w->filled);
+	return why;
+}
+
+/* A file of a file system that is not the kernel's own, all of it stamped. */
+static const char *open_own_file(struct world *w)
+{
+	char path[] = "mremap_model.XXXXXX";
+	const char *why = NULL;
+
+	if (w->own_fd >= 0)
+		return NULL;
+	w->own_fd = mkstemp(path);
+	if (w->own_fd < 0)
+		return "needs a directory to write to";
+	unlink(path);
+	for (int cell = 0; !why && cell < FILE_CELLS; cell++)
+		why = stamp_in_file(w, w->own_fd, cell);
+	return why;
+}
+
+static bool is_ramfs(int fd)
+{
+	struct statfs fs;
+
+	return !fstatfs(fd, &fs) && fs.f_type == RAMFS_MAGIC;
+}
+
+/* What a letter stands for. Those of one kind side by side are one mapping. */
+struct kind {
+	char letter;
+	int flags;	/* of mmap(); 0: MAP_PRIVATE */
+	int prot;	/* in the end; 0: for reading and writing */
+	int advice;
+	const char *path;	/* of a file, "" in the current directory */
+	bool has_file;		/* the world's memfd */
+	bool is_object;		/* stamped all over, and as long as it is mapped */
+	bool stays_blank;
+	bool same_pages;
+	bool registered;
+	bool tells;
+	bool protected;
+};
+
+#define BLIND	(-1)	/* PROT_NONE is 0 */
+
+/*
+ * Anonymous and private, if not said otherwise. A capital letter means that it is
+ * sealed; a dot that nothing is mapped there; a dash that it was mapped with what is
+ * before and unmapped again.
+ */
+static const struct kind kinds[] = {
+	{ .letter = 'w' },				/* for reading and writing */
+	{ .letter = 'e', .stays_blank = true },		/* never touched */
+	{ .letter = 'r', .prot = PROT_READ },
+	{ .letter = 'n', .prot = BLIND },
+	{ .letter = 'o', .flags = MAP_PRIVATE | MAP_NORESERVE },
+	{ .letter = 'd', .advice = MADV_DONTDUMP },
+	{ .letter = 'l' },				/* locked */
+	{ .letter = 'g', .flags = MAP_PRIVATE | MAP_GROWSDOWN },
+	{ .letter = 's', .flags = MAP_SHARED, .has_file = true },
+	{ .letter = 'q', .flags = MAP_SHARED, .has_file = true, .prot = PROT_READ },
+	{ .letter = 'p', .has_file = true },
+	{ .letter = 'f', .flags = MAP_SHARED, .path = "" },	/* of another file */
+	{ .letter = 'b', .path = "" },				/* the same, private */
+	{ .letter = 'z', .path = "/dev/zero" },
+	{ .letter = 't', .path = "/dev/zero", .stays_blank = true },
+	{ .letter = 'a', .flags = MAP_SHARED | MAP_ANONYMOUS, .is_object = true },
+	{ .letter = 'h', .flags = MAP_PRIVATE | MAP_HUGETLB },
+	{ .letter = 'k', .flags = MAP_SHARED | MAP_HUGETLB },
+	{ .letter = 'i', .flags = MAP_PRIVATE | MAP_HUGETLB, .registered = true,
+	  .protected = true },
+	{ .letter = 'c', .same_pages = true },		/* merged by KSM, if a cell is a page */
+	/* Registered with userfaultfd: without and with events; read only; protected. */
+	{ .letter = 'u', .registered = true },
+	{ .letter = 'v', .registered = true, .protected = true },
+	{ .letter = 'x', .registered = true, .tells = true },
+	{ .letter = 'j', .registered = true, .tells = true, .prot = PROT_READ },
+	{ .letter = 'y', .registered = true, .tells = true, .protected = true },
+};
+
+static const struct kind *find_kind(char letter)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(kinds); i++)
+		if (kinds[i].letter == tolower(letter))
+			return &kinds[i];
+	return NULL;
+}
+
+static const char *change_run(struct world *w, const struct kind *kind,
+			      unsigned long addr, size_t len)
+{
+	const char *why = NULL;
+	int err = 0;
+
+	if (kind->prot)
+		err = mprotect(at(addr), len,
+			       kind->prot == BLIND ? PROT_NONE : kind->prot);
+	if (kind->advice)
+		err = madvise(at(addr), len, kind->advice);
+	if (kind->letter == 'l' && !w->sparse)
+		err = mlock(at(addr), len);
+	if (err)
+		return complain("kind %c: errno %d", kind->letter, errno);
+	if (kind->registered)
+		why = register_run(w, addr, len, kind->tells, kind->protected);
+	if (!why && kind->same_pages)
+		why = merge_run(addr, len);
+	return why;
+}
+
+/* Left untouched: every fourth cell, and every other of files and of hugetlb. */
+static void fill_cell(struct world *w, const struct kind *kind, int nr)
+{
+	const bool shared = kind->flags & MAP_SHARED;
+	struct cell *cell = &w->cells[nr];
+	const bool often = kind->has_file || kind->path || kind->flags & MAP_HUGETLB;
+	const bool blank = nr % (often ? 2 : 4) == (often ? 1 : 3);
+
+	cell->content = kind->has_file || kind->is_object ||
+			(kind->path && !cell->blank) ? FROM_FILE : ZERO;
+	if (kind->is_object) {
+		stamp_cell(w, cell_addr(w, nr), cell->id);
+	} else if (kind->same_pages) {
+		cell->content = OWN;
+		cell->id = 1;
+		for (size_t at = 0; at < w->unit; at += psize())
+			stamp(cell_addr(w, nr) + at, 4);
+	} else if (!kind->stays_blank && !((kind->has_file || kind->path) && shared) &&
+		   (!blank || kind->registered)) {
+		restamp(w, nr);
+	}
+}
+
+void restamp(struct world *w, int nr)
+{
+	struct cell *cell = &w->cells[nr];
+
+	cell->content = OWN;
+	cell->id = w->next_id++;
+	stamp_cell(w, cell_addr(w, nr), cell->id);
+}
+
+static int open_path(struct world *w, const char *path)
+{
+	if (!*path)
+		return open_own_file(w) ? -1 : w->own_fd;
+	if (w->device_fd < 0)
+		w->device_fd = open(path, O_RDWR);
+	return w->device_fd;
+}
+
+static const char *map_run(struct world *w, const struct kind *kind,
+			   unsigned long addr, size_t len, off_t offset)
+{
+	int flags = kind->flags ?: MAP_PRIVATE;
+	int fd = kind->has_file ? w->fd : -1;
+
+	if (kind->path) {
+		fd = open_path(w, kind->path);
+		if (fd < 0)
+			return "needs a file to map";
+	}
+	if (fd < 0)
+		flags |= MAP_ANONYMOUS;
+	if (w->sparse && !(flags & MAP_SHARED))
+		flags |= MAP_NORESERVE;
+	if (map_at(addr, len, PROT_READ | PROT_WRITE, flags, fd, offset) != addr)
+		return flags & MAP_HUGETLB ? "needs free huge pages (vm.nr_hugepages)" :
+			complain("cannot map kind %c: errno %d", kind->letter, errno);
+	if (w->huge && (flags & MAP_ANONYMOUS) && !(flags & MAP_SHARED) &&
+	    madvise(at(addr), len, MADV_HUGEPAGE))
+		return "needs transparent huge pages";
+	return NULL;
+}
+
+/* Maps cells of one kind, as one mapping. */
+static const char *lay_run(struct world *w, int first, int nr, char letter)
+{
+	const unsigned long addr = cell_addr(w, first);
+	const struct kind *kind = find_kind(letter);
+	unsigned long offset = 0;
+	const char *why = NULL;
+
+	if (!kind)
+		return complain("there is no kind %c", letter);
+	if (kind->has_file) {
+		offset = w->next_offset;
+		/* Runs of the same kind, side by side, stay two mappings. */
+		w->next_offset += nr + 1;
+		why = fill_file(w, w->next_offset);
+	}
+	why = why ?: map_run(w, kind, addr, nr * w->unit, offset * w->unit);
+	for (int i = 0; !why && i < nr; i++) {
+		w->cells[first + i] = (struct cell) {
+			.sealed = isupper(letter),
+			.chooses = kind->path && (*kind->path || is_ramfs(w->own_fd)),
+			.blank = kind->path && *kind->path,
+			.hugetlb = kind->flags & MAP_HUGETLB,
+			.tells = kind->tells,
+			.object = kind->letter == 'a' ? nr : 0,
+			.id = FILE_ID + i,
+		};
+		fill_cell(w, kind, first + i);
+	}
+	why = why ?: change_run(w, kind, addr, nr * w->unit);
+	if (!why && isupper(letter) && seal(addr, nr * w->unit))
+		why = "needs mseal(2)";
+	return why;
+}
+
+/* Cells of the run that a dash stands for are taken out again. */
+static const char *cut_out(struct world *w, int first, const char *text, int nr)
+{
+	for (int i = 0; i < nr; i++) {
+		if (text[i] != '-')
+			continue;
+		if (munmap(at(cell_addr(w, first + i)), w->unit))
+			return "munmap() failed";
+		w->cells[first + i] = (struct cell) { 0 };
+	}
+	return NULL;
+}
+
+const char *lay(struct world *w, int first, const char *text)
+{
+	const char *why = NULL;
+
+	while (*text && !why) {
+		int nr = 1;
+
+		while (text[nr] == *text || (*text != '.' && text[nr] == '-'))
+			nr++;
+		if (*text != '.')
+			why = lay_run(w, first, nr, *text);
+		why = why ?: cut_out(w, first, text, nr);
+		first += nr;
+		text += nr;
+	}
+	return why;
+}
+
+static void forget_events(struct world *w)
+{
+	for (int i = 0; i < 2; i++) {
+		take_events(&w->monitors[i]);
+		w->monitors[i].nr = 0;
+	}
+}
+
+const char *clear(struct world *w)
+{
+	if (munmap(at(w->base), world_end(w) - w->base))
+		return "munmap() failed";
+	memset(w->cells, 0, sizeof(w->cells));
+	w->next_offset = 1;
+	forget_events(w);
+	return NULL;
+}
+
+void track(struct world *w)
+{
+	w->tracked = softdirty_supported();
+	if (w->tracked)
+		clear_softdirty();
+}
+
+/* ---- looking at it ---- */
+
+/* Numbers for what VmFlags say, but for those that a call changes by itself. */
+static char flag_texts[128][128];
+
+static void drop_flag(char *flags, const char *flag)
+{
+	char *found = strstr(flags, flag);
+
+	if (found)
+		memmove(found, found + 3, strlen(found + 3) + 1);
+}
+
+static int number_flags(const char *flags)
+{
+	char text[128];
+	int nr = 0;
+
+	snprintf(text, sizeof(text), "%s", flags);
+	drop_flag(text, " lo ");
+	drop_flag(text, " sd ");
+	while (nr < 127 && *flag_texts[nr] && strcmp(flag_texts[nr], text))
+		nr++;
+	memcpy(flag_texts[nr], text, sizeof(text));
+	return nr;
+}
+
+static int flags_without_registration(int flags)
+{
+	char text[128];
+
+	memcpy(text, flag_texts[flags], sizeof(text));
+	drop_flag(text, " um ");
+	drop_flag(text, " uw ");
+	return number_flags(text);
+}
+
+bool has_flag(const struct cell *cell, const char *flag)
+{
+	return strstr(flag_texts[cell->is.flags], flag);
+}
+
+static bool is_registered(const struct cell *cell)
+{
+	return has_flag(cell, " um ") || has_flag(cell, " uw ");
+}
+
+/* May it be written to, by whoever wants? */
+bool is_plain(const struct cell *cell)
+{
+	return !strcmp(cell->is.perms, "rw-p") && !is_registered(cell);
+}
+
+static void read_attributes(const struct smap *map, unsigned long addr,
+			    struct attributes *out)
+{
+	const struct vma *vma = &map->vma;
+
+	*out = (struct attributes) {
+		.mapped = true,
+		.locked = strstr(map->flags, " lo "),
+		.marked = strstr(map->flags, " sd "),
+		.inode = vma->inode,
+		.offset = vma->inode ? vma->offset + addr - vma->start : 0,
+		.flags = number_flags(map->flags),
+	};
+	memcpy(out->perms, vma->perms, sizeof(out->perms));
+}
+
+/* The cells from addr on, and which of them are one mapping with the last. */
+static const char *look(unsigned long addr, size_t unit, int nr,
+			struct attributes *is, bool *joined)
+{
+	static struct smap maps[256];
+	const int count = read_smaps(addr, addr + nr * unit, maps, 256);
+	int map = 0, last = -1;
+
+	if (count > 256)
+		return "too many mappings";
+	for (int i = 0; i < nr; i++, addr += unit) {
+		is[i] = (struct attributes) { 0 };
+		joined[i] = false;
+		while (map < count && maps[map].vma.end <= addr)
+			map++;
+		if (map == count || maps[map].vma.start >= addr + unit)
+			continue;
+		if (maps[map].vma.start > addr ||
+		    maps[map].vma.end < addr + unit)
+			return complain("%#lx: mapped in part", addr);
+		read_attributes(&maps[map], addr, &is[i]);
+		joined[i] = map == last;
+		last = map;
+	}
+	return NULL;
+}
+
+static const char *look_at_world(struct world *w, struct attributes *is)
+{
+	const char *why;
+
+	if (!w->skew)
+		return look(w->base, w->unit, CELLS, is, w->joined);
+	why = look(w->base, w->unit, HALF, is, w->joined);
+	return why ?: look(cell_addr(w, HALF), w->unit, CELLS - HALF, is + HALF,
+			   w->joined + HALF);
+}
+
+/* Where a lack of memory may have kept pages from being faulted in. */
+#define ANY_BITS	(~0ULL)
+
+#define PM_KEPT	(PM_MOVES | PM_UFFD_WP | PM_SOFT_DIRTY)
+
+static void read_bits(const struct world *w, int pagemap, unsigned long addr,
+		      uint64_t *bits)
+{
+	for (int nr = 0; nr < nr_looked(w); nr++) {
+		const unsigned long page = addr + looked(w, nr);
+
+		/* Who has given up privileges may not look there. */
+		bits[nr] = ANY_BITS;
+		if (pagemap >= 0)
+			bits[nr] = pagemap_get_entry(pagemap, at(page)) & PM_KEPT;
+	}
+}
+
+/* Takes the bits that pages have for those that they should have. */
+static void note_bits(struct world *w)
+{
+	const int pagemap = open("/proc/self/pagemap", O_RDONLY);
+
+	for (int i = 0; i < CELLS; i++)
+		if (w->cells[i].is.mapped)
+			read_bits(w, pagemap, cell_addr(w, i), w->cells[i].bits);
+	close(pagemap);
+}
+
+static void add_up(const struct world *w, const struct cell *cell,
+		   struct books *sum)
+{
+	const long kb = w->unit / KB;
+
+	if (!cell->is.mapped)
+		return;
+	sum->size += kb;
+	if (cell->is.perms[1] == 'w' && cell->is.perms[3] == 'p' &&
+	    !has_flag(cell, " gd "))
+		sum->data += kb;
+	if (cell->is.locked)
+		sum->locked += kb;
+	if (has_flag(cell, " ac "))
+		sum->committed += kb;
+}
+
+static struct books sum_up(const struct world *w)
+{
+	struct books sum = { 0 };
+
+	for (int i = 0; i < CELLS; i++)
+		add_up(w, &w->cells[i], &sum);
+	for (int i = 0; i < w->nr_away; i++)
+		add_up(w, &w->away_cells[i], &sum);
+	return sum;
+}
+
+static struct books read_books(void)
+{
+	struct counters now;
+
+	read_counters(&now);
+	return (struct books) {
+		.size = now.size,
+		.data = now.data,
+		.locked = now.locked,
+		.committed = committed_kb(),
+	};
+}
+
+const char *settle(struct world *w)
+{
+	struct attributes is[CELLS];
+	const char *why = look_at_world(w, is);
+	struct books sum, now;
+
+	if (why)
+		return why;
+	for (int i = 0; i < CELLS; i++)
+		w->cells[i].is = is[i];
+	forget_events(w);
+	sum = sum_up(w);
+	if (!w->rest.size)
+		read_books();
+	now = read_books();
+	w->rest = (struct books) {
+		.size = now.size - sum.size,
+		.data = now.data - sum.data,
+		.locked = now.locked - sum.locked,
+		.committed = now.committed - sum.committed,
+	};
+	return NULL;
+}
+
+const char *lay_out(struct world *w, const char *low, const char *high)
+{
+	const char *why = lay(w, 0, low) ?: lay(w, HALF, high);
+
+	/* What a file's last mapping may grow by is stamped, too. */
+	return why ?: fill_file(w, w->next_offset + HALF / 2) ?: settle(w);
+}
+
+const char *build(struct world *w, enum shape shape, const char *low,
+		  const char *high)
+{
+	const char *why = make_world(w, shape);
+
+	return why ?: lay_out(w, low, high);
+}
+
+/* ---- comparing it with what it should be ---- */
+
+static const char *check_attributes(int nr, const struct attributes *is,
+				    const struct attributes *want)
+{
+	if (is->mapped != want->mapped)
+		return complain("cell %d is %smapped", nr,
+				is->mapped ? "" : "not ");
+	if (strcmp(is->perms, want->perms))
+		return complain("cell %d: %s, not %s", nr, is->perms,
+				want->perms);
+	if (is->locked != want->locked)
+		return complain("cell %d is %slocked", nr,
+				is->locked ? "" : "not ");
+	if (is->inode != want->inode || is->offset != want->offset)
+		return complain("cell %d: offset %#lx of inode %lu, not %#lx of %lu",
+				nr, is->offset, is->inode, want->offset,
+				want->inode);
+	if (is->flags != want->flags)
+		return complain("cell %d: flags%s, not%s", nr,
+				flag_texts[is->flags], flag_texts[want->flags]);
+	return NULL;
+}
+
+static const char *check_books(const struct world *w)
+{
+	const struct books sum = sum_up(w);
+	struct books now = read_books();
+
+	/*
+	 * The sum is exact, but that of all processes: those that are about to end
+	 * give back theirs. What this one has lost or doubled stays so.
+	 */
+	for (int i = 0; i < 200 && now.committed != w->rest.committed + sum.committed; i++) {
+		usleep(1000);
+		now.committed = committed_kb();
+	}
+	if (now.size != w->rest.size + sum.size)
+		return complain("VmSize %ld, not %ld", now.size,
+				w->rest.size + sum.size);
+	if (now.data != w->rest.data + sum.data)
+		return complain("VmData %ld, not %ld", now.data,
+				w->rest.data + sum.data);
+	if (now.locked != w->rest.locked + sum.locked)
+		return complain("VmLck %ld, not %ld", now.locked,
+				w->rest.locked + sum.locked);
+	if (now.committed != w->rest.committed + sum.committed)
+		return complain("Committed_AS %ld, not %ld", now.committed,
+				w->rest.committed + sum.committed);
+	return NULL;
+}
+
+static const char *check_away(const struct world *w)
+{
+	struct attributes is[CELLS];
+	bool joined[CELLS];
+	const char *why = look(w->away, w->unit, w->nr_away, is, joined);
+
+	for (int i = 0; !why && i < w->nr_away; i++)
+		why = check_attributes(i, &is[i], &w->away_cells[i].is);
+	return why;
+}
+
+const char *check_layout(struct world *w)
+{
+	struct attributes is[CELLS];
+	const char *why = look_at_world(w, is);
+
+	for (int i = 0; !why && i < CELLS; i++) {
+		why = check_attributes(i, &is[i], &w->cells[i].is);
+		w->cells[i].is.marked = is[i].marked;
+	}
+	if (!why && w->nr_away)
+		why = check_away(w);
+	return why;
+}
+
+/* How exactly the soft-dirty bits of pages that are there have to be as told. */
+enum strictness {
+	ANYTHING,	/* not at all */
+	NONE_IS_LOST,	/* what has changed reads so, and maybe more */
+	AS_TOLD,
+};
+
+static const char *check_bits_of(const struct world *w, int pagemap,
+				 unsigned long addr, const struct cell *cell,
+				 enum strictness dirty)
+{
+	uint64_t is[LOOKED];
+
+	read_bits(w, pagemap, addr, is);
+	for (int nr = 0; nr < nr_looked(w); nr++) {
+		const uint64_t want = cell->bits[nr];
+		uint64_t differs = (is[nr] ^ want) & ~PM_SOFT_DIRTY;
+
+		if (want & (PM_PRESENT | PM_SWAP)) {
+			if (dirty != ANYTHING)
+				differs |= want & ~is[nr] & PM_SOFT_DIRTY;
+			if (dirty == AS_TOLD)
+				differs |= is[nr] & ~want & PM_SOFT_DIRTY;
+		}
+		/* The huge zero page reads as one of a file, its parts do not. */
+		if (w->huge && cell->content == ZERO && want & PM_PRESENT)
+			differs &= ~PM_FILE;
+		if (differs && want != ANY_BITS)
+			return complain("page %#lx: pagemap bits %#llx, not %#llx",
+					addr + looked(w, nr), (unsigned long long)is[nr],
+					(unsigned long long)want);
+	}
+	return NULL;
+}
+
+static const char *check_bits(const struct world *w, enum strictness dirty)
+{
+	const int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	const char *why = NULL;
+
+	if (pagemap < 0)
+		return NULL;
+	for (int i = 0; !why && i < CELLS; i++)
+		if (w->cells[i].is.mapped)
+			why = check_bits_of(w, pagemap, cell_addr(w, i),
+					    &w->cells[i], dirty);
+	for (int i = 0; !why && i < w->nr_away; i++)
+		why = check_bits_of(w, pagemap, w->away + i * w->unit,
+				    &w->away_cells[i], dirty);
+	close(pagemap);
+	return why;
+}
+
+const char *check_contents_at(const struct world *w, unsigned long addr,
+			      const struct cell *cell)
+{
+	const unsigned long id = cell->content == OWN ? cell->id :
+		FILE_ID + cell->is.offset / w->unit;
+	const char *why = NULL;
+
+	if (cell->content == BEYOND)
+		return NULL;
+	for (int nr = 0; !why && nr < nr_spots(w); nr++) {
+		if (cell->content == ZERO)
+			why = check_zero(addr + spot(w, nr), psize());
+		else
+			why = check_stamp(addr + spot(w, nr), id * 4 + nr);
+	}
+	return why;
+}
+
+const char *check_contents(const struct world *w)
+{
+	const char *why = NULL;
+
+	for (int i = 0; !why && i < CELLS; i++)
+		if (w->cells[i].is.perms[0] == 'r')
+			why = check_contents_at(w, cell_addr(w, i),
+						&w->cells[i]);
+	for (int i = 0; !why && i < w->nr_away; i++)
+		if (w->away_cells[i].is.perms[0] == 'r')
+			why = check_contents_at(w, w->away + i * w->unit,
+						&w->away_cells[i]);
+	return why;
+}
+
+const char *check_world(struct world *w)
+{
+	return check_layout(w) ?: check_contents(w) ?: check_books(w);
+}
+
+const char *reveal(struct world *w)
+{
+	const char *why = NULL;
+
+	for (int i = 0; !why && i < CELLS; i++) {
+		const unsigned long addr = cell_addr(w, i);
+
+		if (!w->cells[i].is.mapped || w->cells[i].is.perms[0] == 'r')
+			continue;
+		if (mprotect(at(addr), w->unit, PROT_READ))
+			return "mprotect() failed";
+		why = check_contents_at(w, addr, &w->cells[i]);
+	}
+	return why;
+}
+
+/* Ids that nothing has been stamped with yet: of a cell, and of one of a file. */
+#define LATER_ID	0x2000000UL
+
+static unsigned long later_id(const struct world *w, int nr)
+{
+	const struct cell *cell = &w->cells[nr];
+
+	return cell->is.perms[3] == 's' ?
+		2 * LATER_ID + cell->is.inode % 4096 * FILE_CELLS +
+		cell->is.offset / w->unit : LATER_ID + nr;
+}
+
+static bool may_write(const struct cell *cell)
+{
+	return cell->is.perms[1] == 'w' && cell->content != BEYOND &&
+	       !is_registered(cell);
+}
+
+const char *rewrite(struct world *w)
+{
+	const char *why = NULL;
+
+	for (int i = 0; i < CELLS; i++)
+		if (may_write(&w->cells[i]))
+			stamp_cell(w, cell_addr(w, i), later_id(w, i));
+	for (int i = 0; !why && i < CELLS; i++) {
+		if (!may_write(&w->cells[i]))
+			continue;
+		w->cells[i].content = OWN;
+		w->cells[i].id = later_id(w, i);
+		why = check_contents_at(w, cell_addr(w, i), &w->cells[i]);
+	}
+	return why;
+}
+
+/* ---- what is wrong with a call ---- */
+
+bool fixed(const struct call *call)
+{
+	return call->flags & MREMAP_FIXED;
+}
+
+bool keeps(const struct call *call)
+{
+	return call->flags & MREMAP_DONTUNMAP;
+}
+
+static int kept_cells(const struct call *call)
+{
+	return call->old < call->new ? call->old : call->new;
+}
+
+bool is_multi(const struct call *call)
+{
+	return fixed(call) && call->old == call->new;
+}
+
+bool overlaps(const struct call *call)
+{
+	return call->from + call->old > call->to &&
+	       call->to + call->new > call->from;
+}
+
+static bool any_sealed(const struct world *w, int first, int end)
+{
+	for (int i = first; i < end; i++)
+		if (w->cells[i].sealed)
+			return true;
+	return false;
+}
+
+static bool one_mapping(const struct world *w, int first, int nr)
+{
+	for (int i = first + 1; i < first + nr; i++)
+		if (!w->joined[i])
+			return false;
+	return true;
+}
+
+bool moves_several(const struct world *w, const struct call *call)
+{
+	return is_multi(call) && !one_mapping(w, call->from, call->old);
+}
+
+static bool is_free(const struct world *w, int first, int end)
+{
+	for (int i = first; i < end; i++)
+		if (w->cells[i].is.mapped)
+			return false;
+	return true;
+}
+
+/* Is there room to grow where it is? */
+static bool fits(const struct world *w, const struct call *call)
+{
+	return is_free(w, call->from + call->old, call->from + call->new);
+}
+
+/* Whether it is one that moves only by itself, not with others nor with a gap. */
+static bool moves_alone(const struct cell *cell)
+{
+	return cell->chooses || is_registered(cell);
+}
+
+static unsigned int errors_of_several(const struct world *w,
+				      const struct call *call)
+{
+	const bool several = moves_several(w, call);
+	unsigned int errors = 0;
+
+	for (int i = 0; i < call->old; i++) {
+		const struct cell *cell = &w->cells[call->from + i];
+
+		if (!cell->is.mapped)
+			continue;
+		if (cell->sealed || w->cells[call->to + i].sealed)
+			errors |= ERROR(EPERM);
+		if (several && (moves_alone(cell) || expect_base()))
+			errors |= ERROR(EFAULT);
+		if (keeps(call) && cell->hugetlb)
+			errors |= ERROR(EINVAL);
+	}
+	return errors;
+}
+
+static unsigned int errors_of_one(const struct world *w,
+				  const struct call *call)
+{
+	const int kept_end = call->from + kept_cells(call);
+	const struct cell *first = &w->cells[call->from];
+	const bool forced = fixed(call) || keeps(call);
+	unsigned int errors = 0;
+
+	if (first->sealed)
+		errors |= ERROR(EPERM);
+	if (any_sealed(w, kept_end, call->from + call->old))
+		errors |= ERROR(EPERM);
+	if (fixed(call) && any_sealed(w, call->to, call->to + call->new))
+		errors |= ERROR(EPERM);
+	/* Shrinking in place looks at nothing but what it unmaps. */
+	if ((forced || call->new > call->old) &&
+	    !one_mapping(w, call->from, kept_cells(call)))
+		errors |= ERROR(EFAULT);
+	if (!call->old && first->is.perms[3] == 'p')
+		errors |= ERROR(EINVAL);
+	if (!call->old && fixed(call) && call->to == call->from)
+		errors |= ERROR(EFAULT);
+	if (first->hugetlb && (keeps(call) || call->new > call->old))
+		errors |= ERROR(EINVAL);
+	if (!call->flags && call->new > call->old && !fits(w, call))
+		errors |= ERROR(ENOMEM);
+	return errors;
+}
+
+unsigned int errors_of(const struct world *w, const struct call *call)
+{
+	unsigned int errors = 0;
+
+	if (!w->cells[call->from].is.mapped)
+		errors |= ERROR(EFAULT);
+	if (fixed(call) && overlaps(call))
+		errors |= ERROR(EINVAL);
+	return errors | (is_multi(call) ? errors_of_several(w, call) :
+					  errors_of_one(w, call));
+}
+
+/* ---- what becomes of the cells ---- */
+
+static void set_bits(struct cell *cell, uint64_t bits)
+{
+	for (int nr = 0; nr < LOOKED; nr++)
+		cell->bits[nr] = bits;
+}
+
+static enum content content_below(const struct cell *cell)
+{
+	return cell->is.inode && !cell->blank ? FROM_FILE : ZERO;
+}
+
+/* What is left of a cell whose pages have moved away. */
+static struct cell emptied(const struct cell *cell)
+{
+	struct cell left = *cell;
+
+	if (left.content != BEYOND)
+		left.content = content_below(cell);
+	left.is.locked = false;
+	set_bits(&left, 0);
+	return left;
+}
+
+/* What it is at its new place, where userfaultfd may not know of it. */
+static struct cell moved(const struct cell *cell)
+{
+	const bool forgotten = is_registered(cell) && !cell->tells;
+	struct cell dst = *cell;
+
+	if (forgotten)
+		dst.is.flags = flags_without_registration(dst.is.flags);
+	for (int nr = 0; nr < LOOKED; nr++) {
+		if (forgotten)
+			dst.bits[nr] &= ~PM_UFFD_WP;
+		/* hugetlb does not know of soft-dirty. */
+		if (!dst.hugetlb && dst.bits[nr] & (PM_PRESENT | PM_SWAP))
+			dst.bits[nr] |= PM_SOFT_DIRTY;
+	}
+	return dst;
+}
+
+struct failure failure = { .fd = -1, .make_it_fail = -1 };
+
+/* The cell that many cells behind, where a mapping grows. */
+static struct cell grown(const struct world *w, const struct cell *first,
+			 int behind)
+{
+	struct cell cell = *first;
+
+	cell.content = content_below(&cell);
+	cell.is.offset += cell.is.inode ? behind * w->unit : 0;
+	if (cell.object && cell.is.offset / w->unit >= cell.object)
+		cell.content = BEYOND;
+	set_bits(&cell, !cell.is.locked ? 0 : failure.fd < 0 ? PM_PRESENT : ANY_BITS);
+	return cell;
+}
+
+static void apply_several(struct world *w, const struct call *call)
+{
+	for (int i = 0; i < call->old; i++) {
+		struct cell *src = &w->cells[call->from + i];
+
+		if (!src->is.mapped)
+			continue;
+		w->cells[call->to + i] = moved(src);
+		*src = keeps(call) ? emptied(src) : (struct cell) { 0 };
+	}
+}
+
+static void apply_one(struct world *w, const struct call *call,
+		      struct cell *dst)
+{
+	struct cell *src = &w->cells[call->from];
+	struct cell first = dst == src ? *src : moved(src);
+	struct cell result[CELLS];
+
+	for (int i = 0; i < call->new; i++) {
+		if (i >= call->old)
+			result[i] = grown(w, &first, i);
+		else
+			result[i] = dst == src ? src[i] : moved(&src[i]);
+	}
+	for (int i = 0; i < call->old; i++)
+		src[i] = keeps(call) ? emptied(&src[i]) : (struct cell) { 0 };
+	memcpy(dst, result, call->new * sizeof(*dst));
+}
+
+/* The cell where it is afterwards, or -1: that is up to the kernel. */
+static int target(const struct world *w, const struct call *call)
+{
+	const int end = call->from + call->old;
+	const bool may_choose = w->cells[call->from].chooses && !w->at_hint;
+	const bool hint = call->to && !may_choose &&
+			  is_free(w, call->to, call->to + call->new);
+
+	if (fixed(call))
+		return call->to;
+	if (keeps(call))
+		return hint ? call->to : -1;
+	if (call->old && call->new <= call->old)
+		return call->from;
+	return fits(w, call) && (end == CELLS || !w->joined[end]) ? call->from : -1;
+}
+
+void apply(struct world *w, const struct call *call, unsigned long ret)
+{
+	const int to = target(w, call);
+
+	if (is_multi(call)) {
+		apply_several(w, call);
+	} else if (to >= 0) {
+		apply_one(w, call, &w->cells[to]);
+	} else {
+		w->away = ret;
+		w->nr_away = call->new;
+		apply_one(w, call, w->away_cells);
+	}
+}
+
+/* Whom the call has to tell about. */
+static bool is_told(const struct world *w, const struct call *call)
+{
+	bool told = false;
+
+	for (int i = 0; i < call->old; i++)
+		told |= w->cells[call->from + i].tells &&
+			(target(w, call) != call->from || i >= call->new);
+	for (int i = 0; fixed(call) && i < call->new; i++)
+		told |= w->cells[call->to + i].tells &&
+			(!is_multi(call) || w->cells[call->from + i].is.mapped);
+	return told;
+}
+
+/* ---- the call ---- */
+
+/* Of huge pages those that are free, and those of them that are reserved. */
+static void read_pool(const struct world *w, long *pool)
+{
+	pool[0] = 0;
+	pool[1] = 0;
+	for (int i = 0; i < CELLS; i++) {
+		if (!w->cells[i].hugetlb)
+			continue;
+		pool[0] = meminfo_kb("HugePages_Free");
+		pool[1] = meminfo_kb("HugePages_Rsvd");
+		return;
+	}
+}
+
+/* Maps more, so that the size is the peak, and a call that goes beyond shows. */
+static void climb_to_peak(struct world *w)
+{
+	struct counters *now = &w->before;
+	size_t more;
+
+	read_counters(now);
+	read_pool(w, w->pool);
+	more = (now->peak - now->size) * KB;
+	if (!more)
+		return;
+	if (map_at(BALLAST + w->ballast, more, PROT_NONE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != BALLAST + w->ballast)
+		return;
+	w->ballast += more;
+	w->rest.size += more / KB;
+	now->size = now->peak;
+}
+
+/* A task that is made to fail does so as soon as fail-nth has counted down. */
+static void set_make_it_fail(const char *fail)
+{
+	if (failure.from_there_on && pwrite(failure.make_it_fail, fail, 1, 0) != 1)
+		abort();
+}
+
+static void arm_failure(void)
+{
+	if (failure.fd < 0)
+		return;
+	set_make_it_fail("1");
+	arm_fail_nth(failure.fd, failure.nth);
+}
+
+static void disarm_failure(void)
+{
+	if (failure.fd < 0)
+		return;
+	failure.has_failed = disarm_fail_nth(failure.fd);
+	set_make_it_fail("0");
+}
+
+void begin_call(struct world *w, bool may_fail)
+{
+	climb_to_peak(w);
+	note_bits(w);
+	if (may_fail)
+		save_state();
+}
+
+unsigned long make_call(struct world *w, const struct call *call, bool may_fail)
+{
+	const unsigned long addr = cell_addr(w, call->from);
+	const unsigned long to = call->to ? cell_addr(w, call->to) :
+		fixed(call) ? w->base : 0;
+	unsigned long ret;
+
+	begin_call(w, may_fail);
+	arm_failure();
+	ret = do_mremap(addr, call->old * w->unit, call->new * w->unit,
+			call->flags, to);
+	disarm_failure();
+	w->at_hint = ret == to;
+	return ret;
+}
+
+static const char *check_place(const struct world *w, const struct call *call,
+			       unsigned long ret)
+{
+	const int to = target(w, call);
+
+	if (to >= 0 && ret != cell_addr(w, to))
+		return complain("returns %#lx, not %#lx", ret, cell_addr(w, to));
+	if (to < 0 && ret + call->new * w->unit > w->base && ret < world_end(w))
+		return complain("returns %#lx, which is not free", ret);
+	return NULL;
+}
+
+/* Moves of the same size need no memory for pages, nor for a moment more room. */
+static const char *check_counters_after(const struct world *w,
+					const struct call *call, bool over)
+{
+	const struct counters *was = &w->before;
+	struct counters is;
+	long peak, pool[2];
+
+	read_counters(&is);
+	read_pool(w, pool);
+	peak = was->peak > is.size ? was->peak : is.size;
+	if (is.peak != peak && !expect_base())
+		return complain("VmPeak %ld, not %ld", is.peak, peak);
+	if (call->old != call->new || over)
+		return NULL;
+	if (is.rss_anon != was->rss_anon || is.rss_shmem != was->rss_shmem)
+		return complain("RssAnon %ld, was %ld; RssShmem %ld, was %ld",
+				is.rss_anon, was->rss_anon, is.rss_shmem,
+				was->rss_shmem);
+	if (memcmp(pool, w->pool, sizeof(pool)))
+		return complain("huge pages free %ld, was %ld; reserved %ld, was %ld",
+				pool[0], w->pool[0], pool[1], w->pool[1]);
+	return NULL;
+}
+
+/*
+ * Neighbours of what moves keep their bits, but for those that merge with what is
+ * marked as changed as a whole, and for the rest of a huge page that is split.
+ */
+static enum strictness how_dirty(const struct world *w, const struct call *call)
+{
+	if (!w->tracked || expect_base())
+		return ANYTHING;
+	if (call->old != call->new || (w->huge && !w->whole))
+		return NONE_IS_LOST;
+	for (int i = 0; i < CELLS; i++)
+		if (w->cells[i].is.marked)
+			return NONE_IS_LOST;
+	return AS_TOLD;
+}
+
+/* A call that had to try something else after a failure tells nothing twice. */
+static const char *check_told(struct world *w, bool told)
+{
+	const int nr = take_events(&w->monitors[1]);
+
+	w->monitors[1].nr = 0;
+	if (!!nr != told)
+		return complain("the monitor is %stold", told ? "not " : "");
+	if (failure.fd < 0)
+		return NULL;
+	if (w->nr_told >= 0 && nr != w->nr_told)
+		return complain("%d events, and %d the last time", nr, w->nr_told);
+	w->nr_told = nr;
+	return NULL;
+}
+
+const char *check_success(struct world *w, const struct call *call,
+			  unsigned long ret)
+{
+	const bool over = fixed(call) && !is_free(w, call->to, call->to + call->new);
+	const enum strictness dirty = how_dirty(w, call);
+	const bool told = is_told(w, call);
+	const char *why = check_place(w, call, ret);
+
+	why = why ?: check_counters_after(w, call, over);
+	why = why ?: check_told(w, told);
+	if (why)
+		return why;
+	apply(w, call, ret);
+	why = check_layout(w) ?: check_bits(w, dirty) ?: check_contents(w) ?:
+	      check_books(w);
+	if (w->nr_away)
+		munmap(at(w->away), w->nr_away * w->unit);
+	w->nr_away = 0;
+	return why;
+}
+
+/* Tables that move whole take their pages' bits along, there and back. */
+static enum strictness dirty_after_refusal(const struct world *w)
+{
+	if (!w->tracked)
+		return ANYTHING;
+	return failure.fd < 0 || w->whole ? AS_TOLD : NONE_IS_LOST;
+}
+
+/* All monitors can go on as before, and have been told nothing. */
+static const char *check_monitors(struct world *w, bool may_be_told)
+{
+	const int told = take_events(&w->monitors[1]);
+	const char *why = NULL;
+
+	w->monitors[1].nr = 0;
+	if (told && !may_be_told)
+		return complain("%d events of what has not happened", told);
+	for (int i = 0; !why && i < CELLS; i++) {
+		const struct cell *cell = &w->cells[i];
+
+		if (cell->is.mapped && cell->bits[0] != ANY_BITS &&
+		    cell->bits[0] & PM_UFFD_WP)
+			why = write_protect(w->monitors[cell->tells].fd,
+					    cell_addr(w, i), w->unit);
+	}
+	return why;
+}
+
+static const char *check_nothing_taken(const struct world *w)
+{
+	struct counters is;
+	long pool[2];
+
+	read_counters(&is);
+	read_pool(w, pool);
+	if (memcmp(pool, w->pool, sizeof(pool)))
+		return complain("huge pages free %ld, was %ld; reserved %ld, was %ld",
+				pool[0], w->pool[0], pool[1], w->pool[1]);
+	return is.peak == w->before.peak ? NULL :
+		complain("VmPeak %ld, was %ld", is.peak, w->before.peak);
+}
+
+/* hugetlb never merges: what was split for a moment stays split. */
+static bool may_stay_split(const struct world *w)
+{
+	for (int i = 0; i < CELLS; i++)
+		if (w->cells[i].hugetlb)
+			return failure.fd >= 0;
+	return false;
+}
+
+const char *check_refusal(struct world *w)
+{
+	const char *why = may_stay_split(w) ? NULL : check_state();
+
+	why = why ?: check_nothing_taken(w);
+	why = why ?: check_bits(w, dirty_after_refusal(w));
+	why = why ?: check_monitors(w, false);
+	why = why ?: check_world(w);
+	return why ? complain("refused, but %s", why) : NULL;
+}
+
+static const char *explain(const struct call *call, const char *why)
+{
+	static char text[1024];
+
+	if (!why)
+		return NULL;
+	snprintf(text, sizeof(text),
+		 "mremap(cell %d, %d, %d, %#lx, cell %d): %s", call->from,
+		 call->old, call->new, call->flags, call->to, why);
+	return text;
+}
+
+const char *try_call(struct world *w, const struct call *call,
+		     unsigned int errors)
+{
+	const unsigned long ret = make_call(w, call, errors);
+	const int err = error_of(ret);
+
+	if (!err && errors)
+		return explain(call, "was not refused");
+	if (err && !(errors & ERROR(err)))
+		return explain(call, complain("errno %d", err));
+	return explain(call, err ? check_refusal(w) :
+				   check_success(w, call, ret));
+}
+
+const char *call_as_modelled(struct world *w, const struct call *call)
+{
+	return try_call(w, call, errors_of(w, call));
+}
+
+const char *call_refused(struct world *w, const struct call *call, int error)
+{
+	return try_call(w, call, ERROR(error));
+}
+
+/* ---- failing allocations ---- */
+
+#define DEBUGFS	"/sys/kernel/debug/"
+
+static bool set_probability(const char *percent)
+{
+	const char *const files[][2] = {
+		{ DEBUGFS "failslab/task-filter", "Y" },
+		{ DEBUGFS "failslab/times", "-1" },
+		{ DEBUGFS "failslab/probability", percent },
+		{ DEBUGFS "fail_page_alloc/task-filter", "Y" },
+		{ DEBUGFS "fail_page_alloc/times", "-1" },
+		{ DEBUGFS "fail_page_alloc/probability", percent },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
+		if (!write_setting(files[i][0], files[i][1]))
+			return false;
+	return true;
+}
+
+const char *start_failing(bool from_there_on)
+{
+	const char *why = prepare_fail_nth();
+
+	if (why)
+		return why;
+	if (!set_probability(from_there_on ? "100" : "0"))
+		return "cannot set up fault injection";
+	failure = (struct failure) {
+		.fd = open(FAIL_NTH, O_RDWR),
+		.make_it_fail = open("/proc/self/make-it-fail", O_RDWR),
+		.from_there_on = from_there_on,
+	};
+	return failure.fd < 0 || failure.make_it_fail < 0 ?
+		"cannot arm fault injection" : NULL;
+}
+
+void stop_failing(void)
+{
+	if (failure.fd < 0)
+		return;
+	set_probability("0");
+	close(failure.fd);
+	close(failure.make_it_fail);
+	failure.fd = -1;
+}
+
+/*
+ * What was in the way may have been unmapped before memory ran out: then it
+ * stays so. What lies in a gap is not in the way.
+ */
+static const char *accept_unmapped(struct world *w, const struct call *call,
+				   bool *gone)
+{
+	struct attributes is[CELLS];
+	const char *why = look_at_world(w, is);
+
+	for (int i = 0; !why && i < call->new; i++) {
+		struct cell *dst = &w->cells[call->to + i];
+
+		if (is_multi(call) && !w->cells[call->from + i].is.mapped)
+			continue;
+		if (!dst->is.mapped || is[call->to + i].mapped)
+			continue;
+		*dst = (struct cell) { 0 };
+		*gone = true;
+	}
+	return why;
+}
+
+static const char *check_failed(struct world *w, const struct call *call)
+{
+	const bool over = fixed(call) && !is_free(w, call->to, call->to + call->new);
+	bool gone = false;
+	const char *why;
+
+	if (!over)
+		return check_refusal(w);
+	why = accept_unmapped(w, call, &gone);
+	if (!why && !gone)
+		return check_refusal(w);
+	why = why ?: check_bits(w, dirty_after_refusal(w));
+	why = why ?: check_monitors(w, true);
+	return why ?: check_world(w);
+}
+
+/*
+ * There may not be the memory to unmap the new mapping again. Where the kernel has
+ * put it, only its length tells.
+ */
+static void unmap_left_over(const struct world *w, const struct call *call)
+{
+	const size_t len = call->new * w->unit;
+	struct vma vmas[256];
+	const int nr = read_vmas(0, 1UL << 56, vmas, ARRAY_SIZE(vmas));
+
+	for (int i = 0; target(w, call) < 0 && i < nr && i < 256; i++)
+		if (vmas[i].end - vmas[i].start == len && vmas[i].start > 2 * WINDOW)
+			munmap(at(vmas[i].start), len);
+}
+
+/* Then there is no memory to mend anything, either. But nothing is lost. */
+static const char *check_failed_for_good(struct world *w, const struct call *call)
+{
+	const bool over = fixed(call) && !is_free(w, call->to, call->to + call->new);
+	const enum strictness dirty = w->tracked ? NONE_IS_LOST : ANYTHING;
+	const int told = take_events(&w->monitors[1]);
+	const char *why = NULL;
+
+	w->monitors[1].nr = 0;
+	if (told && !over)
+		return complain("%d events of what has not happened", told);
+	for (int i = call->to; fixed(call) && i < call->to + call->new; i++)
+		w->cells[i] = (struct cell) { 0 };
+	why = check_bits(w, dirty) ?: check_contents(w);
+	unmap_left_over(w, call);
+	return why;
+}
+
+const char *fail_call(struct world *w, const struct call *call)
+{
+	const unsigned long ret = make_call(w, call, true);
+	const char *why;
+
+	if (!error_of(ret))
+		why = check_success(w, call, ret);
+	else if (error_of(ret) != ENOMEM)
+		why = complain("errno %d", error_of(ret));
+	else if (failure.from_there_on)
+		why = check_failed_for_good(w, call);
+	else
+		why = check_failed(w, call);
+	return explain(call, why);
+}
