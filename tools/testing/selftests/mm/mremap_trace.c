@@ -303,10 +303,22 @@ TEST_F(trace, place_of_the_kernels_choice)
 TEST_F(trace, pages_that_are_not_there)
 {
 	map_sparse(_metadata, SRC, 100, 7);
+	guard_page(SRC + bytes(100));
 	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, bytes(100), DST));
 	EXPECT_COUNTS(.vmas = 1, .ptes = 15);
 	EXPECT_FLUSHES(1);
 	EXPECT_OK(check_sparse(DST, 100, 7));
+}
+
+/* Nothing else is mapped in the span of their page table, at either place. */
+TEST_F(trace, pages_with_a_table_of_their_own)
+{
+	map_sparse(_metadata, SRC + psize(), 100, 7);
+	ASSERT_EQ(DST + psize(), traced_move(_metadata, self, SRC + psize(),
+					     bytes(100), DST + psize()));
+	EXPECT_COUNTS(.vmas = 1, .pmds = 1);
+	EXPECT_FLUSHES(1);
+	EXPECT_OK(check_sparse(DST + psize(), 100, 7));
 }
 
 TEST_F(trace, nothing_is_there)
