@@ -421,11 +421,12 @@ class Step:
     def compile_suites(self) -> None:
         # Upstream's mremap_test has warnings.
         self.run("tests compiled", "lab/selftests.sh", APPLIED, SUITES,
-                 "-static" if self.has_our_tests() else "-static -w")
+                 "-static" if self.is_ours("mremap_test") else "-static -w")
 
     @staticmethod
-    def has_our_tests() -> bool:
-        return (APPLIED / TESTS / "mremap_util.h").exists()
+    def is_ours(suite: str) -> bool:
+        """Upstream's own do not use the harness."""
+        return "kselftest_harness.h" in (APPLIED / TESTS / f"{suite}.c").read_text()
 
     def suites(self) -> list[str]:
         makefile = (APPLIED / TESTS / "Makefile").read_text()
@@ -469,7 +470,7 @@ class Step:
         # As lab/test.sh does it.
         output = LOGS / f"{self.number:02}-{suite}.tap"
         append = "oops=panic" + (" numa=fake=2" if suite == "mremap_race" else "")
-        if not self.has_our_tests():
+        if not self.is_ours(suite):
             # Upstream's mremap_test fails if the heap of its process is where it maps.
             append += " norandmaps"
         self.run(f"{suite} ended", "sh", "-c", 'output=$1; shift; exec "$@" >"$output"', "sh",
@@ -478,7 +479,7 @@ class Step:
                  "--add", SUITES / suite, "--add", "lab/test_setup.sh", "--",
                  "/bin/sh", "/bin/test_setup.sh", "env", "MREMAP_EXPECT=patched",
                  f"/bin/{suite}")
-        if self.has_our_tests():
+        if self.is_ours(suite):
             verdict = self.run(f"{suite} passed", "lab/ktap.py", output)
         else:
             # Not quite TAP. It says by its status whether a test has failed.
