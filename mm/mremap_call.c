@@ -584,10 +584,10 @@ static int fix_destination(struct vma_move *mv, unsigned long addr)
  */
 #define SIZE_OF_OWN_TABLES	(PMD_SIZE / 8)
 
-/* Is there room for that, if all the mappings that there may be had one? */
-static bool is_space_ample(void)
+/* Would a quarter of the address space do, if all mappings had a table each? */
+static bool is_space_ample(const struct mm_struct *mm)
 {
-	return TASK_SIZE / PMD_SIZE / 4 >= sysctl_max_map_count;
+	return TASK_SIZE / PMD_SIZE / 4 >= mm->map_count;
 }
 
 static bool holds_whole(const struct vma_move *mv, unsigned long size)
@@ -625,7 +625,7 @@ static unsigned long congruence_for(const struct vma_move *mv)
 	/* What will be whole huge pages is placed for these, by its own kind. */
 	if (mv->dst_len < SIZE_OF_OWN_TABLES || IS_ALIGNED(mv->dst_len, PMD_SIZE))
 		return 0;
-	return is_space_ample() ? PMD_SIZE : 0;
+	return is_space_ample(mv->src->vm_mm) ? PMD_SIZE : 0;
 }
 
 /*
@@ -1232,7 +1232,6 @@ static bool relocate(struct mremap_op *op, struct unmapping *tail)
 	find_source(op, mv);
 	init_pagetable_move(pm, mv);
 	pm->dst = mv->src;
-	pm->new_len = mv->dst_len;
 	if (!can_relocate_vma(mv->src) || !can_relocate_page_tables(pm))
 		return false;
 	if (!is_dst_alone(op))
@@ -1244,11 +1243,13 @@ static bool relocate(struct mremap_op *op, struct unmapping *tail)
 		goto forget_events;
 	if (link_at_new_place(op, mv))
 		goto put_back;
+	pm->new_len = mv->dst_len;
 	if (!relocate_page_tables(pm)) {
 		mv->dst = mv->src;
 		unlink_range(op->mm, mv->addr, mv->len);
 		return true;
 	}
+	pm->new_len = 0;
 	unlink_range(op->mm, mv->dst_addr, mv->dst_len);
 	free_tables_of_gap(op, mv->dst_addr, mv->dst_len);
 put_back:

@@ -344,21 +344,28 @@ static void place_is_for_whole_tables(struct kunit *test)
 		{ PUD_SIZE, PUD_SIZE + PAGES(1), PUD_SIZE },
 	};
 	struct vm_area_struct *vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	struct mm_struct *mm = kunit_kzalloc(test, sizeof(*mm), GFP_KERNEL);
 	unsigned int i;
 
 	KUNIT_ASSERT_NOT_NULL(test, vma);
+	KUNIT_ASSERT_NOT_NULL(test, mm);
 	if (!IS_ENABLED(CONFIG_64BIT))
 		kunit_skip(test, "address space is scarce");
+	vma->vm_mm = mm;
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
 		const struct vma_move mv = {
 			.addr = SRC_AT, .len = cases[i].len,
 			.dst_len = cases[i].dst_len, .src = vma,
 		};
-		unsigned long size = cases[i].size;
+		bool is_small = cases[i].size == PMD_SIZE && mv.len < PMD_SIZE;
 
-		if (size == PMD_SIZE && mv.len < PMD_SIZE && !is_space_ample())
-			size = 0;
-		KUNIT_EXPECT_EQ_MSG(test, congruence_for(&mv), size, "case %u", i);
+		mm->map_count = 1;
+		KUNIT_EXPECT_EQ_MSG(test, congruence_for(&mv), cases[i].size,
+				    "case %u", i);
+		/* With so many mappings small ones share their tables. */
+		mm->map_count = TASK_SIZE / PMD_SIZE / 4 + 1;
+		KUNIT_EXPECT_EQ_MSG(test, congruence_for(&mv),
+				    is_small ? 0 : cases[i].size, "case %u", i);
 	}
 }
 
@@ -990,6 +997,18 @@ static void unmappings_are_aborted(struct kunit *test)
 }
 #endif
 
+/* The thread that runs the test looks as if it was killed. */
+static void look_killed(bool killed)
+{
+	if (killed) {
+		sigaddset(&current->pending.signal, SIGKILL);
+		set_tsk_thread_flag(current, TIF_SIGPENDING);
+	} else {
+		sigdelset(&current->pending.signal, SIGKILL);
+		clear_tsk_thread_flag(current, TIF_SIGPENDING);
+	}
+}
+
 /* Who has been killed gives up while nothing has been changed yet. */
 static void killed_give_up(struct kunit *test)
 {
@@ -1005,11 +1024,9 @@ static void killed_give_up(struct kunit *test)
 
 	add_dst_range(op, DST_AT, DST_AT + PAGES(4));
 	mmap_write_lock(op->mm);
-	sigaddset(&current->pending.signal, SIGKILL);
-	set_tsk_thread_flag(current, TIF_SIGPENDING);
+	look_killed(true);
 	err = check_dst_ranges(op);
-	sigdelset(&current->pending.signal, SIGKILL);
-	clear_tsk_thread_flag(current, TIF_SIGPENDING);
+	look_killed(false);
 	KUNIT_EXPECT_EQ(test, err, -EINTR);
 	KUNIT_EXPECT_EQ(test, check_dst_ranges(op), 0);
 	mmap_write_unlock(op->mm);
@@ -1045,11 +1062,9 @@ static void moves_that_never_began_stay(struct kunit *test)
 	init_moves(op);
 	KUNIT_EXPECT_EQ(test, prepare_move(op), 0);
 	KUNIT_EXPECT_EQ(test, copy_sources(op), 0);
-	sigaddset(&current->pending.signal, SIGKILL);
-	set_tsk_thread_flag(current, TIF_SIGPENDING);
+	look_killed(true);
 	err = move_all_pages(op);
-	sigdelset(&current->pending.signal, SIGKILL);
-	clear_tsk_thread_flag(current, TIF_SIGPENDING);
+	look_killed(false);
 	KUNIT_EXPECT_EQ(test, err, -EINTR);
 	revert_move(op);
 	mmap_write_unlock(op->mm);
@@ -1385,6 +1400,62 @@ static void mapping_changes_its_place(struct kunit *test)
 	close_space(test);
 }
 
+static void ignore_vma(struct vm_area_struct *vma)
+{
+}
+
+static int accept_vma(struct vm_area_struct *vma)
+{
+	return 0;
+}
+
+struct known_case {
+	vm_flags_t flags;
+	const struct vm_operations_struct ops;
+	bool uprobes;
+	bool stays;		/* must not change its address */
+};
+
+/* Whom others know by its address is copied. */
+static void who_is_known_is_not_relocated(struct kunit *test)
+{
+	const struct known_case cases[] = {
+		{},
+		{ .flags = VM_LOCKED | VM_ACCOUNT | VM_SHARED },
+		{ .flags = VM_IO, .stays = true },
+		{ .flags = VM_DONTEXPAND, .stays = true },
+		{ .flags = VM_PFNMAP, .stays = true },
+		{ .flags = VM_MIXEDMAP, .stays = true },
+		{ .flags = VM_HUGETLB, .stays = true },
+		{ .flags = VM_UFFD_MISSING, .stays = true },
+		{ .ops = { .open = ignore_vma }, .stays = true },
+		{ .ops = { .close = ignore_vma }, .stays = true },
+		{ .ops = { .mremap = accept_vma }, .stays = true },
+		{ .uprobes = true, .stays = true },
+	};
+	struct vm_area_struct *vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	struct mm_struct *mm = kunit_kzalloc(test, sizeof(*mm), GFP_KERNEL);
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	if (!IS_ENABLED(CONFIG_USERFAULTFD))
+		kunit_skip(test, "needs CONFIG_USERFAULTFD");
+	vma->vm_mm = mm;
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		const struct known_case *c = &cases[i];
+
+		vm_flags_init(vma, c->flags);
+		vma->vm_ops = &c->ops;
+		mm->flags = c->uprobes ? BIT(MMF_HAS_UPROBES) : 0;
+		KUNIT_EXPECT_EQ_MSG(test, can_relocate_vma(vma), !c->stays,
+				    "case %u", i);
+		KUNIT_EXPECT_EQ_MSG(test, needs_no_unmapping(vma),
+				    !c->uprobes && c->flags != VM_HUGETLB,
+				    "case %u", i);
+	}
+}
+
 /* What maps devices is copied: its tables are flushed one by one. */
 static void special_mapping_is_copied(struct kunit *test)
 {
@@ -1651,6 +1722,7 @@ static void call_keeps_to_its_map_budget(struct kunit *test)
 static struct kunit_case call_tests[] = {
 	KUNIT_CASE_PARAM(call_is_granted, call_gen_params),
 	KUNIT_CASE_PARAM(mapping_changes_its_place, call_gen_params),
+	KUNIT_CASE(who_is_known_is_not_relocated),
 	KUNIT_CASE(special_mapping_is_copied),
 	KUNIT_CASE_PARAM(refused_call_changes_nothing, call_gen_params),
 	KUNIT_CASE(refused_sources_are_put_back),

@@ -1630,6 +1630,39 @@ static void file_pages_move(struct kunit *test)
 	close_space(test);
 }
 
+/* The file's tree of mappings knows what a relocated one has grown by. */
+static void grown_file_is_found(struct kunit *test)
+{
+	unsigned long last = DST_AT + PAGES(2);
+	struct pagetable_move pm;
+	struct file *file;
+	int err;
+
+	if (!IS_ENABLED(CONFIG_SHMEM))
+		kunit_skip(test, "needs CONFIG_SHMEM");
+	file = shmem_file_setup("mremap_kunit", PMD_SIZE, VM_NORESERVE);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(file));
+	map_file_at(test, file, SRC_AT, PAGES(1), RW, MAP_SHARED);
+	fput(file);
+	stamp(test, SRC_AT);
+	pm = (struct pagetable_move) {
+		.src = vma_at(SRC_AT),
+		.dst = vma_at(SRC_AT),
+		.start = SRC_AT,
+		.end = SRC_AT + PAGES(1),
+		.shift = DST_AT - SRC_AT,
+		.new_len = PAGES(3),
+	};
+	err = begin_relocation(&pm);
+	end_relocation(&pm, err);
+	KUNIT_ASSERT_EQ(test, err, 0);
+	stamp(test, last);
+	expect_rmap(test, page_at(DST_AT), DST_AT);
+	expect_rmap(test, page_at(last), last);
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
+	close_space(test);
+}
+
 /* What maps no ordinary memory has a flush of its own for each table. */
 static void device_tables_are_flushed_one_by_one(struct kunit *test)
 {
@@ -2305,13 +2338,23 @@ static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
 	close_space(test);
 }
+#else
+static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
+}
+#endif
 
-/* The same where the VMA would go along with it. */
-static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
+/*
+ * What is found of a huge page's VMA under the locks was not planned: [SRC_AT,
+ * SRC_AT + @len) goes to where a table is, or where one would be needed.
+ */
+static void expect_huge_page_stays(struct kunit *test, unsigned long len,
+				   bool fill_slot)
 {
 	struct mm_struct *mm = current->mm;
-	struct move_window *win;
 	struct pagetable_move pm;
+	struct move_window *win;
 	int err = -ENOMEM;
 	pmd_t *slot;
 
@@ -2325,15 +2368,15 @@ static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
 		.src = vma_at(SRC_AT),
 		.dst = vma_at(SRC_AT),
 		.start = SRC_AT,
-		.end = SRC_AT + PMD_SIZE,
+		.end = SRC_AT + len,
 		.shift = DST_AT - SRC_AT,
-		.new_len = PMD_SIZE,
+		.new_len = len,
 		.tables_stay = true,
 	};
 
 	mmap_write_lock(mm);
 	slot = pmd_alloc(mm, alloc_new_pud(mm, DST_AT), DST_AT);
-	if (slot && !pte_alloc(mm, slot)) {
+	if (slot && (!fill_slot || !pte_alloc(mm, slot))) {
 		begin_window(&pm, win);
 		take_rmap_locks(pm.src);
 		err = move_all_entries(&pm, win);
@@ -2347,17 +2390,16 @@ static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
 	close_space(test);
 }
-#else
-static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
-}
 
 static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
 {
-	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
+	expect_huge_page_stays(test, PMD_SIZE, true);
 }
-#endif
+
+static void huge_page_is_not_split_under_the_locks(struct kunit *test)
+{
+	expect_huge_page_stays(test, PMD_SIZE / 2, false);
+}
 
 /*
  * What is found under the locks is not what was planned: nothing moves, not even
@@ -2411,6 +2453,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(huge_entries_keep_their_kind),
 	KUNIT_CASE(huge_run_ends_at_a_table),
 	KUNIT_CASE_PARAM(file_pages_move, file_gen_params),
+	KUNIT_CASE(grown_file_is_found),
 	KUNIT_CASE(device_tables_are_flushed_one_by_one),
 	KUNIT_CASE(secondary_mmus_are_told),
 	KUNIT_CASE_PARAM(flushes_come_in_time, flush_gen_params),
@@ -2424,6 +2467,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(relocation_not_as_planned_stays),
 	KUNIT_CASE(huge_page_stays_if_its_slot_is_filled),
 	KUNIT_CASE(huge_page_is_not_relocated_to_a_filled_slot),
+	KUNIT_CASE(huge_page_is_not_split_under_the_locks),
 	{}
 };
 

@@ -779,6 +779,11 @@ static const char *check_attributes(int nr, const struct attributes *is,
 	return NULL;
 }
 
+static const char *check_sum(const char *what, long is, long want)
+{
+	return is == want ? NULL : complain("%s %ld, not %ld", what, is, want);
+}
+
 static const char *check_books(const struct world *w)
 {
 	const struct books sum = sum_up(w);
@@ -792,19 +797,11 @@ static const char *check_books(const struct world *w)
 		usleep(1000);
 		now.committed = committed_kb();
 	}
-	if (now.size != w->rest.size + sum.size)
-		return complain("VmSize %ld, not %ld", now.size,
-				w->rest.size + sum.size);
-	if (now.data != w->rest.data + sum.data)
-		return complain("VmData %ld, not %ld", now.data,
-				w->rest.data + sum.data);
-	if (now.locked != w->rest.locked + sum.locked)
-		return complain("VmLck %ld, not %ld", now.locked,
-				w->rest.locked + sum.locked);
-	if (now.committed != w->rest.committed + sum.committed)
-		return complain("Committed_AS %ld, not %ld", now.committed,
-				w->rest.committed + sum.committed);
-	return NULL;
+	return check_sum("VmSize", now.size, w->rest.size + sum.size) ?:
+	       check_sum("VmData", now.data, w->rest.data + sum.data) ?:
+	       check_sum("VmLck", now.locked, w->rest.locked + sum.locked) ?:
+	       check_sum("Committed_AS", now.committed,
+			 w->rest.committed + sum.committed);
 }
 
 static const char *check_away(const struct world *w)
@@ -1282,7 +1279,7 @@ static void set_make_it_fail(const char *fail)
 		abort();
 }
 
-static void arm_failure(void)
+void arm_failure(void)
 {
 	if (failure.fd < 0)
 		return;
@@ -1290,7 +1287,7 @@ static void arm_failure(void)
 	arm_fail_nth(failure.fd, failure.nth);
 }
 
-static void disarm_failure(void)
+void disarm_failure(void)
 {
 	if (failure.fd < 0)
 		return;

@@ -233,6 +233,9 @@ extern struct failure failure;
 /* What is missing for it, or NULL. */
 const char *start_failing(bool from_there_on);
 void stop_failing(void);
+/* The failure.nth allocation from here on, if failing was started. */
+void arm_failure(void);
+void disarm_failure(void);
 /*
  * Makes the call with the nth allocation failing. It comes out as modelled, or it
  * is refused for that reason only and all is as before; an old destination may be

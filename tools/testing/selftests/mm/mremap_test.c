@@ -1119,6 +1119,42 @@ TEST(whole_tables_move_as_they_are)
 		EXPECT_OK(check_stamp(dst + done, done));
 }
 
+/*
+ * Each allocation fails, and all that follow it: the tables that were made at a
+ * place that nothing else is near go again, whether the mapping was to be relocated
+ * or to be copied to it.
+ */
+TEST(no_page_table_stays_where_nothing_went_mended)
+{
+	const unsigned long src = SRC, dst = SRC + GB + psize();
+	const char *why = start_failing(true);
+	unsigned long ret = 0;
+	long before;
+
+	SKIP_STOCK(UNDOES_LESS);
+	if (why)
+		SKIP(return, "%s", why);
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(src, map_anon(src, psize()));
+	stamp(src, 1);
+	before = page_tables();
+	for (failure.nth = 1; ret != dst; failure.nth++) {
+		ASSERT_GE(MOST_ALLOCATIONS, failure.nth);
+		arm_failure();
+		ret = move_to(src, psize(), psize(), dst);
+		disarm_failure();
+		if (ret == dst)
+			break;
+		ASSERT_EQ(ENOMEM, error_of(ret));
+		ASSERT_EQ(before, page_tables())
+			TH_LOG("allocation %d", failure.nth);
+		ASSERT_OK(check_stamp(src, 1));
+	}
+	EXPECT_LT(2, failure.nth);
+	stop_failing();
+	EXPECT_OK(check_stamp(dst, 1));
+}
+
 /* A page table empties and fills as pages leave and come. */
 TEST(page_tables_are_not_leaked)
 {
