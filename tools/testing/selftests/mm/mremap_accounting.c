@@ -19,6 +19,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -501,6 +502,97 @@ TEST_F_TIMEOUT(third, keeps_its_table_mended, 120)
 
 #undef SELF
 #undef VARIANT
+
+/* ---- a call that fails lets go of the monitors that it was about to tell ---- */
+
+#define CONTEXTS	"/sys/kernel/slab/userfaultfd_ctx_cache/"
+#define MONITORS	100
+
+/* Without those that the allocator has not taken back yet; -1 if it does not tell. */
+static long count_contexts(void)
+{
+	return write_setting(CONTEXTS "shrink", "1") ?
+		read_long(CONTEXTS "objects") : -1;
+}
+
+/* What a shrinking call drops has a monitor, which may work on if the call fails. */
+static const char *fail_once(int uffd, unsigned long flags, int nth)
+{
+	const size_t len = bytes(4);
+	struct uffdio_zeropage fill = {
+		.range = { OLD_PLACE, psize() },
+	};
+	unsigned long to;
+
+	if (map_anon(OLD_PLACE, len) != OLD_PLACE ||
+	    uffd_register(uffd, at(OLD_PLACE), len, true, false, false))
+		return "cannot register a mapping";
+	failure.nth = nth;
+	arm_failure();
+	to = do_mremap(OLD_PLACE, len, len / 2, flags, NEW_PLACE);
+	disarm_failure();
+	if (error_of(to) && error_of(to) != ENOMEM)
+		return complain("fails with errno %d", error_of(to));
+	if (error_of(to) && ioctl(uffd, UFFDIO_ZEROPAGE, &fill))
+		return complain("then no page can be filled: errno %d", errno);
+	return munmap(at(WINDOW), WINDOW_SIZE) ? "munmap() failed" : NULL;
+}
+
+static const char *fail_with_monitor(unsigned long flags)
+{
+	const char *why = start_failing(false);
+	int nth = 1, uffd;
+	pthread_t reader;
+
+	uffd = open_uffd(UFFD_FEATURE_EVENT_UNMAP);
+	if (!why && (uffd < 0 || fcntl(uffd, F_SETFL, 0) ||
+		     pthread_create(&reader, NULL, read_forever, &uffd)))
+		why = "cannot start a monitor";
+	while (!why) {
+		why = fail_once(uffd, flags, nth++);
+		if (!failure.has_failed)
+			break;
+	}
+	/* At least an event has to be allocated. */
+	return why ?: nth > 2 ? NULL : "nothing was made to fail";
+}
+
+FIXTURE(monitors)
+{
+};
+
+FIXTURE_VARIANT(monitors)
+{
+	unsigned long flags;
+};
+
+FIXTURE_VARIANT_ADD(monitors, in_place) { 0 };
+FIXTURE_VARIANT_ADD(monitors, moving) { FIXED };
+
+FIXTURE_SETUP(monitors)
+{
+	const char *why = prepare_fail_nth();
+
+	if (why)
+		SKIP(return, "%s", why);
+	if (count_contexts() < 0)
+		SKIP(return, "needs " CONTEXTS);
+}
+
+FIXTURE_TEARDOWN(monitors)
+{
+}
+
+TEST_F_TIMEOUT(monitors, are_let_go_mended, 120)
+{
+	const long before = count_contexts();
+
+	SKIP_STOCK_BUG();
+	for (int i = 0; i < MONITORS && !_metadata->exit_code; i++)
+		EXPECT_OK_IN_CHILD(fail_with_monitor(variant->flags));
+	/* Those of other tests may still go away. */
+	EXPECT_GT(before + MONITORS / 2, count_contexts());
+}
 
 /* ---- memory runs out for good: the way back needs none ---- */
 

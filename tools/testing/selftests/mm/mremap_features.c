@@ -877,11 +877,86 @@ TEST(exec_keeps_megabytes_of_environment)
 		EXPECT_OK_IN_CHILD(exec_with_environment());
 }
 
+/* ---- the same, when memory runs out on the way ---- */
+
+#define FROM_EXEC	"from-exec"
+#define NOTHING_FAILED	3
+#define MOST_OF_EXEC	2000
+
+FIXTURE(exec)
+{
+};
+
+FIXTURE_SETUP(exec)
+{
+	const char *why = prepare_fail_nth();
+
+	if (why)
+		SKIP(return, "%s", why);
+}
+
+FIXTURE_TEARDOWN(exec)
+{
+}
+
+/* What the new program tells. */
+static int tell_of_failure(void)
+{
+	return read_long(FAIL_NTH) > 0 ? NOTHING_FAILED : 0;
+}
+
+static void exec_failing(int nth)
+{
+	static char *argv[] = { "/proc/self/exe", FROM_EXEC, NULL };
+	static char *nothing[] = { NULL };
+	int fd = open(FAIL_NTH, O_RDWR | O_CLOEXEC);
+
+	arm_fail_nth(fd, nth);
+	execve(argv[0], argv, nothing);
+	arm_fail_nth(fd, 0);
+	_exit(errno);
+}
+
+/* How the nth allocation's failure ends an execve(), as waitpid() says. */
+static int run_exec_failing(int nth)
+{
+	pid_t child = fork();
+	int status = -1;
+
+	if (!child)
+		exec_failing(nth);
+	return waitpid(child, &status, 0) == child ? status : -1;
+}
+
+/*
+ * A program whose stack could not be moved must not start with half of it: its last
+ * pages would be lost, of which the kernel complains in its log.
+ */
+TEST_F_TIMEOUT(exec, without_memory, 300)
+{
+	int nth, status = 0, killed = 0;
+
+	for (nth = 1; nth < MOST_OF_EXEC; nth++) {
+		status = run_exec_failing(nth);
+		if (WIFEXITED(status) && WEXITSTATUS(status) == NOTHING_FAILED)
+			break;
+		if (!WIFSIGNALED(status))
+			continue;
+		EXPECT_EQ(SIGSEGV, WTERMSIG(status));
+		killed++;
+	}
+	EXPECT_GT(MOST_OF_EXEC, nth);
+	/* The stack is moved when there is no way back any more. */
+	EXPECT_LT(0, killed);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc > 1 && !strcmp(argv[1], CHECK_STRINGS))
 		return !same_exec_strings(argv + 2);
 	if (argc > 1 && !strcmp(argv[1], CHECK_STRINGS "-env"))
 		return !same_exec_strings(environ);
+	if (argc > 1 && !strcmp(argv[1], FROM_EXEC))
+		return tell_of_failure();
 	return test_harness_run(argc, argv);
 }
