@@ -534,10 +534,16 @@ static bool move_pte_entries(struct pagetable_move *pm, pte_t *old_pte,
 	return was_present;
 }
 
-/* Is the table of which @pmd was read still there? */
+/*
+ * Is the table of which @pmd was read still there? The accessed bit of its entry
+ * tells nothing about that: MGLRU clears it, and the processor sets it again.
+ */
 static bool is_same_table(pmd_t *pmdp, pmd_t pmd)
 {
-	return pmd_same(pmd, pmdp_get_lockless(pmdp));
+	pmd_t now = pmdp_get_lockless(pmdp);
+
+	return classify_pmd(now) == PMD_IS_TABLE &&
+	       pmd_pgtable(now) == pmd_pgtable(pmd);
 }
 
 /*

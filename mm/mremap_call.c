@@ -1022,20 +1022,29 @@ static void find_source(struct mremap_op *op, struct vma_move *mv)
 }
 
 /* Let neighbours cover the new range, if they are of the same kind. */
-static void merge_copy(struct mremap_op *op, struct vma_move *mv)
+static int merge_copy(struct mremap_op *op, struct vma_move *mv)
 {
 	const struct mremap_request *req = &op->req;
+	struct vm_area_struct *merged;
 
-	mv->dst = vma_merge_copy(mv->src, mv->dst_addr, mv->dst_len,
-				 vma_pgoff_offset(mv->src, mv->addr),
-				 req->addr, req->addr + req->old_len);
+	merged = vma_merge_copy(mv->src, mv->dst_addr, mv->dst_len,
+				vma_pgoff_offset(mv->src, mv->addr),
+				req->addr, req->addr + req->old_len);
+	if (IS_ERR(merged))
+		return PTR_ERR(merged);
+	mv->dst = merged;
+	return 0;
 }
 
 static int copy_source(struct mremap_op *op, struct vma_move *mv)
 {
+	int err = 0;
+
 	find_source(op, mv);
 	if (!mv->dst)
-		merge_copy(op, mv);
+		err = merge_copy(op, mv);
+	if (err)
+		return err;
 	if (!mv->dst)
 		mv->dst = copy_vma(mv->src, mv->dst_addr, mv->dst_len,
 				   vma_pgoff_offset(mv->src, mv->addr));
@@ -1234,8 +1243,8 @@ static bool relocate(struct mremap_op *op, struct unmapping *tail)
 	pm->dst = mv->src;
 	if (!can_relocate_vma(mv->src) || !can_relocate_page_tables(pm))
 		return false;
-	if (!is_dst_alone(op))
-		merge_copy(op, mv);
+	if (!is_dst_alone(op) && merge_copy(op, mv))
+		return false;
 	if (mv->dst)
 		return false;
 
@@ -1415,11 +1424,16 @@ static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 {
 	const struct vma_move *mv = op->moves;
 
+	/*
+	 * Before the tail is unmapped, which frees the tables above those of the gap
+	 * as well, but not those in the gap.
+	 */
+	free_tables_of_gap(op, mv->addr, mv->len);
 	/* When the tail was gathered, the new place was not yet its neighbour. */
 	refresh_unmapping(tail, op->mm);
 	complete_unmapping(tail, op->mm);
-	free_tables_of_gap(op, mv->addr, mv->len);
 	account_growth(op, mv);
+	validate_mm(op->mm);
 }
 
 static void commit_move(struct mremap_op *op, struct unmapping *source,

@@ -2402,6 +2402,29 @@ static void huge_page_is_not_split_under_the_locks(struct kunit *test)
 }
 
 /*
+ * MGLRU takes the accessed bit off the entry of a table, and any use of what is
+ * mapped there sets it again, while a move waits for the lock of that table.
+ */
+static void accessed_table_is_the_same(struct kunit *test)
+{
+	struct vm_area_struct *vma;
+	pmd_t *pmdp, before;
+
+	if (!arch_has_hw_nonleaf_pmd_young())
+		kunit_skip(test, "needs accessed bits in entries of tables");
+	map_at(test, SRC_AT, PAGES(1), RW);
+	stamp(test, SRC_AT);
+	vma = vma_at(SRC_AT);
+	pmdp = mm_find_pmd(current->mm, SRC_AT);
+	before = pmdp_get(pmdp);
+	KUNIT_EXPECT_TRUE(test, is_same_table(pmdp, before));
+	KUNIT_EXPECT_TRUE(test, pmdp_test_and_clear_young(vma, SRC_AT, pmdp));
+	KUNIT_EXPECT_FALSE(test, pmd_same(pmdp_get(pmdp), before));
+	KUNIT_EXPECT_TRUE(test, is_same_table(pmdp, before));
+	close_space(test);
+}
+
+/*
  * What is found under the locks is not what was planned: nothing moves, not even
  * what could. Here the first page finds a table, and the second one would need one.
  */
@@ -2464,6 +2487,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(foreign_tables_are_not_detached),
 	KUNIT_CASE(owed_flush_is_made_up_for),
 	KUNIT_CASE(window_not_as_planned_flushes),
+	KUNIT_CASE(accessed_table_is_the_same),
 	KUNIT_CASE(relocation_not_as_planned_stays),
 	KUNIT_CASE(huge_page_stays_if_its_slot_is_filled),
 	KUNIT_CASE(huge_page_is_not_relocated_to_a_filled_slot),

@@ -110,6 +110,7 @@ ONE(down, "", "****", UP(0), 4, 4, FIXED);
 /* MREMAP_DONTUNMAP. */
 ONE(dontunmap, "****", "", 0, 4, 4, DONTUNMAP);
 ONE(dontunmap_hint, "****", "", 0, 4, 4, DONTUNMAP, UP(0));
+ONE(dontunmap_hint_for_tables, "********", "", 0, 8, 8, DONTUNMAP, UP(0));
 ONE(dontunmap_hint_taken, "****", "..r", 0, 4, 4, DONTUNMAP, UP(0));
 ONE(dontunmap_fixed, "****", "", 0, 4, 4, KEEP, UP(0));
 ONE(dontunmap_over, "****", "dddddd", 0, 4, 4, KEEP, UP(1));
@@ -1188,6 +1189,41 @@ TEST(page_table_of_a_shrinking_move_is_freed)
 	ASSERT_EQ(dst, move_to(src, bytes(8), bytes(4), dst));
 	EXPECT_EQ(before, page_tables());
 	EXPECT_OK(check_stamps(dst, bytes(4), 1));
+}
+
+/* The same where each has tables of its own, and nothing else is anywhere near. */
+TEST(page_tables_of_a_shrinking_move_are_freed)
+{
+	const unsigned long alone = WINDOW + (6UL << 40);
+	const struct {
+		unsigned long start;
+		size_t kept, dropped;
+		unsigned long to;
+		int flags;
+	} cases[] = {
+		{ alone + 2 * MB - 64 * KB, 64 * KB, 2 * MB, alone << 1, MAP_PRIVATE },
+		{ alone, 4 * MB, 4 * MB, (alone << 1) + bytes(1), MAP_SHARED },
+		{ alone + GB - 4 * MB, 4 * MB, 2 * MB, alone << 1, MAP_PRIVATE },
+		{ alone + GB - 4 * MB, 4 * MB, 2 * MB, alone + GB / 2, MAP_PRIVATE },
+	};
+
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		const size_t kept = cases[i].kept, len = kept + cases[i].dropped;
+		const unsigned long to = cases[i].to;
+		const long before = page_tables();
+
+		ASSERT_EQ(cases[i].start,
+			  map_at(cases[i].start, len, PROT_READ | PROT_WRITE,
+				 cases[i].flags | MAP_ANONYMOUS, -1, 0));
+		stamp_range(cases[i].start, len, 1);
+		ASSERT_EQ(to, move_to(cases[i].start, len, kept, to));
+		EXPECT_OK(check_stamps(to, kept, 1));
+		EXPECT_OK(check_unmapped(cases[i].start, len));
+		ASSERT_EQ(0, munmap(at(to), kept));
+		EXPECT_EQ(before, page_tables())
+			TH_LOG("case %zu", i);
+	}
 }
 
 /* A table is freed if all that it was for is gone, even in two pieces. */
