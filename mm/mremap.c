@@ -1535,7 +1535,8 @@ static unsigned long count_whole_pmds(const struct pagetable_move *pm,
 
 /*
  * What plan_window() does for a part is done here for all of the range. -EAGAIN
- * says that there is more to it than one window can take.
+ * says that there is more to it than one window can take. What comes back from a
+ * place that is not congruent can be in one table more.
  */
 static int plan_all(struct pagetable_move *pm, struct move_window *win, bool locked)
 {
@@ -1550,7 +1551,7 @@ static int plan_all(struct pagetable_move *pm, struct move_window *win, bool loc
 		if (extent)
 			continue;
 		extent = get_extent_at(pm, win->end, PMD_SIZE);
-		if (is_window_full(win, &plan))
+		if (!pm->back && is_window_full(win, &plan))
 			return -EAGAIN;
 		err = plan_extent(pm, win, &plan, win->end, extent);
 		if (err)
@@ -1654,6 +1655,31 @@ int relocate_page_tables(struct pagetable_move *pm)
 	if (err == -EIO)
 		err = move_page_tables_back(pm) ?: -EAGAIN;
 	return err;
+}
+
+/**
+ * relocate_page_tables_back - undo relocate_page_tables()
+ * @pm: what it was called with, when it succeeded
+ *
+ * Context: as for relocate_page_tables(). The tree of VMAs still has the VMA at
+ *	    both places.
+ * Return: 0. It needs no memory, and finds each slot as it left it.
+ */
+int relocate_page_tables_back(const struct pagetable_move *pm)
+{
+	struct pagetable_move back = {
+		.src = pm->src,
+		.dst = pm->dst,
+		.start = pm->start + pm->shift,
+		.end = pm->end + pm->shift,
+		.shift = -pm->shift,
+		.new_len = pm->end - pm->start,
+		.wide_start = pm->wide_start + pm->shift,
+		.wide_end = max(pm->end, pm->moved_end) + pm->shift,
+		.back = true,
+	};
+
+	return relocate_page_tables(&back);
 }
 
 /*

@@ -165,6 +165,7 @@ int move_page_tables(struct pagetable_move *pm);
 int move_page_tables_back(const struct pagetable_move *pm);
 bool can_relocate_page_tables(const struct pagetable_move *pm);
 int relocate_page_tables(struct pagetable_move *pm);
+int relocate_page_tables_back(const struct pagetable_move *pm);
 void free_left_tables(const struct pagetable_move *pm, unsigned long start,
 		      unsigned long len, unsigned long floor,
 		      unsigned long ceiling);
@@ -218,7 +219,7 @@ struct move_window {
 	pgtable_t spares[WINDOW_TABLES + 1];
 	unsigned int nr_spares;
 
-	pmd_t detached[WINDOW_TABLES];
+	pmd_t detached[WINDOW_TABLES + 1];
 	unsigned int nr_detached;
 };
 

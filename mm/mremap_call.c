@@ -1152,21 +1152,11 @@ static int notify_drivers(struct mremap_op *op)
 	return 0;
 }
 
-/* Relocate: the VMA itself changes its place, instead of its copy (R1) */
+/* Relocate: the VMAs themselves change their places, instead of copies (R1) */
 
 static bool may_relocate(const struct mremap_op *op)
 {
-	return op->moves == op->only && op->moves->len && !keeps_source(&op->req);
-}
-
-/* Is there no neighbour that a copy could be merged with? */
-static bool is_dst_alone(const struct mremap_op *op)
-{
-	const struct vma_move *mv = op->moves;
-
-	if (op->nr_ranges)
-		return op->ranges->is_alone;
-	return is_amid_gap(op->mm, mv->dst_addr, mv->dst_addr + mv->dst_len);
+	return op->moves->len && !keeps_source(&op->req);
 }
 
 static bool is_relocated(const struct mremap_op *op)
@@ -1187,6 +1177,69 @@ static bool can_relocate_vma(struct vm_area_struct *vma)
 	if (userfaultfd_armed(vma) || test_bit(MMF_HAS_UPROBES, &vma->vm_mm->flags))
 		return false;
 	return !ops || (!ops->open && !ops->close && !ops->mremap);
+}
+
+/*
+ * Might copies of these two, side by side, be merged, although they are not? If
+ * they have no pages, the offset of a copy is that of its address.
+ */
+static bool are_alike(const struct vma_move *mv, const struct vma_move *next)
+{
+	struct vm_area_struct *vma = mv->src, *above = next->src;
+
+	if (mv->addr + mv->len != next->addr || vma->vm_flags != above->vm_flags ||
+	    vma->vm_file != above->vm_file)
+		return false;
+	if (!vma->vm_file && !(vma->anon_vma && above->anon_vma))
+		return true;
+	return vma->vm_pgoff + vma_pages(vma) == above->vm_pgoff;
+}
+
+/* Can all be relocated, as far as one can tell before it is tried? */
+static bool can_relocate(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		if (resched_or_killed())
+			return false;
+		find_source(op, mv);
+		init_pagetable_move(&mv->tables, mv);
+		mv->tables.dst = mv->src;
+		if (!can_relocate_vma(mv->src) || !can_relocate_page_tables(&mv->tables))
+			return false;
+		if (mv > op->moves && are_alike(mv - 1, mv))
+			return false;
+	}
+	return true;
+}
+
+/* Is there no neighbour that a copy could be merged with? */
+static bool is_dst_alone(const struct mremap_op *op, const struct vma_move *mv,
+			 const struct dst_range *range)
+{
+	unsigned long end = mv->dst_addr + mv->dst_len;
+
+	if (!op->nr_ranges)
+		return is_amid_gap(op->mm, mv->dst_addr, end);
+	return range->is_alone || (mv->dst_addr > range->start && end < range->end);
+}
+
+/* Merging wins: moving to and fro is to leave one mapping. */
+static bool merge_some(struct mremap_op *op)
+{
+	struct dst_range *range = op->ranges;
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		if (op->nr_ranges && mv->dst_addr >= range->end)
+			range++;
+		if (is_dst_alone(op, mv, range))
+			continue;
+		if (merge_copy(op, mv) || mv->dst)
+			return true;
+	}
+	return false;
 }
 
 /* mas_store_gfp() would try for ever, once it has got one of several nodes. */
@@ -1212,8 +1265,8 @@ static void unlink_range(struct mm_struct *mm, unsigned long start,
 }
 
 /* Nothing is mapped there any more, so no table of its own is to stay. */
-static void free_tables_of_gap(struct mremap_op *op, unsigned long start,
-			       unsigned long len)
+static void free_tables_of_gap(struct mremap_op *op, const struct vma_move *mv,
+			       unsigned long start, unsigned long len)
 {
 	MA_STATE(gap, &op->mm->mm_mt, start, start);
 	unsigned long ceiling = USER_PGTABLES_CEILING;
@@ -1221,46 +1274,87 @@ static void free_tables_of_gap(struct mremap_op *op, unsigned long start,
 	WARN_ON_ONCE(mas_walk(&gap));
 	if (gap.last != ULONG_MAX)
 		ceiling = gap.last + 1;
-	free_left_tables(&op->moves->tables, start, len,
+	free_left_tables(&mv->tables, start, len,
 			 max(gap.index, FIRST_USER_ADDRESS), ceiling);
 }
 
+/* Take those before @end out of the new places again. */
+static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
+{
+	const struct vma_move *mv;
+
+	for (mv = op->moves; mv < end; mv++)
+		unlink_range(op->mm, mv->dst_addr, mv->dst_len);
+	for (mv = op->moves; mv < end; mv++)
+		free_tables_of_gap(op, mv, mv->dst_addr, mv->dst_len);
+}
+
+static int link_at_new_places(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for_each_move(op, mv) {
+		err = resched_or_killed();
+		if (!err)
+			err = link_at_new_place(op, mv);
+		if (err) {
+			unlink_from_new_places(op, mv);
+			return err;
+		}
+	}
+	return 0;
+}
+
+static int relocate_all_pages(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err = 0;
+
+	for_each_move(op, mv) {
+		mv->tables.new_len = mv->dst_len;
+		err = resched_or_killed();
+		if (!err)
+			err = relocate_page_tables(&mv->tables);
+		if (err)
+			break;
+	}
+	if (!err)
+		return 0;
+	mv->tables.new_len = 0;
+	while (mv-- > op->moves) {
+		WARN_ON_ONCE(relocate_page_tables_back(&mv->tables));
+		mv->tables.new_len = 0;
+	}
+	return err;
+}
+
 /*
- * Relocate the only source. The tree of VMAs has it at both places for a while, so
- * that who walks it under RCU finds no hole where something is mapped. There the
+ * Relocate the sources. The tree of VMAs has them at both places for a while, so
+ * that who walks it under RCU finds no hole where something is mapped. There a
  * VMA cannot be locked before the end of the call, and whoever does so then looks
- * whether it still is where it was found. Once it is at the new place there is no
- * way back, and none is needed. If it does not get there, it still is where it was,
- * and is copied, which may succeed.
+ * whether it still is where it was found. Once all are at their new places there is
+ * no way back, and none is needed. If they do not get there, they are where they
+ * were, and are copied, which may succeed.
  */
 static bool relocate(struct mremap_op *op, struct unmapping *tail)
 {
-	struct vma_move *mv = op->moves;
-	struct pagetable_move *pm = &mv->tables;
+	struct vma_move *mv;
 
-	find_source(op, mv);
-	init_pagetable_move(pm, mv);
-	pm->dst = mv->src;
-	if (!can_relocate_vma(mv->src) || !can_relocate_page_tables(pm))
+	if (!can_relocate(op) || merge_some(op))
 		return false;
-	if (!is_dst_alone(op) && merge_copy(op, mv))
-		return false;
-	if (mv->dst)
-		return false;
-
 	if (gather_tail(op, tail))
 		goto forget_events;
-	if (link_at_new_place(op, mv))
+	if (link_at_new_places(op))
 		goto put_back;
-	pm->new_len = mv->dst_len;
-	if (!relocate_page_tables(pm)) {
+	if (relocate_all_pages(op))
+		goto unlink;
+	for_each_move(op, mv)
 		mv->dst = mv->src;
-		unlink_range(op->mm, mv->addr, mv->len);
-		return true;
-	}
-	pm->new_len = 0;
-	unlink_range(op->mm, mv->dst_addr, mv->dst_len);
-	free_tables_of_gap(op, mv->dst_addr, mv->dst_len);
+	return true;
+
+unlink:
+	unlink_from_new_places(op, end_of_moves(op));
 put_back:
 	abort_unmapping(tail);
 forget_events:
@@ -1419,20 +1513,25 @@ static void populate_growth(struct mremap_op *op)
 	op->populate_len = growth(&op->req);
 }
 
-/* Where the VMA has been there is nothing now, and no table of its own stays. */
+/* Where the VMAs have been there is nothing now, and no table of theirs stays. */
 static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 {
-	const struct vma_move *mv = op->moves;
+	const struct vma_move *last = end_of_moves(op) - 1;
+	struct vma_move *first = op->moves, *mv;
+	unsigned long len = last->addr + last->len - first->addr;
 
+	for_each_move(op, mv)
+		first->tables.tables_stay |= mv->tables.tables_stay;
+	unlink_range(op->mm, first->addr, len);
 	/*
 	 * Before the tail is unmapped, which frees the tables above those of the gap
 	 * as well, but not those in the gap.
 	 */
-	free_tables_of_gap(op, mv->addr, mv->len);
+	free_tables_of_gap(op, first, first->addr, len);
 	/* When the tail was gathered, the new place was not yet its neighbour. */
 	refresh_unmapping(tail, op->mm);
 	complete_unmapping(tail, op->mm);
-	account_growth(op, mv);
+	account_growth(op, first);
 	validate_mm(op->mm);
 }
 

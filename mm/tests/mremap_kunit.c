@@ -868,6 +868,35 @@ static void tables_relocate(struct kunit *test)
 	close_space(test);
 }
 
+/* One of several could not be relocated: those that were go back. */
+static void tables_relocate_back(struct kunit *test)
+{
+	const struct move_case *c = test->param_value;
+	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
+	struct page *pages[MAX_PAGES];
+	struct pagetable_move pm;
+	int err;
+
+	if (c->flags & GROWS)
+		kunit_skip(test, "who grows moves alone");
+	set_up_relocation(test, c, &pm, pages);
+	if (!can_relocate_page_tables(&pm))
+		kunit_skip(test, "takes more than one window");
+	err = begin_relocation(&pm);
+	if (!err)
+		err = relocate_page_tables_back(&pm);
+	end_relocation(&pm, -EAGAIN);
+	KUNIT_ASSERT_EQ(test, err, 0);
+	KUNIT_EXPECT_NULL(test, vma_at(dst));
+	KUNIT_EXPECT_PTR_EQ(test, vma_at(src), pm.src);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_start, src);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_end, src + c->len);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_pgoff, src >> PAGE_SHIFT);
+	expect_pages(test, c, pages, src, dst);
+	expect_neighbours(test, c);
+	close_space(test);
+}
+
 struct fit_case {
 	unsigned long src, dst, len;	/* from SRC_AT, from DST_AT, in bytes */
 	bool fits;
@@ -2463,6 +2492,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(tables_move, move_gen_params),
 	KUNIT_CASE_PARAM(tables_move_back, move_gen_params),
 	KUNIT_CASE_PARAM(tables_relocate, move_gen_params),
+	KUNIT_CASE_PARAM(tables_relocate_back, move_gen_params),
 	KUNIT_CASE(one_window_can_be_relocated),
 	KUNIT_CASE_PARAM(part_moves_back, move_gen_params),
 	KUNIT_CASE_PARAM(random_layouts_move_back, layout_gen_params),

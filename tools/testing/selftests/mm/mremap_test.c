@@ -1226,6 +1226,31 @@ TEST(page_tables_of_a_shrinking_move_are_freed)
 	}
 }
 
+/*
+ * The first moves its table along, and the second, whose table is another's at its
+ * new place as well, leaves its own behind.
+ */
+TEST(page_tables_of_several_are_freed_mended)
+{
+	const unsigned long src = WINDOW + (6UL << 40), dst = src << 1;
+	const size_t table = pmd_span(), len = table + bytes(4);
+	long before;
+
+	SKIP_STOCK(ONE_AT_A_TIME);
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	guard_page(dst + len + psize());
+	before = page_tables();
+	ASSERT_EQ(src, map_anon(src, len));
+	ASSERT_EQ(0, mprotect(at(src + table), bytes(4), PROT_READ));
+	stamp_range(src, table, 1);
+	ASSERT_OK(check_zero(src + table, bytes(4)));
+	ASSERT_EQ(dst, move_to(src, len, len, dst));
+	EXPECT_OK(check_stamps(dst, table, 1));
+	EXPECT_OK(check_unmapped(src, len));
+	ASSERT_EQ(0, munmap(at(dst), len));
+	EXPECT_EQ(before, page_tables());
+}
+
 /* A table is freed if all that it was for is gone, even in two pieces. */
 TEST(page_table_of_two_old_destinations_is_freed_mended)
 {
