@@ -79,8 +79,6 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.image.is_file():
         parser.error(f"no image {options.image}")
-    if options.icount and options.smp not in (None, 1):
-        parser.error("--icount needs --smp 1")
     if options.root == "host" and options.add:
         parser.error("--add is for the initramfs: --root host sees every file")
     if options.interactive and not (sys.stdin and sys.stdin.isatty()):
