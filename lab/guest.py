@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mem", type=int, default=2048, help="memory in MB (default 2048)")
     parser.add_argument("--append", default="", help="more kernel arguments")
     parser.add_argument("--icount", action="store_true",
-                        help="deterministic TCG: one instruction is one nanosecond")
+                        help="TCG: one instruction is one nanosecond; with --smp 1 deterministic")
     parser.add_argument("--gdb", action="store_true",
                         help="wait for gdb on port 1234 before the first instruction")
     parser.add_argument("--timeout", type=float, metavar="SEC",
