@@ -367,16 +367,18 @@ static void check_zero(char *at, size_t size, const char *name)
 
 struct bench;
 
+struct range {
+	char *at;
+	size_t size;
+};
+
 /* What a case has mapped before each of its calls. */
 struct setup {
 	const struct bench *bench;
 	size_t size;
 	char *src;
 	int parts;		/* calls that one move takes */
-	struct range {
-		char *at;
-		size_t size;
-	} beside[2];		/* what else is mapped */
+	struct range beside[2];	/* what else is mapped */
 };
 
 struct bench {
@@ -443,16 +445,17 @@ static void call_grow(struct setup *setup)
 		die("%s: back", name);
 }
 
-/* A page in use from here on, unless there is something already. */
-static void map_in_the_way(char *at)
+/* A page in use from here on, unless there is something already. What is to be unmapped? */
+static struct range map_in_the_way(char *at)
 {
 	char *got = mmap(at, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
 			 -1, 0);
 
 	if (got == MAP_FAILED && errno == EEXIST)
-		return;
+		return (struct range){ at, 0 };
 	if (got != at || madvise(at, PAGE, MADV_POPULATE_READ))
 		die("a page in the way at %p", at);
+	return (struct range){ at, PAGE };
 }
 
 /*
@@ -468,6 +471,7 @@ static void call_grow_block(struct setup *setup)
 	size_t first = bench->grown ? size / 3 * 2 & ~(PAGE - 1) : size;
 	size_t room = size + 3 * HUGE;
 	char *hole = map(NULL, room, PROT_NONE), *block, *above, *dst;
+	struct range in_the_way = { 0 };
 
 	block = (char *)(((uintptr_t)hole + HUGE - 1) & ~(HUGE - 1)) +
 		(bench->src_offset ?: -size & (HUGE - 1));
@@ -483,7 +487,7 @@ static void call_grow_block(struct setup *setup)
 			die("%s: the growth before", bench->name);
 		block = dst;
 		fill(block, size, 0);
-		map_in_the_way(block + size);
+		in_the_way = map_in_the_way(block + size);
 	}
 
 	dst = measured_mremap(block, size, new_size, MREMAP_MAYMOVE, NULL);
@@ -494,8 +498,8 @@ static void call_grow_block(struct setup *setup)
 	check_gone(block, size, bench->name);
 	unmap(dst, new_size);
 	unmap(above, hole + room - above);
-	if (bench->grown)
-		unmap(block + size, PAGE);
+	if (in_the_way.size)
+		unmap(in_the_way.at, in_the_way.size);
 }
 
 static char *destination(const struct setup *setup)
@@ -1086,7 +1090,7 @@ static void run_round(int round, int moves)
 /* How threads are scheduled depends on how they began: each round has new ones. */
 static void run_threads(void)
 {
-	int rounds = quick ? 12 : 40;
+	int rounds = quick ? 24 : 60;
 
 	for (int round = 1; round <= rounds; round++) {
 		int status = -1;
