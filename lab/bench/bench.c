@@ -856,7 +856,7 @@ static int has_settled(const struct bench *bench, size_t size, struct reading *r
 
 	qsort(readings, calls, sizeof(*readings), by_instructions);
 	cheapest = readings[0].instructions;
-	if (is_small(bench, size) && cheapest < 300000)
+	if (is_small(bench, size) && cheapest < 1000000)
 		least = MAX_CALLS;
 	else if (size >= 64 * MB && (bench->huge || cheapest > 1000000))
 		least = 3;
