@@ -3,8 +3,8 @@
 #
 # What mremap() costs on the patched kernel and on the base: instructions and
 # TLB flushes, which QEMU counts the same in every run; and, which it does not, how long
-# moves take while other threads fault. With PEER=FOLDER in the
-# environment a third kernel, built from the source in that folder.
+# moves take while other threads fault. With PEER=FOLDER in the environment a third
+# kernel, built from the source in that folder.
 
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"

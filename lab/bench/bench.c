@@ -461,8 +461,9 @@ static struct range map_in_the_way(char *at)
 /*
  * A block as malloc() gets it: free space below it, and right above it something that
  * is in use, so that they share a page table. What it has grown by moving before it is
- * measured, it has from a size of two thirds. Nothing of it is used twice. Without an
- * offset the measured block ends where a page table does.
+ * measured, it has from a size of two thirds; then there is something above it again.
+ * Nothing is used twice. Without an offset the block ends where a page table does once
+ * it has the size, if it keeps that offset when it moves.
  */
 static void call_grow_block(struct setup *setup)
 {
