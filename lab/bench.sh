@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # What mremap() costs on the patched kernel and on the base: instructions and
-# TLB flushes, which QEMU counts the same in every run. With PEER=FOLDER in the
-# environment a third kernel, built from the source in that folder.
+# TLB flushes, which QEMU counts the same in every run; and, which it does not, how long
+# moves take while other threads fault. With PEER=FOLDER in the environment a third
+# kernel, built from the source in that folder.
 
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -72,6 +73,11 @@ measure() {
 		kernel_arguments+=" isolcpus=1"
 		arguments+=(--count)
 		;;
+	threads)
+		guest=(--icount --smp 2)
+		arguments+=(--threads)
+		((!quick)) || arguments+=(--quick)
+		;;
 	esac
 	lab/guest.py --image "${images[$kernel]}" "${guest[@]}" --mem 2048 --timeout 3600 \
 		--append "$kernel_arguments" --log "$out/$name.log" --add "$out/bench" --add "$out/nop" \
@@ -89,7 +95,7 @@ measure() {
 progress() {
 	local line
 	while read -r line; do
-		[[ $line =~ ^(result|step)\  ]] || echo "$1: $line ($SECONDS s)" >&2
+		[[ $line =~ ^(result|step|round)\  ]] || echo "$1: $line ($SECONDS s)" >&2
 	done
 }
 
@@ -99,7 +105,7 @@ mkdir -p "$out"
 lab/programs.sh "$out" lab/bench/bench.c lab/bench/nop.c
 
 # A guest keeps one processor busy.
-for what in cost flushes; do
+for what in cost threads flushes; do
 	for kernel in "${kernels[@]}"; do
 		start_job measure "$kernel" "$what"
 	done

@@ -7,16 +7,18 @@
  * several calls counts. Contents are checked after every call, outside of what
  * is measured.
  *
- * usage: bench [--quick] [--count] [--only TEXT] [--mark]
+ * usage: bench [--quick] [--count] [--threads] [--only TEXT] [--mark]
  *   --quick  fewer sizes and calls
  *   --count  flushes only, with a thread that is busy on the other processor;
  *	      time means nothing then
+ *   --threads only what threads that fault and one that moves do to each other
  *   --only   cases that have TEXT in what they are called: /NAME/SIZE/
  *   --mark   few calls, each between two "prefetchnta" for lab/bench/profile.c
  *
  * Output, one line for each result, the rest is progress:
  *   result CASE SIZE INSTRUCTIONS LOCAL REMOTE RECEIVED OWN HUGE_BEFORE HUGE_AFTER CALLS
  *   step NUMBER SIZE INSTRUCTIONS FLUSHES MOVED
+ *   round NUMBER MOVES NANOSECONDS FAULTS
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,6 +34,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../run/stamp.h"
@@ -79,7 +82,7 @@ struct reading {
 	long huge_before, huge_after;
 };
 
-static int quick, count_only, mark;
+static int quick, count_only, threads_only, mark;
 static const char *only;
 static long pair_cost;	/* of two readings of the counter with nothing between */
 
@@ -364,15 +367,18 @@ static void check_zero(char *at, size_t size, const char *name)
 
 struct bench;
 
+struct range {
+	char *at;
+	size_t size;
+};
+
 /* What a case has mapped before each of its calls. */
 struct setup {
 	const struct bench *bench;
 	size_t size;
 	char *src;
-	struct range {
-		char *at;
-		size_t size;
-	} beside[2];		/* what else is mapped */
+	int parts;		/* calls that one move takes */
+	struct range beside[2];	/* what else is mapped */
 };
 
 struct bench {
@@ -382,6 +388,9 @@ struct bench {
 	size_t src_offset, dst_offset;		/* from multiples of 1 GB */
 	int flags;
 	int huge;
+	int grown;				/* by moving, before it is measured */
+	int sharing;				/* of a file's mapping: MAP_SHARED or _PRIVATE */
+	int lasting;				/* mapped once for all calls, as it is dear */
 	size_t growth;
 	size_t from, to;			/* sizes */
 	size_t tried[4];			/* with --quick */
@@ -436,6 +445,64 @@ static void call_grow(struct setup *setup)
 		die("%s: back", name);
 }
 
+/* A page in use from here on, unless there is something already. What is to be unmapped? */
+static struct range map_in_the_way(char *at)
+{
+	char *got = mmap(at, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+			 -1, 0);
+
+	if (got == MAP_FAILED && errno == EEXIST)
+		return (struct range){ at, 0 };
+	if (got != at || madvise(at, PAGE, MADV_POPULATE_READ))
+		die("a page in the way at %p", at);
+	return (struct range){ at, PAGE };
+}
+
+/*
+ * A block as malloc() gets it: free space below it, and right above it something that
+ * is in use, so that they share a page table. What it has grown by moving before it is
+ * measured, it has from a size of two thirds; then there is something above it again.
+ * Nothing is used twice. Without an offset the block ends where a page table does once
+ * it has the size, if it keeps that offset when it moves.
+ */
+static void call_grow_block(struct setup *setup)
+{
+	const struct bench *bench = setup->bench;
+	size_t size = setup->size, new_size = (size + size / 2 + PAGE) & ~(PAGE - 1);
+	size_t first = bench->grown ? size / 3 * 2 & ~(PAGE - 1) : size;
+	size_t room = size + 3 * HUGE;
+	char *hole = map(NULL, room, PROT_NONE), *block, *above, *dst;
+	struct range in_the_way = { 0 };
+
+	block = (char *)(((uintptr_t)hole + HUGE - 1) & ~(HUGE - 1)) +
+		(bench->src_offset ?: -size & (HUGE - 1));
+	above = block + first;
+	unmap(hole, above - hole);
+	unmap(above, PAGE);
+	map_in_the_way(above);
+	map(block, first, PROT_READ | PROT_WRITE);
+	fill(block, first, 0);
+	if (bench->grown) {
+		dst = mremap(block, first, size, MREMAP_MAYMOVE);
+		if (dst == MAP_FAILED || dst == block)
+			die("%s: the growth before", bench->name);
+		block = dst;
+		fill(block, size, 0);
+		in_the_way = map_in_the_way(block + size);
+	}
+
+	dst = measured_mremap(block, size, new_size, MREMAP_MAYMOVE, NULL);
+	if (dst == MAP_FAILED || dst == block)
+		die("%s: it did not move", bench->name);
+	check(dst, size, 0, bench->name);
+	check_zero(dst + size, new_size - size, bench->name);
+	check_gone(block, size, bench->name);
+	unmap(dst, new_size);
+	unmap(above, hole + room - above);
+	if (in_the_way.size)
+		unmap(in_the_way.at, in_the_way.size);
+}
+
 static char *destination(const struct setup *setup)
 {
 	return AREA + (setup->size <= DENSE ? NEAR : FAR) + setup->bench->dst_offset;
@@ -446,6 +513,52 @@ static void map_alone(struct setup *setup)
 	setup->src = AREA + setup->bench->src_offset;
 	map(setup->src, setup->size, PROT_READ | PROT_WRITE);
 	fill(setup->src, setup->size, setup->bench->huge);
+}
+
+/* A file in memory. Of a private mapping the pages are those of the page cache. */
+static void map_file(struct setup *setup)
+{
+	int sharing = setup->bench->sharing, fd = memfd_create("bench", 0);
+	size_t size = setup->size;
+	char *file;
+
+	if (fd < 0 || ftruncate(fd, size))
+		die("a file of %zu bytes", size);
+	file = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (file == MAP_FAILED)
+		die("mapping a file");
+	stamp(file, 0, size, 1);
+	unmap(file, size);
+	setup->src = mmap(AREA, size, PROT_READ | PROT_WRITE, sharing | MAP_FIXED_NOREPLACE,
+			  fd, 0);
+	if (setup->src != AREA || close(fd) ||
+	    madvise(AREA, size, sharing == MAP_SHARED ? MADV_POPULATE_WRITE :
+							MADV_POPULATE_READ))
+		die("mapping a file again");
+}
+
+/*
+ * A page among many mappings, and its destination among others. Every second one is
+ * read-only, and the page's own neighbours keep the page tables.
+ */
+#define MANY	60000UL
+
+static void map_among(struct setup *setup)
+{
+	char *const places[] = { AREA + setup->bench->src_offset, destination(setup) };
+	size_t size = MANY / 2 * PAGE;
+
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		char *at = places[i] - MANY / 4 * PAGE;
+
+		setup->beside[i] = (struct range){ map(at, size, PROT_READ | PROT_WRITE), size };
+		for (size_t pos = 0; pos < size; pos += 2 * PAGE)
+			if (mprotect(at + pos, PAGE, PROT_READ))
+				die("mprotect");
+		*(volatile char *)(places[i] + PAGE) = 1;
+		unmap(places[i], PAGE);
+	}
+	map_alone(setup);
 }
 
 /* The tables that the call needs are there, and others need them after it. */
@@ -533,6 +646,62 @@ static void call_move_if_able(struct setup *setup)
 	call_move(setup);
 }
 
+/* Many small VMAs side by side, none of which is like the next one. */
+#define PARTS	64
+
+static void map_parts(struct setup *setup)
+{
+	size_t part = setup->size / PARTS;
+
+	map_alone(setup);
+	for (size_t pos = 0; pos < setup->size; pos += 2 * part)
+		if (mprotect(setup->src + pos, part, PROT_READ))
+			die("mprotect");
+	setup->parts = PARTS;
+}
+
+static long move_parts(const struct setup *setup, char *from, char *to)
+{
+	size_t part = setup->size / setup->parts;
+	long ret = 0;
+
+	for (size_t pos = 0; pos < setup->size && ret >= 0; pos += part)
+		ret = raw_mremap(from + pos, part, part, MREMAP_MAYMOVE | MREMAP_FIXED, to + pos);
+	return ret;
+}
+
+/* One call is to do it, on a kernel where that is possible. */
+static void map_parts_as_one(struct setup *setup)
+{
+	char *dst = destination(setup);
+	long ret;
+
+	map_parts(setup);
+	setup->parts = 1;
+	ret = move_parts(setup, setup->src, dst);
+	if (ret == -EFAULT)
+		setup->parts = PARTS;
+	else if (ret < 0 || move_parts(setup, dst, setup->src) < 0)
+		die("%s: there and back", setup->bench->name);
+}
+
+static void call_move_parts(struct setup *setup)
+{
+	const char *name = setup->bench->name;
+	char *src = setup->src, *dst = destination(setup);
+	long ret;
+
+	begin();
+	ret = move_parts(setup, src, dst);
+	end();
+	if (ret < 0)
+		die("%s: %ld", name, ret);
+	check(dst, setup->size, 0, name);
+	check_gone(src, setup->size, name);
+	if (move_parts(setup, dst, src) < 0)
+		die("%s: back", name);
+}
+
 static void map_nothing(struct setup *setup)
 {
 	setup->src = AREA;
@@ -567,6 +736,14 @@ static const struct bench benches[] = {
 	{ "grow-huge", map_blocked, call_grow, .huge = 1,
 	  .from = 2 * MB, .to = 4 * GB, .tried = { 256 * MB } },
 
+	/* Small blocks: the first growth by moving, and one that follows another. */
+	{ "grow-first", map_nothing, call_grow_block, .src_offset = 5 * PAGE,
+	  .from = 128 * KB, .to = 4 * MB, .tried = { 256 * KB, 512 * KB, MB, 2 * MB } },
+	{ "grow-again", map_nothing, call_grow_block, .grown = 1,
+	  .from = 128 * KB, .to = 4 * MB, .tried = { 256 * KB, 512 * KB, MB, 2 * MB } },
+	{ "grow-again-near", map_nothing, call_grow_block, .grown = 1, .src_offset = 5 * PAGE,
+	  .from = 128 * KB, .to = 4 * MB, .tried = { 256 * KB, 512 * KB, MB } },
+
 	/* Moves to a place that the caller gives. */
 	{ "move", map_alone, call_move,
 	  .from = 4 * KB, .to = 4 * GB, .tried = { 4 * KB, 256 * MB, GB } },
@@ -583,6 +760,17 @@ static const struct bench benches[] = {
 	  .from = 4 * KB, .to = 4 * GB, .tried = { 64 * MB } },
 	{ "move-three", map_three, call_move_if_able,
 	  .from = 6 * MB, .to = 6 * MB, .tried = { 6 * MB } },
+	{ "move-64", map_parts_as_one, call_move_parts,
+	  .from = MB, .to = MB, .tried = { MB } },
+	{ "move-64-calls", map_parts, call_move_parts,
+	  .from = MB, .to = MB, .tried = { MB } },
+	{ "move-shared", map_file, call_move, .sharing = MAP_SHARED,
+	  .from = 256 * MB, .to = 256 * MB, .tried = { 256 * MB } },
+	{ "move-cached", map_file, call_move, .sharing = MAP_PRIVATE,
+	  .from = 256 * MB, .to = 256 * MB, .tried = { 256 * MB } },
+	{ "move-page-among", map_among, call_move, .lasting = 1,
+	  .src_offset = 128 * MB, .dst_offset = 128 * MB,
+	  .from = 4 * KB, .to = 4 * KB, .tried = { 4 * KB } },
 
 	/* 64 tables in much address space: of PMDs, whole; of pages; of one page each. */
 	{ "sparse", map_alone, call_move,
@@ -669,7 +857,7 @@ static int has_settled(const struct bench *bench, size_t size, struct reading *r
 
 	qsort(readings, calls, sizeof(*readings), by_instructions);
 	cheapest = readings[0].instructions;
-	if (is_small(bench, size) && cheapest < 300000)
+	if (is_small(bench, size) && cheapest < 1000000)
 		least = MAX_CALLS;
 	else if (size >= 64 * MB && (bench->huge || cheapest > 1000000))
 		least = 3;
@@ -690,7 +878,8 @@ static void run(const struct bench *bench, size_t size)
 	bench->map(&setup);
 	do {
 		/* Huge pages that were split cannot be restored by moving them back. */
-		if (calls && (bench->huge || (is_small(bench, size) && calls % 10 == 0))) {
+		if (calls && !bench->lasting &&
+		    (bench->huge || (is_small(bench, size) && calls % 10 == 0))) {
 			unmap_setup(&setup);
 			bench->map(&setup);
 		}
@@ -832,6 +1021,93 @@ static void start_other(void)
 		sched_yield();
 }
 
+/*
+ * Threads that fault in pages of their own, while one moves memory there and back.
+ * How long do the moves take, and how many faults are served meanwhile?
+ */
+#define FAULTERS	8
+#define FAULT_PAGES	64
+#define MOVED		(16 * MB)
+
+static volatile long faults[FAULTERS][8];	/* one in each line of the cache */
+
+static void *keep_faulting(void *count)
+{
+	char *own = map(NULL, FAULT_PAGES * PAGE, PROT_READ | PROT_WRITE);
+
+	for (;;) {
+		for (size_t pos = 0; pos < FAULT_PAGES * PAGE; pos += PAGE) {
+			*(volatile char *)(own + pos) = 1;
+			++*(volatile long *)count;
+		}
+		if (madvise(own, FAULT_PAGES * PAGE, MADV_DONTNEED))
+			die("madvise");
+	}
+	return NULL;
+}
+
+static long all_faults(void)
+{
+	long sum = 0;
+
+	for (size_t i = 0; i < FAULTERS; i++)
+		sum += faults[i][0];
+	return sum;
+}
+
+static uint64_t nanoseconds(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000UL + time.tv_nsec;
+}
+
+static void run_round(int round, int moves)
+{
+	char *places[] = { AREA, AREA + NEAR };
+	long faults_before;
+	pthread_t thread;
+	uint64_t start;
+
+	fill(map(AREA, MOVED, PROT_READ | PROT_WRITE), MOVED, 0);
+	for (size_t i = 0; i < FAULTERS; i++)
+		if (pthread_create(&thread, NULL, keep_faulting, (void *)&faults[i][0]))
+			die("thread %zu", i);
+	for (size_t i = 0; i < FAULTERS; i++)
+		while (faults[i][0] < 10 * FAULT_PAGES)
+			usleep(1000);
+	faults_before = all_faults();
+	start = nanoseconds();
+	for (int i = 0; i < moves; i++)
+		if (raw_mremap(places[i % 2], MOVED, MOVED, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       places[(i + 1) % 2]) < 0)
+			die("a move among faults");
+	printf("round %d %d %lu %ld\n", round, moves,
+	       (unsigned long)(nanoseconds() - start), all_faults() - faults_before);
+	check(places[moves % 2], MOVED, 0, "threads");
+}
+
+/* How threads are scheduled depends on how they began: each round has new ones. */
+static void run_threads(void)
+{
+	int rounds = quick ? 24 : 60;
+
+	for (int round = 1; round <= rounds; round++) {
+		int status = -1;
+		pid_t child;
+
+		fflush(stdout);
+		child = fork();
+		if (!child) {
+			run_round(round, 20);
+			exit(0);
+		}
+		if (child < 0 || waitpid(child, &status, 0) != child || status)
+			die("round %d: status %d", round, status);
+	}
+}
+
 static void set(const char *path, const char *value)
 {
 	int fd = open(path, O_WRONLY);
@@ -850,6 +1126,8 @@ int main(int argc, char **argv)
 			quick = 1;
 		else if (!strcmp(argv[i], "--count"))
 			count_only = 1;
+		else if (!strcmp(argv[i], "--threads"))
+			threads_only = 1;
 		else if (!strcmp(argv[i], "--mark"))
 			mark = quick = 1;
 		else if (!strcmp(argv[i], "--only") && i + 1 < argc)
@@ -865,6 +1143,11 @@ int main(int argc, char **argv)
 	/* Else free() would raise it and the next block would not be mapped. */
 	mallopt(M_MMAP_THRESHOLD, 128 * KB);
 
+	if (threads_only) {
+		if (is_wanted("threads", MOVED))
+			run_threads();
+		return 0;
+	}
 	if (count_only) {
 		start_other();
 		watch_flushes();

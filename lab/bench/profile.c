@@ -8,8 +8,9 @@
  * The file gets, for each marked stretch:
  *   stretch
  *   node NUMBER PARENT ADDRESS	    a call: who called what; 0 is the start
- *   count NODE ADDRESS TIMES	    how often the instruction there ran
- *   memory LOADS STORES LOCKED	    accesses, and instructions that lock the bus
+ *   count NODE ADDRESS TIMES LOCKED	    how often the instruction there ran, and
+ *					    whether it locks the bus
+ *   memory LOADS STORES		    accesses
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -59,6 +60,7 @@ struct counter {
 	unsigned int node;
 	uint64_t address;
 	uint64_t times;
+	int locked;
 };
 
 #define MAX_NODES	(1 << 16)
@@ -67,7 +69,7 @@ struct counter {
 static struct node nodes[MAX_NODES];
 static struct counter counters[MAX_COUNTERS];	/* a hash table */
 static unsigned int nr_nodes, nr_counters, at;
-static unsigned long long loads, stores, locked;
+static unsigned long long loads, stores;
 static int active, called;
 static FILE *out;
 
@@ -88,8 +90,9 @@ static unsigned int child(unsigned int parent, uint64_t address)
 	return nr_nodes++;
 }
 
-static void count(unsigned int node, uint64_t address)
+static void count(unsigned int node, const struct site *site)
 {
+	uint64_t address = site->address;
 	uint64_t hash = (address ^ (uint64_t)node << 40) * 0x9e3779b97f4a7c15ULL;
 	struct counter *counter;
 
@@ -102,6 +105,7 @@ static void count(unsigned int node, uint64_t address)
 		give_up("too many addresses");
 	counter->node = node;
 	counter->address = address;
+	counter->locked = site->locked;
 	counter->times++;
 }
 
@@ -110,7 +114,7 @@ static void begin(void)
 	memset(counters, 0, sizeof(counters));
 	nr_nodes = 1;
 	nr_counters = at = called = 0;
-	loads = stores = locked = 0;
+	loads = stores = 0;
 	active = 1;
 }
 
@@ -123,10 +127,10 @@ static void end(void)
 			(unsigned long long)nodes[i].address);
 	for (unsigned int i = 0; i < MAX_COUNTERS; i++)
 		if (counters[i].times)
-			fprintf(out, "count %u %llx %llu\n", counters[i].node,
+			fprintf(out, "count %u %llx %llu %d\n", counters[i].node,
 				(unsigned long long)counters[i].address,
-				(unsigned long long)counters[i].times);
-	fprintf(out, "memory %llu %llu %llu\n", loads, stores, locked);
+				(unsigned long long)counters[i].times, counters[i].locked);
+	fprintf(out, "memory %llu %llu\n", loads, stores);
 	fflush(out);
 }
 
@@ -140,8 +144,7 @@ static void executed(unsigned int cpu, void *data)
 	if (called)
 		at = child(at, site->address);
 	called = site->kind == CALL;
-	locked += site->locked;
-	count(at, site->address);
+	count(at, site);
 	if (site->kind == RETURN)
 		at = nodes[at].parent;
 }

@@ -4,11 +4,13 @@
 
 usage: profile.py [--image BZIMAGE] [--least PERCENT] CASE
        profile.py --work [CASE...]
+       profile.py --locked [--image BZIMAGE] CASE
 
 CASE is what `bench --only` takes, such as /move/256M; of several calls the one
 with the fewest instructions is shown. Without --image the patched kernel is built.
 With --work there is one line for each case and kernel, base and patched: what an
-instruction count alone hides.
+instruction count alone hides. With --locked there is a line for each place, of both
+kernels, where instructions lock the bus: how many, the function, and what called it.
 """
 import argparse
 import bisect
@@ -69,12 +71,16 @@ class Frame:
 @dataclass
 class Stretch:
     """One call of the case."""
-    loads = stores = locked = 0
+    loads = stores = 0
     nodes: dict[int, tuple[int, int]] = field(default_factory=dict)
     counts: list[tuple[int, int, int]] = field(default_factory=list)
+    locked: list[tuple[int, int, int]] = field(default_factory=list)  # of these counts
 
     def total(self) -> int:
         return sum(times for _, _, times in self.counts)
+
+    def total_locked(self) -> int:
+        return sum(times for _, _, times in self.locked)
 
     def calls(self, symbols: Symbols, names: set[str]) -> int:
         """How often one of these functions was entered, at its first instruction."""
@@ -82,13 +88,13 @@ class Stretch:
                    if name in names}
         return sum(times for _, address, times in self.counts if address in entries)
 
-    def paths(self, symbols: Symbols) -> Counter[tuple[str, ...]]:
+    def paths(self, symbols: Symbols, locked: bool = False) -> Counter[tuple[str, ...]]:
         """Instructions by the functions that led to them; a jump is a call, too."""
         names: dict[int, tuple[str, ...]] = {0: ()}
         for node, (parent, address) in self.nodes.items():
             names[node] = (*names[parent], symbols.name(address))
         result: Counter[tuple[str, ...]] = Counter()
-        for node, address, times in self.counts:
+        for node, address, times in self.locked if locked else self.counts:
             name = symbols.name(address)
             path = names[node]
             result[path if path and path[-1] == name else (*path, name)] += times
@@ -105,9 +111,12 @@ def read_stretches(path: Path) -> list[Stretch]:
             stretches[-1].nodes[int(fields[0])] = int(fields[1]), int(fields[2], 16)
         elif kind == "memory":
             last = stretches[-1]
-            last.loads, last.stores, last.locked = map(int, fields)
+            last.loads, last.stores = map(int, fields)
         elif kind == "count":
-            stretches[-1].counts.append((int(fields[0]), int(fields[1], 16), int(fields[2])))
+            counted = int(fields[0]), int(fields[1], 16), int(fields[2])
+            stretches[-1].counts.append(counted)
+            if fields[3] != "0":
+                stretches[-1].locked.append(counted)
     return stretches
 
 
@@ -154,8 +163,17 @@ def print_work(cases: list[str]) -> None:
         for case in cases:
             for label, (stretch, symbols) in measure(image, case).items():
                 print(f"{label:<24}{kernel:>8}{stretch.total():>14,}{stretch.loads:>10,}"
-                      f"{stretch.stores:>10,}{stretch.locked:>8,}"
+                      f"{stretch.stores:>10,}{stretch.total_locked():>8,}"
                       f"{stretch.calls(symbols, ALLOCATORS):>13,}", flush=True)
+
+
+def print_locked(kernel: str, label: str, stretch: Stretch, symbols: Symbols) -> None:
+    print(f"\n{kernel}, {label}: {stretch.total_locked()} locked instructions", flush=True)
+    places: Counter[tuple[str, ...]] = Counter()
+    for path, times in stretch.paths(symbols, locked=True).items():
+        places[path[::-1][:3]] += times
+    for place, times in places.most_common():
+        print(f"{times:>8,}  {' < '.join(place)}")
 
 
 def build() -> None:
@@ -213,6 +231,7 @@ def main() -> None:
     parser.add_argument("--image")
     parser.add_argument("--least", type=float, default=1.0, help="per cent, to be shown")
     parser.add_argument("--work", action="store_true")
+    parser.add_argument("--locked", action="store_true")
     parser.add_argument("cases", nargs="*", metavar="CASE")
     options = parser.parse_args()
     if not options.work and len(options.cases) != 1:
@@ -221,6 +240,12 @@ def main() -> None:
     print("booting, with a look at every instruction: a minute or two", file=sys.stderr)
     if options.work:
         print_work(options.cases or WORK_CASES)
+        return
+    if options.locked:
+        for kernel in [""] if options.image else ["base", "patched"]:
+            found = measure(options.image or image_of(kernel), options.cases[0])
+            for label, (stretch, symbols) in found.items():
+                print_locked(kernel or options.image, label, stretch, symbols)
         return
     (OUT / "folded.txt").unlink(missing_ok=True)
     found = measure(options.image or image_of("patched"), options.cases[0])
