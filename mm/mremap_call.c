@@ -648,7 +648,7 @@ static unsigned long congruent_in_hole(unsigned long start, unsigned long end,
  * and can be moved on as cheaply. It must not be one that the kernel would have
  * used only because its usual area was full.
  */
-static int find_congruent(struct vma_move *mv, unsigned long size)
+static bool find_congruent(struct vma_move *mv, unsigned long size)
 {
 	struct mm_struct *mm = mv->src->vm_mm;
 	bool topdown = test_bit(MMF_TOPDOWN, &mm->flags);
@@ -657,39 +657,52 @@ static int find_congruent(struct vma_move *mv, unsigned long size)
 	unsigned long addr;
 
 	if (IS_ERR_VALUE(hole))
-		return hole;
+		return false;
 	addr = congruent_in_hole(ALIGN(hole, PMD_SIZE),
 				 ALIGN_DOWN(hole + len, PMD_SIZE), mv->dst_len,
 				 size, mv->addr, topdown);
 	if (topdown && addr + mv->dst_len > mm->mmap_base)
-		return -ENOMEM;
-	if (find_vma_intersection(mm, addr, addr + mv->dst_len))
-		return -ENOMEM;
-	return fix_destination(mv, addr);
+		return false;
+	mv->dst_addr = addr;
+	return true;
 }
 
-/*
- * Let the kernel choose, with a preference for @hint, unless that is 0. A place
- * from which tables can move whole is worth a second and a third question; if
- * there is none, the answer to the first one holds.
- */
-static int find_destination(struct vma_move *mv, unsigned long hint)
+/* Let the kernel choose where the mapping would go if it were a new one. */
+static int find_any(struct vma_move *mv, unsigned long hint)
 {
 	unsigned long addr = ask_for_area(mv, hint, mv->dst_len, 0);
-	unsigned long size = congruence_for(mv);
 
 	if (IS_ERR_VALUE(addr))
 		return addr;
 	mv->dst_addr = addr;
-	/* A hint that was followed, if only into the area above the usual one. */
-	if (hint && (addr == hint || addr > mv->src->vm_mm->mmap_base))
-		return 0;
-	for (; size >= PMD_SIZE; size = size > PMD_SIZE ? PMD_SIZE : 0) {
-		if (!((mv->dst_addr - mv->addr) & (size - 1)) ||
-		    !find_congruent(mv, size))
-			break;
-	}
 	return 0;
+}
+
+/* Was the hint followed, if only into the area above the usual one? */
+static bool is_at_hint(const struct vma_move *mv, unsigned long hint)
+{
+	return mv->dst_addr == hint || mv->dst_addr > mv->src->vm_mm->mmap_base;
+}
+
+/*
+ * Let the kernel choose, with a preference for @hint, unless that is 0. A place
+ * from which tables can move whole comes before any other.
+ */
+static int find_destination(struct vma_move *mv, unsigned long hint)
+{
+	unsigned long size = congruence_for(mv);
+	int err;
+
+	if (hint) {
+		err = find_any(mv, hint);
+		if (err || is_at_hint(mv, hint))
+			return err;
+	}
+	for (; size >= PMD_SIZE; size = size > PMD_SIZE ? PMD_SIZE : 0) {
+		if (find_congruent(mv, size))
+			return 0;
+	}
+	return hint ? 0 : find_any(mv, 0);
 }
 
 /* Unmapping in two steps, of which the first can fail and the second cannot */
