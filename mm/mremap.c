@@ -542,8 +542,9 @@ static bool is_same_table(pmd_t *pmdp, pmd_t pmd)
 {
 	pmd_t now = pmdp_get_lockless(pmdp);
 
-	return classify_pmd(now) == PMD_IS_TABLE &&
-	       pmd_pgtable(now) == pmd_pgtable(pmd);
+	return pmd_same(now, pmd) ||
+	       (classify_pmd(now) == PMD_IS_TABLE &&
+		pmd_pgtable(now) == pmd_pgtable(pmd));
 }
 
 /*

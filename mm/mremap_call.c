@@ -39,11 +39,13 @@ static struct vma_move *end_of_moves(const struct mremap_op *op)
 	     (range) < (op)->ranges + (op)->nr_ranges; (range)++)
 
 /*
- * Between two mappings of a long call: let others run, and give up if the process
- * was killed, as long as all can be undone.
+ * Before each of several mappings: let others run, and give up if the process was
+ * killed, as long as all can be undone.
  */
-static int resched_or_killed(void)
+static int resched_or_killed(const struct mremap_op *op)
 {
+	if (op->nr_moves == 1)
+		return 0;
 	cond_resched();
 	return fatal_signal_pending(current) ? -EINTR : 0;
 }
@@ -280,7 +282,7 @@ static int check_dst_ranges(struct mremap_op *op)
 
 	for_each_dst_range(op, range) {
 		before = op->replaced.total;
-		err = resched_or_killed();
+		err = resched_or_killed(op);
 		if (err)
 			return err;
 		range->is_alone = is_amid_gap(op->mm, range->start, range->end);
@@ -963,7 +965,7 @@ static int unmap_dst_ranges(struct mremap_op *op)
 	int err;
 
 	for_each_dst_range(op, range) {
-		err = resched_or_killed();
+		err = resched_or_killed(op);
 		if (!err && range->occupied)
 			err = gather_dst_range(op, range);
 		if (err)
@@ -1006,7 +1008,7 @@ static int prepare_move(struct mremap_op *op)
 	if (err)
 		return err;
 	for_each_move(op, mv) {
-		err = resched_or_killed();
+		err = resched_or_killed(op);
 		if (!err)
 			err = break_ksm(mv);
 		if (!err)
@@ -1070,7 +1072,7 @@ static int copy_sources(struct mremap_op *op)
 	int err;
 
 	for_each_move(op, mv) {
-		err = resched_or_killed();
+		err = resched_or_killed(op);
 		if (!err)
 			err = copy_source(op, mv);
 		if (err)
@@ -1214,7 +1216,7 @@ static bool can_relocate(struct mremap_op *op)
 	struct vma_move *mv;
 
 	for_each_move(op, mv) {
-		if (resched_or_killed())
+		if (resched_or_killed(op))
 			return false;
 		find_source(op, mv);
 		init_pagetable_move(&mv->tables, mv);
@@ -1308,7 +1310,7 @@ static int link_at_new_places(struct mremap_op *op)
 	int err;
 
 	for_each_move(op, mv) {
-		err = resched_or_killed();
+		err = resched_or_killed(op);
 		if (!err)
 			err = link_at_new_place(op, mv);
 		if (err) {
@@ -1326,7 +1328,7 @@ static int relocate_all_pages(struct mremap_op *op)
 
 	for_each_move(op, mv) {
 		mv->tables.new_len = mv->dst_len;
-		err = resched_or_killed();
+		err = resched_or_killed(op);
 		if (!err)
 			err = relocate_page_tables(&mv->tables);
 		if (err)
@@ -1762,7 +1764,7 @@ static int mremap_several(struct mremap_op *op)
 		return err;
 
 	for_each_move(op, mv) {
-		err = resched_or_killed();
+		err = resched_or_killed(op);
 		if (!err)
 			err = check_planned_move(op, mv);
 		/* hugetlb refuses what does not start, or end, with a huge page. */

@@ -1009,7 +1009,7 @@ static void look_killed(bool killed)
 	}
 }
 
-/* Who has been killed gives up while nothing has been changed yet. */
+/* Who moves several and has been killed gives up while nothing has been changed. */
 static void killed_give_up(struct kunit *test)
 {
 	const struct mremap_request req = {
@@ -1023,6 +1023,7 @@ static void killed_give_up(struct kunit *test)
 	int err;
 
 	add_dst_range(op, DST_AT, DST_AT + PAGES(4));
+	op->nr_moves = 2;
 	mmap_write_lock(op->mm);
 	look_killed(true);
 	err = check_dst_ranges(op);
