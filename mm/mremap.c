@@ -1593,10 +1593,12 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 /*
  * Once all has been found as planned under the locks, nothing can fail any more:
  * what it takes is there, and whoever could change entries of this VMA waits for
- * these locks, for mmap_lock or for the VMA lock.
+ * these locks, for mmap_lock or for the VMA lock. What is under one PMD entry moves
+ * or fails as a whole, and need not be looked at before.
  */
 static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
 {
+	bool is_one = get_extent(pm, PMD_SIZE) == pm->wide_end - pm->cursor;
 	int err = 0;
 
 	if (pm->cursor == pm->wide_end)
@@ -1607,14 +1609,15 @@ static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
 		pm->cursor = pm->wide_end;
 		return 0;
 	}
-	err = plan_all(pm, win, /* locked = */ true);
+	if (!is_one)
+		err = plan_all(pm, win, /* locked = */ true);
 	if (err)
 		return err;
 	detach_tables(pm, win);
 	while (!err && pm->cursor < pm->wide_end)
 		err = move_at_cursor(pm, win);
 	reattach_tables(pm, win);
-	return WARN_ON_ONCE(err) ? -EIO : 0;
+	return is_one || !WARN_ON_ONCE(err) ? err : -EIO;
 }
 
 /**
