@@ -356,7 +356,8 @@ static void run_row(META, SELF, const struct row *row)
 		EXPECT_OK(check_guard_page(row->guards[i]));
 }
 
-#define LAY_OUT(...)	lay_out(_metadata, self, &(const struct row) { __VA_ARGS__ })
+#define LAY_OUT(...)							\
+	lay_out(_metadata, self, &(const struct row) { __VA_ARGS__, .detached = false })
 #define CALL(...)	run_call(_metadata, self, &(const struct call) { __VA_ARGS__ })
 
 /* A test that is a row. */
@@ -378,6 +379,8 @@ static void run_row(META, SELF, const struct row *row)
 		{ start, len, (len) + bytes(more), MREMAP_MAYMOVE, 0, apart, __VA_ARGS__ } })
 
 #define MOVE(from, len, to)	from, len, len, FIXED, to
+#define HERE(addr, old, new, may_move)	.from = addr, .old_len = old, .new_len = new,	\
+					.flags = may_move
 
 /* What one mapping makes: it is moved itself, or is copied to a new one. */
 #define RELOCATED(...)	.counts = { .vmas = 1, .relocated = 1, __VA_ARGS__ }
@@ -609,7 +612,7 @@ static unsigned long make_hole(META, struct filler filler, size_t len)
 /* The trace is read with memory that has to be there by then. */
 static struct filler fill(META, SELF, struct filler *above)
 {
-	CALL(SRC, psize(), psize());
+	CALL(HERE(SRC, psize(), psize(), 0));
 	return fill_address_space(above);
 }
 
@@ -699,11 +702,11 @@ TEST_F(trace, tables_of_tables)
 /* ---- in place, and what is refused: nothing moves ---- */
 
 ROW(in_place, PRIVATE, SRC, bytes(40), .gap = 40, .gap_pages = 40,
-    .calls = { { SRC, bytes(40), bytes(60) },
-	       { SRC, bytes(60), bytes(80), MREMAP_MAYMOVE },
-	       { SRC, bytes(80), bytes(80) },
-	       { SRC, bytes(80), bytes(10) },
-	       { SRC, bytes(10), bytes(5), MREMAP_MAYMOVE } })
+    .calls = { { HERE(SRC, bytes(40), bytes(60), 0) },
+	       { HERE(SRC, bytes(60), bytes(80), MREMAP_MAYMOVE) },
+	       { HERE(SRC, bytes(80), bytes(80), 0) },
+	       { HERE(SRC, bytes(80), bytes(10), 0) },
+	       { HERE(SRC, bytes(10), bytes(5), MREMAP_MAYMOVE) } })
 
 /* Lengths are told as they were given, not rounded. */
 TEST_F(trace, odd_lengths)
@@ -711,7 +714,7 @@ TEST_F(trace, odd_lengths)
 	LAY_OUT(PRIVATE, SRC, bytes(3));
 	CALL(SRC, bytes(2) + 1, bytes(2) + 1234, FIXED, DST,
 	     RELOCATED(.ptes = 3, .flushes = 1));
-	CALL(DST, bytes(3) - 1, 1);
+	CALL(HERE(DST, bytes(3) - 1, 1, 0));
 }
 
 static void refuse(META, SELF, const struct call *call, int error)
@@ -720,7 +723,8 @@ static void refuse(META, SELF, const struct call *call, int error)
 	expect_counts(_metadata, self, &(struct counts) { 0 });
 }
 
-#define REFUSED(error, ...) refuse(_metadata, self, &(struct call) { __VA_ARGS__ }, error)
+#define REFUSED(error, ...)						\
+	refuse(_metadata, self, &(struct call) { __VA_ARGS__, .apart = 0 }, error)
 
 TEST_F(trace, refused_calls)
 {
