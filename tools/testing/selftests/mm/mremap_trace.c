@@ -505,11 +505,15 @@ WHOLE(head_and_tail_alone, PRIVATE, FROM, BOTH, 1, TO, RELOCATED(.pmds = 4, .flu
 /* ---- windows ---- */
 
 /* One of each table's pages is there, and the tables move whole. */
-#define TABLES(nr)							\
-	WHOLE(flushes_of_whole_tables_##nr, PRIVATE, SRC, tables(nr), table_pages(), \
-	      DST, RELOCATED(.pmds = nr, .flushes = 1))
+#define TABLES(name, nr)						\
+	WHOLE(name, PRIVATE, SRC, tables(nr), table_pages(), DST,	\
+	      RELOCATED(.pmds = nr, .flushes = 1))
 
-TABLES(1) TABLES(2) TABLES(33) TABLES(200) TABLES(511)
+TABLES(flush_of_1_table, 1)
+TABLES(flush_of_2_tables, 2)
+TABLES(flush_of_33_tables, 33)
+TABLES(flush_of_200_tables, 200)
+TABLES(flush_of_511_tables, 511)
 
 /* A window ends where a table of page tables does, at either place. */
 WHOLE(flushes_across_tables_of_tables, PRIVATE, SRC + pud_span() - tables(3), tables(8),
@@ -519,29 +523,39 @@ WHOLE(flushes_across_tables_of_tables, PRIVATE, SRC + pud_span() - tables(3), ta
  * Off by a page all entries move singly, and all of the tables are detached,
  * which takes the one flush of a window: then no TLB can hold what moves.
  */
-#define ENTRIES(nr, windows)						\
-	WHOLE(flushes_of_single_entries_##nr, PRIVATE, SRC, tables(nr),	\
-	      table_pages(), DST + bytes(1),				\
+#define ENTRIES(name, nr, windows)					\
+	WHOLE(name, PRIVATE, SRC, tables(nr), table_pages(), DST + bytes(1), \
 	      .counts = { .vmas = 1, .ptes = nr, .flushes = windows,	\
 			  .relocated = (windows) == 1 })
 
-ENTRIES(1, 1) ENTRIES(2, 1) ENTRIES(31, 1) ENTRIES(32, 1) ENTRIES(33, 2) ENTRIES(64, 2)
-ENTRIES(65, 3) ENTRIES(100, 4) ENTRIES(192, 6)
+ENTRIES(flush_of_1_entry, 1, 1)
+ENTRIES(flush_of_2_entries, 2, 1)
+ENTRIES(flush_of_31_entries, 31, 1)
+ENTRIES(flush_of_32_entries, 32, 1)
+ENTRIES(flushes_of_33_entries, 33, 2)
+ENTRIES(flushes_of_64_entries, 64, 2)
+ENTRIES(flushes_of_65_entries, 65, 3)
+ENTRIES(flushes_of_100_entries, 100, 4)
+ENTRIES(flushes_of_192_entries, 192, 6)
 
 /*
  * The first and the last table are shared with neighbours and so not detached. Their
  * windows are flushed once more, for entries that left tables in use.
  */
-#define SHARING(nr, nr_flushes, whole)					\
-	ROW(flushes_with_neighbours_##nr, PRIVATE, SRC + bytes(256), tables(nr), 64, \
+#define SHARING(name, nr, nr_flushes, whole)				\
+	ROW(name, PRIVATE, SRC + bytes(256), tables(nr), 64, \
 	    .detached = true,						\
 	    .guards = { SRC + bytes(255), SRC + tables(nr) + bytes(256) }, \
 	    .calls = { { MOVE(SRC + bytes(256), tables(nr), DST + bytes(3)), \
 			 .counts = { .vmas = 1, .ptes = tables(nr) / bytes(64), \
 				     .flushes = nr_flushes, .relocated = whole } } })
 
-SHARING(1, 1, true) SHARING(2, 2, true) SHARING(31, 2, true)
-SHARING(32, 2 + 1, false) SHARING(33, 2 + 2, false) SHARING(64, 2 + 1 + 1, false)
+SHARING(flush_of_1_shared_table, 1, 1, true)
+SHARING(flushes_of_2_shared_tables, 2, 2, true)
+SHARING(flushes_of_31_with_neighbours, 31, 2, true)
+SHARING(flushes_of_32_with_neighbours, 32, 2 + 1, false)
+SHARING(flushes_of_33_with_neighbours, 33, 2 + 2, false)
+SHARING(flushes_of_64_with_neighbours, 64, 2 + 1 + 1, false)
 
 /* ---- places that the kernel chooses ---- */
 
