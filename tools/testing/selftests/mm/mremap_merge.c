@@ -69,26 +69,20 @@ static void use_small_pages(void)
 static uint64_t entries[MAX_PAGES];
 static bool scanned[MAX_PAGES];
 
-static const char *read_entries(unsigned long addr, size_t pages)
+static void read_entries(unsigned long addr, size_t pages)
 {
 	if (pages > MAX_PAGES)
-		return "too many pages";
-	for (size_t done = 0; done < pages; done += 4096)
-		pagemap_bits(addr + bytes(done),
-			     pages - done < 4096 ? pages - done : 4096,
-			     entries + done);
-	return NULL;
+		abort();
+	pagemap_bits(addr, pages, entries);
 }
 
 /* As count_pagemap(), for ranges that are too long for that. */
 static size_t count_entries(unsigned long addr, size_t len, uint64_t bits)
 {
-	const size_t pages = len / psize();
 	size_t count = 0;
 
-	if (read_entries(addr, pages))
-		return -1UL;
-	for (size_t page = 0; page < pages; page++)
+	read_entries(addr, len / psize());
+	for (size_t page = 0; page < len / psize(); page++)
 		count += !!(entries[page] & bits);
 	return count;
 }
@@ -126,9 +120,8 @@ static const char *scan_soft_dirty(unsigned long addr, size_t pages)
 
 static const char *read_soft_dirty(unsigned long addr, size_t pages)
 {
-	const char *why = read_entries(addr, pages);
-
-	return why ?: scan_soft_dirty(addr, pages);
+	read_entries(addr, pages);
+	return scan_soft_dirty(addr, pages);
 }
 
 /* What was read of one page: is it soft-dirty, and has it contents? */
@@ -472,57 +465,54 @@ TEST_F_TIMEOUT(dirty, moved_pages_mended, 200)
  * Something that a mapping has or has not. Two mappings side by side become one
  * as soon as both have it or both have it not.
  */
-typedef int (*setter)(unsigned long addr, size_t len, bool on);
-
-static int set_read_only(unsigned long addr, size_t len, bool on)
-{
-	return mprotect(at(addr), len, on ? PROT_READ : PROT_READ | PROT_WRITE);
-}
-
-static int set_dontdump(unsigned long addr, size_t len, bool on)
-{
-	return madvise(at(addr), len, on ? MADV_DONTDUMP : MADV_DODUMP);
-}
-
-/* On fault: nothing is faulted in by the call itself. */
-static int set_locked(unsigned long addr, size_t len, bool on)
-{
-	return on ? mlock2(at(addr), len, MLOCK_ONFAULT) : munlock(at(addr), len);
-}
-
-static int set_name(unsigned long addr, size_t len, bool on)
-{
-	return prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, addr, len,
-		     on ? "mremap" : NULL);
-}
-
-static int set_policy(unsigned long addr, size_t len, bool on)
-{
-	unsigned long node = 1;
-
-	return syscall(__NR_mbind, addr, len, on ? MPOL_BIND : MPOL_DEFAULT,
-		       on ? &node : NULL, on ? 8 : 0, 0);
-}
-
-static int uffd = -1;
+enum attribute {
+	PLACE,		/* none: the middle part moves there */
+	READ_ONLY,
+	DONTDUMP,
+	LOCKED,		/* on fault: nothing is faulted in by the call itself */
+	NAME,
+	POLICY,
+	REGISTERED,
+	SEALED,		/* cannot be taken off, and keeps off what else sets parts up */
+};
 
 static int set_registered(unsigned long addr, size_t len, bool on)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	static int uffd = -1;
 
-	if (uffd < 0) {
-		uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-		if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
-			return -1;
-	}
+	if (uffd < 0)
+		uffd = open_uffd(0);
+	if (uffd < 0)
+		return -1;
 	return on ? uffd_register(uffd, at(addr), len, true, false, false) :
 		    uffd_unregister(uffd, at(addr), len);
 }
 
-/* A seal cannot be taken off, and keeps off what else sets parts up. */
-static int set_sealed(unsigned long addr, size_t len, bool on)
+static int set(enum attribute attribute, unsigned long addr, size_t len, bool on)
 {
-	return on ? seal(addr, len) : 0;
+	unsigned long node = 1;
+
+	switch (attribute) {
+	case READ_ONLY:
+		return mprotect(at(addr), len, on ? PROT_READ : PROT_READ | PROT_WRITE);
+	case DONTDUMP:
+		return madvise(at(addr), len, on ? MADV_DONTDUMP : MADV_DODUMP);
+	case LOCKED:
+		return on ? mlock2(at(addr), len, MLOCK_ONFAULT) :
+			    munlock(at(addr), len);
+	case NAME:
+		return prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, addr, len,
+			     on ? "mremap" : NULL);
+	case POLICY:
+		return syscall(__NR_mbind, addr, len, on ? MPOL_BIND : MPOL_DEFAULT,
+			       on ? &node : NULL, on ? 8 : 0, 0);
+	case REGISTERED:
+		return set_registered(addr, len, on);
+	case SEALED:
+		return on ? seal(addr, len) : 0;
+	default:
+		return -1;
+	}
 }
 
 FIXTURE(sticky)
@@ -531,34 +521,32 @@ FIXTURE(sticky)
 
 FIXTURE_VARIANT(sticky)
 {
-	setter set;		/* if there is none, the middle part moves there */
-	bool on;		/* the middle part is given it, not deprived of it */
+	enum attribute set;
+	bool on;	/* the middle part is given it, not deprived of it */
 	bool shared;
-	const char *needs;
-	unsigned long flags;	/* of that move */
+	unsigned long flags;	/* of a move */
 };
 
-#define STICKY(name, ...)	FIXTURE_VARIANT_ADD(sticky, name) { __VA_ARGS__, .flags = 0 }
-#define STICKY_MOVE(name, how)	FIXTURE_VARIANT_ADD(sticky, name) { .flags = how }
+#define STICKY(name, ...)	FIXTURE_VARIANT_ADD(sticky, name) { __VA_ARGS__ }
 
-STICKY(protect, set_read_only, true, false, NULL);
-STICKY(unprotect, set_read_only, false, false, NULL);
-STICKY(protect_shared, set_read_only, true, true, NULL);
-STICKY(unprotect_shared, set_read_only, false, true, NULL);
-STICKY(dontdump, set_dontdump, true, false, NULL);
-STICKY(dodump, set_dontdump, false, false, NULL);
-STICKY(dodump_shared, set_dontdump, false, true, NULL);
-STICKY(lock, set_locked, true, false, NULL);
-STICKY(unlock, set_locked, false, false, NULL);
-STICKY(name, set_name, true, false, "names of anonymous memory");
-STICKY(unname, set_name, false, false, "names of anonymous memory");
-STICKY(policy, set_policy, true, false, "NUMA policies");
-STICKY(no_policy, set_policy, false, false, "NUMA policies");
-STICKY(register, set_registered, true, false, "userfaultfd");
-STICKY(unregister, set_registered, false, false, "userfaultfd");
-STICKY(seal, set_sealed, true, false, "mseal");
-STICKY_MOVE(move, FIXED);
-STICKY_MOVE(dontunmap, FIXED | DONTUNMAP);
+STICKY(protect, READ_ONLY, true, false, 0);
+STICKY(unprotect, READ_ONLY, false, false, 0);
+STICKY(protect_shared, READ_ONLY, true, true, 0);
+STICKY(unprotect_shared, READ_ONLY, false, true, 0);
+STICKY(dontdump, DONTDUMP, true, false, 0);
+STICKY(dodump, DONTDUMP, false, false, 0);
+STICKY(dodump_shared, DONTDUMP, false, true, 0);
+STICKY(lock, LOCKED, true, false, 0);
+STICKY(unlock, LOCKED, false, false, 0);
+STICKY(name, NAME, true, false, 0);
+STICKY(unname, NAME, false, false, 0);
+STICKY(policy, POLICY, true, false, 0);
+STICKY(no_policy, POLICY, false, false, 0);
+STICKY(register, REGISTERED, true, false, 0);
+STICKY(unregister, REGISTERED, false, false, 0);
+STICKY(seal, SEALED, true, false, 0);
+STICKY(move, PLACE, false, false, FIXED);
+STICKY(dontunmap, PLACE, false, false, FIXED | DONTUNMAP);
 
 #define STICKY_VARIANT	const FIXTURE_VARIANT(sticky) *variant
 
@@ -572,13 +560,21 @@ STICKY_MOVE(dontunmap, FIXED | DONTUNMAP);
 
 FIXTURE_SETUP(sticky)
 {
+	static const char * const needs[] = {
+		[LOCKED] = "mlock2(2)",
+		[NAME] = "names of anonymous memory",
+		[POLICY] = "NUMA policies",
+		[REGISTERED] = "userfaultfd",
+		[SEALED] = "mseal",
+	};
+
 	NEED_SOFT_DIRTY();
 	use_small_pages();
-	if (!variant->set)
+	if (variant->set == PLACE)
 		return;
 	ASSERT_EQ(DST, map_anon(DST, psize()));
-	if (variant->set(DST, psize(), true))
-		SKIP(return, "needs %s", variant->needs ?: "mlock2(2)");
+	if (set(variant->set, DST, psize(), true))
+		SKIP(return, "needs %s", needs[variant->set]);
 }
 
 FIXTURE_TEARDOWN(sticky)
@@ -588,7 +584,7 @@ FIXTURE_TEARDOWN(sticky)
 /* Where the middle part is at first. */
 static unsigned long middle_of(STICKY_VARIANT)
 {
-	return variant->set ? MIDDLE : DST;
+	return variant->set == PLACE ? DST : MIDDLE;
 }
 
 /*
@@ -599,17 +595,17 @@ static unsigned long middle_of(STICKY_VARIANT)
 static void make_part(META, STICKY_VARIANT, int fd, unsigned long addr, size_t len,
 		      bool with)
 {
-	const bool sealed = variant->set == set_sealed;
+	const bool sealed = variant->set == SEALED;
 
 	ASSERT_EQ(addr, map_at(addr, len, PROT_NONE, fd < 0 ?
 			       MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd,
 			       fd < 0 ? 0 : addr - SRC));
 	if (with)
-		ASSERT_EQ(0, (sealed ? set_dontdump : variant->set)(addr, len, true));
-	if (variant->set != set_read_only || !with)
-		ASSERT_EQ(0, set_read_only(addr, len, false));
+		ASSERT_EQ(0, set(sealed ? DONTDUMP : variant->set, addr, len, true));
+	if (variant->set != READ_ONLY || !with)
+		ASSERT_EQ(0, set(READ_ONLY, addr, len, false));
 	if (with && sealed)
-		ASSERT_EQ(0, set_sealed(addr, len, true));
+		ASSERT_EQ(0, seal(addr, len));
 	/* Of shared memory some pages are there, though not written to. */
 	if (fd >= 0)
 		(void)*(volatile char *)at(addr);
@@ -626,13 +622,13 @@ static void make_parts(META, STICKY_VARIANT, const char *how)
 		for (int i = 0; i < 3; i++)
 			if (how[i] == "cd"[round])
 				make_part(_metadata, variant, fd, start[i], bytes(pages[i]),
-					  variant->set && (i == 1) != variant->on);
+					  variant->set != PLACE && (i == 1) != variant->on);
 		if (round == 0)
 			clear_softdirty();
 	}
 	/* Sealed parts have this, so that they are not like the middle one. */
-	if (variant->set == set_sealed)
-		ASSERT_EQ(0, set_dontdump(MIDDLE, bytes(MID_PAGES), true));
+	if (variant->set == SEALED)
+		ASSERT_EQ(0, set(DONTDUMP, MIDDLE, bytes(MID_PAGES), true));
 	for (int i = 0; i < 3; i++)
 		if (how[i] != '.')
 			ASSERT_OK(check_marks(start[i], pages[i], how[i] == 'd'));
@@ -644,11 +640,10 @@ static void assimilate(META, STICKY_VARIANT, unsigned long addr, size_t len)
 {
 	const unsigned long from = middle_of(variant) + addr - MIDDLE;
 
-	if (variant->set) {
-		ASSERT_EQ(0, variant->set(addr, len, variant->on));
-		return;
-	}
-	ASSERT_EQ(addr, do_mremap(from, len, len, variant->flags, addr));
+	if (variant->set == PLACE)
+		ASSERT_EQ(addr, do_mremap(from, len, len, variant->flags, addr));
+	if (variant->set != PLACE)
+		ASSERT_EQ(0, set(variant->set, addr, len, variant->on));
 }
 
 static void check_mapping(META, unsigned long start, unsigned long end, bool dirty)
@@ -680,7 +675,7 @@ static void check_tracking(META, unsigned long start, unsigned long end, bool wr
 /* All parts that are there become one mapping; it is soft-dirty if one was. */
 static void check_join(META, STICKY_VARIANT, const char *how)
 {
-	const bool read_only = variant->set == set_read_only && variant->on;
+	const bool read_only = variant->set == READ_ONLY && variant->on;
 	const unsigned long start = how[0] == '.' ? MIDDLE : SRC;
 	const unsigned long end = how[2] == '.' ? RIGHT : END;
 
@@ -690,7 +685,7 @@ static void check_join(META, STICKY_VARIANT, const char *how)
 	if (variant->flags & MREMAP_DONTUNMAP)
 		check_mapping(_metadata, DST, DST + bytes(MID_PAGES), how[1] == 'd');
 	/* No fault may be served by a monitor that there is none of. */
-	if (variant->set != set_registered || !variant->on)
+	if (variant->set != REGISTERED || !variant->on)
 		check_tracking(_metadata, start, end, !read_only);
 }
 
@@ -720,9 +715,7 @@ static void check_partial_join(META, STICKY_VARIANT, const char *how)
  */
 static bool stock_loses(STICKY_VARIANT, const char *how)
 {
-	const setter set = variant->set;
-	const bool changed_counts = set == set_read_only || set == set_dontdump ||
-				    set == set_locked || set == set_name;
+	const bool changed_counts = variant->set >= READ_ONLY && variant->set <= NAME;
 	const char neighbour = how[0] == '.' ? how[2] : how[0];
 
 	return strchr(how, 'd') && (changed_counts ? how[1] : neighbour) != 'd';
@@ -840,8 +833,10 @@ struct home {
 	char kinds[PARTS + 1];
 	unsigned long ids[PARTS];
 	unsigned long stamped;	/* times that a part was */
+	bool mid_joins;		/* prev, when it is there */
+	bool next_joins;
 	bool writes;		/* for come_back() */
-	bool joins;
+	struct child child;
 };
 
 enum memory {
@@ -882,7 +877,7 @@ static void stamp_part(struct home *h, enum part part)
 }
 
 /* Touches all parts that are there: none is blank after that. */
-static void stamp_all(struct home *h)
+static const char *stamp_all(struct home *h)
 {
 	for (enum part part = PREV; part < PARTS; part++) {
 		if (h->kinds[part] == '.')
@@ -890,6 +885,7 @@ static void stamp_all(struct home *h)
 		stamp_part(h, part);
 		h->kinds[part] = 'x';
 	}
+	return NULL;
 }
 
 static const char *check_pages(const struct home *h, unsigned long addr, size_t len,
@@ -966,18 +962,18 @@ static const char *write_copies(struct home *h)
 	return check_parts(h) ?: rewrite_parts(h);
 }
 
-/* Which of the parts are one mapping with the part before them. */
-static const char *check_layout(const struct home *h, bool mid_joins, bool next_joins)
+static const char *check_layout(struct home *h)
 {
 	struct vma want[PARTS];
 	int nr = 0;
 
 	for (enum part part = PREV; part <= NEXT; part++) {
+		const bool joins = part == MID ? h->mid_joins : h->next_joins;
 		const unsigned long start = part_at(h, part);
 
 		if (h->kinds[part] == '.')
 			continue;
-		if (nr && ((part == MID && mid_joins) || (part == NEXT && next_joins)))
+		if (nr && joins)
 			want[nr - 1].end = start + h->len;
 		else
 			want[nr++] = (struct vma) {
@@ -1019,18 +1015,6 @@ static unsigned long move_part(const struct home *h, enum part from, enum part t
 {
 	return do_mremap(part_at(h, from), h->len, h->len, FIXED | flags,
 			 part_at(h, to));
-}
-
-static void come_home(META, struct home *h, unsigned long flags)
-{
-	ASSERT_EQ(part_at(h, MID), move_part(h, LEFT, MID, flags));
-	h->kinds[LEFT] = flags & MREMAP_DONTUNMAP ? 'b' : '.';
-}
-
-static void drop_part(META, struct home *h, enum part part)
-{
-	ASSERT_EQ(0, munmap(at(part_at(h, part)), h->len));
-	h->kinds[part] = '.';
 }
 
 FIXTURE(join)
@@ -1081,12 +1065,31 @@ JOIN(no_pages_own_both, "obo", PAGES);
 JOIN(no_pages_blank_prev_other_next, "bbx", PAGES);
 JOIN(no_pages_other_prev_blank_next, "xbb", PAGES);
 
+/* What has no pages takes over the neighbour's anon_vma. */
+static bool fits(const char *kinds, enum part part)
+{
+	return strchr(kinds[MID] == 'b' ? "box" : "bo", kinds[part]);
+}
+
+static bool joins_next(const char *kinds)
+{
+	if (!fits(kinds, NEXT))
+		return false;
+	if (!fits(kinds, PREV) || kinds[MID] != 'b')
+		return true;
+	/* Then all three become one, and that has one anon_vma. */
+	return kinds[PREV] == 'b' || kinds[NEXT] == 'b' ||
+	       (kinds[PREV] == 'o' && kinds[NEXT] == 'o');
+}
+
 FIXTURE_SETUP(join)
 {
 	const char *kinds = variant->kinds;
 	struct home *h = &self->home;
 
 	make_home(_metadata, h, variant->memory, kinds);
+	h->mid_joins = fits(kinds, PREV);
+	h->next_joins = joins_next(kinds);
 	if (kinds[MID] == 'o') {
 		ASSERT_EQ(AWAY, move_part(h, MID, LEFT, 0));
 	} else {
@@ -1106,208 +1109,169 @@ FIXTURE_TEARDOWN(join)
 {
 }
 
-#define JOIN_VARIANT	const FIXTURE_VARIANT(join) *variant
+/* ---- what happens to them then: steps that return NULL, or what is wrong ---- */
 
-/* What has no pages takes over the neighbour's anon_vma. */
-static bool fits(JOIN_VARIANT, enum part part)
+static const char *go_away(struct home *h)
 {
-	return strchr(variant->kinds[MID] == 'b' ? "box" : "bo", variant->kinds[part]);
+	if (move_part(h, MID, LEFT, 0) != AWAY)
+		return "cannot move away";
+	return check_unmapped(part_at(h, MID), h->len);
 }
 
-static bool joins_next(JOIN_VARIANT)
+static const char *come_home(struct home *h)
 {
-	const char *kinds = variant->kinds;
-
-	if (!fits(variant, NEXT))
-		return false;
-	if (!fits(variant, PREV) || kinds[MID] != 'b')
-		return true;
-	/* Then all three become one, and that has one anon_vma. */
-	return kinds[PREV] == 'b' || kinds[NEXT] == 'b' ||
-	       (kinds[PREV] == 'o' && kinds[NEXT] == 'o');
+	return move_part(h, LEFT, MID, 0) == part_at(h, MID) ? NULL : "cannot move back";
 }
 
-static const char *check_joined(const struct home *h, JOIN_VARIANT)
+/* What is left mapped has no pages. */
+static const char *come_and_leave_mapping(struct home *h)
 {
-	return check_layout(h, fits(variant, PREV), joins_next(variant));
-}
-
-/* Stock does not give an anon_vma to a neighbour. */
-static bool stock_merges(JOIN_VARIANT)
-{
-	return variant->kinds[MID] == 'b' ||
-	       (variant->kinds[PREV] != 'b' && variant->kinds[NEXT] != 'b');
-}
-
-TEST_F(join, becomes_one_mended)
-{
-	if (!stock_merges(variant))
-		SKIP_STOCK_BUG();
-	come_home(_metadata, &self->home, 0);
-	EXPECT_OK(check_joined(&self->home, variant));
-	EXPECT_OK(check_parts(&self->home));
-}
-
-TEST_F(join, becomes_one_dontunmap_mended)
-{
-	struct home *h = &self->home;
 	const struct vma left = {
 		AWAY, AWAY + h->len, "rw-p", offset_of(h, LEFT), h->inode
 	};
 
-	if (!stock_merges(variant))
-		SKIP_STOCK_BUG();
-	come_home(_metadata, h, MREMAP_DONTUNMAP);
-	EXPECT_OK(check_joined(h, variant));
-	EXPECT_OK(check_vmas(AWAY, AWAY + h->len, &left, 1));
-	EXPECT_EQ(0UL, count_entries(AWAY, h->len, CONTENTS));
-	EXPECT_OK(check_parts(h));
+	if (move_part(h, LEFT, MID, MREMAP_DONTUNMAP) != part_at(h, MID))
+		return "cannot move back";
+	h->kinds[LEFT] = 'b';
+	if (count_entries(AWAY, h->len, CONTENTS))
+		return "there are pages where they have left";
+	return check_vmas(AWAY, AWAY + h->len, &left, 1);
 }
 
-/* What is left at the old place and what has moved go separate ways. */
-TEST_F(join, dontunmap)
+static const char *touch_left(struct home *h)
 {
-	struct home *h = &self->home;
-
-	NEED_SWAP();
-	come_home(_metadata, h, MREMAP_DONTUNMAP);
 	stamp_part(h, LEFT);
 	h->kinds[LEFT] = 'x';
-	EXPECT_OK(check_parts(h));
-	EXPECT_OK(reclaim_parts(h));
-	drop_part(_metadata, h, LEFT);
-	EXPECT_OK(reclaim_parts(h));
-	EXPECT_OK(rewrite_parts(h));
+	return NULL;
 }
 
-TEST_F(join, reclaim)
+static const char *drop(struct home *h, enum part part)
 {
-	NEED_SWAP();
-	come_home(_metadata, &self->home, 0);
-	EXPECT_OK(reclaim_parts(&self->home));
-	EXPECT_OK(rewrite_parts(&self->home));
+	h->kinds[part] = '.';
+	return munmap(at(part_at(h, part)), h->len) ? "cannot unmap" : NULL;
 }
 
-TEST_F(join, fork)
+static const char *drop_left(struct home *h)
 {
-	struct home *h = &self->home;
-
-	NEED_SWAP();
-	come_home(_metadata, h, 0);
-	EXPECT_OK(in_child(write_copies, h));
-	EXPECT_OK(check_parts(h));
-	EXPECT_OK(reclaim_parts(h));
-	stamp_all(h);
-	EXPECT_OK(in_child(write_copies, h));
-	EXPECT_OK(reclaim_parts(h));
+	return drop(h, LEFT);
 }
 
-/* The parent writes first; the child keeps what it inherited. */
-TEST_F(join, fork_and_write)
+static const char *drop_mid(struct home *h)
 {
-	struct home *h = &self->home;
-	struct child child;
-
-	NEED_SWAP();
-	come_home(_metadata, h, 0);
-	ASSERT_TRUE(fork_waiting(&child, write_copies, h));
-	stamp_all(h);
-	EXPECT_OK(go_on(&child));
-	EXPECT_OK(check_parts(h));
-	EXPECT_OK(rewrite_parts(h));
+	return drop(h, MID);
 }
 
-/* One part alone is left of what had become one. */
-TEST_F(join, mid_alone)
+static const char *drop_neighbours(struct home *h)
 {
-	struct home *h = &self->home;
-
-	NEED_SWAP();
-	come_home(_metadata, h, 0);
-	drop_part(_metadata, h, PREV);
-	drop_part(_metadata, h, NEXT);
-	EXPECT_OK(check_parts(h));
-	EXPECT_OK(reclaim_parts(h));
-	EXPECT_OK(in_child(write_copies, h));
-	EXPECT_OK(rewrite_parts(h));
+	return drop(h, PREV) ?: drop(h, NEXT);
 }
 
-TEST_F(join, neighbours_alone)
+/* A child writes copies of its own, in the last case after the parent has written. */
+static const char *fork_and_write_copies(struct home *h)
 {
-	struct home *h = &self->home;
+	return in_child(write_copies, h);
+}
 
-	NEED_SWAP();
-	come_home(_metadata, h, 0);
-	drop_part(_metadata, h, MID);
-	EXPECT_OK(check_parts(h));
-	EXPECT_OK(rewrite_parts(h));
-	EXPECT_OK(in_child(write_copies, h));
+static const char *fork_child(struct home *h)
+{
+	return fork_waiting(&h->child, write_copies, h) ? NULL : "cannot fork";
+}
+
+static const char *let_child_write(struct home *h)
+{
+	return go_on(&h->child);
 }
 
 /* Cuts across the seams where parts have become one. */
-TEST_F(join, cut)
+static const char *cut(struct home *h)
 {
-	struct home *h = &self->home;
 	const size_t quarter = h->len / 4;
+	const char *why = NULL;
 
-	NEED_SWAP();
-	come_home(_metadata, h, 0);
-	stamp_all(h);
-	for (enum part part = MID; part <= NEXT; part++) {
-		ASSERT_EQ(0, munmap(at(part_at(h, part) - quarter), 2 * quarter));
-		EXPECT_OK(check_unmapped(part_at(h, part) - quarter, 2 * quarter));
+	for (enum part part = MID; !why && part <= NEXT; part++) {
+		munmap(at(part_at(h, part) - quarter), 2 * quarter);
+		why = check_unmapped(part_at(h, part) - quarter, 2 * quarter);
 	}
-	for (enum part part = PREV; part <= NEXT; part++) {
+	for (enum part part = PREV; !why && part <= NEXT; part++) {
 		const size_t front = part == PREV ? 0 : quarter;
 		const size_t len = part == MID ? 2 * quarter : 3 * quarter;
 		const unsigned long addr = part_at(h, part) + front;
 
 		if (h->kinds[part] == '.')
 			continue;
-		EXPECT_OK(swap_out(h, addr, len));
-		EXPECT_OK(check_pages(h, addr, len, h->ids[part] + touched(h, front)));
+		why = swap_out(h, addr, len) ?:
+		      check_pages(h, addr, len, h->ids[part] + touched(h, front));
 	}
+	return why;
 }
 
+static const char *set_inner_part(struct home *h, int prot)
+{
+	void *inner = at(part_at(h, MID) + h->len / 4);
+
+	return mprotect(inner, h->len / 2, prot) ? "cannot protect" : NULL;
+}
+
+static const char *protect(struct home *h)
+{
+	return set_inner_part(h, PROT_READ);
+}
+
+static const char *unprotect(struct home *h)
+{
+	return set_inner_part(h, PROT_READ | PROT_WRITE);
+}
+
+/* Stock does not give an anon_vma to a neighbour. */
+static bool stock_merges(const char *kinds)
+{
+	return kinds[MID] == 'b' || (kinds[PREV] != 'b' && kinds[NEXT] != 'b');
+}
+
+/* What a test needs. */
+#define SWAP	1
+#define MERGE	2	/* stock is left out where it does not merge */
+
+#define JOIN_TEST(name, needs, ...)					\
+	TEST_F(join, name)						\
+	{								\
+		const checker steps[] = { __VA_ARGS__ };		\
+									\
+		if ((needs) & SWAP)					\
+			NEED_SWAP();					\
+		if ((needs) & MERGE && !stock_merges(variant->kinds))	\
+			SKIP_STOCK_BUG();				\
+		for (size_t i = 0; i < ARRAY_SIZE(steps); i++)		\
+			ASSERT_OK(steps[i](&self->home));		\
+	}
+
+JOIN_TEST(becomes_one_mended, MERGE, come_home, check_layout, check_parts)
+JOIN_TEST(becomes_one_dontunmap_mended, MERGE, come_and_leave_mapping, check_layout,
+	  check_parts)
+JOIN_TEST(reclaim, SWAP, come_home, reclaim_parts, rewrite_parts)
+/* What is left at the old place and what has moved go separate ways. */
+JOIN_TEST(dontunmap, SWAP, come_and_leave_mapping, touch_left, check_parts,
+	  reclaim_parts, drop_left, reclaim_parts, rewrite_parts)
+JOIN_TEST(fork, SWAP, come_home, fork_and_write_copies, check_parts, reclaim_parts,
+	  stamp_all, fork_and_write_copies, reclaim_parts)
+/* The parent writes first; the child keeps what it inherited. */
+JOIN_TEST(fork_and_write, SWAP, come_home, fork_child, stamp_all, let_child_write,
+	  check_parts, rewrite_parts)
+/* One part alone is left of what had become one. */
+JOIN_TEST(mid_alone, SWAP, come_home, drop_neighbours, check_parts, reclaim_parts,
+	  fork_and_write_copies, rewrite_parts)
+JOIN_TEST(neighbours_alone, SWAP, come_home, drop_mid, check_parts, rewrite_parts,
+	  fork_and_write_copies)
+JOIN_TEST(cut, SWAP, come_home, stamp_all, cut)
 /* A changed part goes its own way and then becomes one with the rest again. */
-TEST_F(join, protect_and_back_mended)
-{
-	struct home *h = &self->home;
-	const size_t quarter = h->len / 4;
-	void *inner = at(part_at(h, MID) + quarter);
-
-	NEED_SWAP();
-	if (!stock_merges(variant))
-		SKIP_STOCK_BUG();
-	come_home(_metadata, h, 0);
-	ASSERT_EQ(0, mprotect(inner, 2 * quarter, PROT_READ));
-	EXPECT_OK(check_parts(h));
-	EXPECT_OK(reclaim_parts(h));
-	ASSERT_EQ(0, mprotect(inner, 2 * quarter, PROT_READ | PROT_WRITE));
-	EXPECT_OK(check_joined(h, variant));
-	EXPECT_OK(check_parts(h));
-}
-
+JOIN_TEST(protect_and_back_mended, SWAP | MERGE, come_home, protect, check_parts,
+	  reclaim_parts, unprotect, check_layout, check_parts)
 /* Leaves and comes back as often as it likes. */
-TEST_F(join, again_mended)
-{
-	struct home *h = &self->home;
-
-	NEED_SWAP();
-	if (!stock_merges(variant))
-		SKIP_STOCK_BUG();
-	for (int i = 0; i < 4; i++) {
-		come_home(_metadata, h, 0);
-		EXPECT_OK(check_joined(h, variant));
-		EXPECT_OK(check_parts(h));
-		ASSERT_EQ(AWAY, move_part(h, MID, LEFT, 0));
-		EXPECT_OK(check_unmapped(part_at(h, MID), h->len));
-	}
-	come_home(_metadata, h, 0);
-	EXPECT_OK(check_joined(h, variant));
-	EXPECT_OK(reclaim_parts(h));
-	EXPECT_OK(rewrite_parts(h));
-}
+JOIN_TEST(again_mended, SWAP | MERGE, come_home, check_layout, check_parts,
+	  go_away, come_home, check_layout, check_parts,
+	  go_away, come_home, check_layout, check_parts,
+	  go_away, come_home, check_layout, check_parts,
+	  go_away, come_home, check_layout, reclaim_parts, rewrite_parts)
 
 /* ---- after a fork ---- */
 
@@ -1317,28 +1281,24 @@ TEST_F(join, again_mended)
  */
 static const char *come_back(struct home *h)
 {
-	if (h->kinds[MID] == '.') {
-		if (map_part(h, LEFT, h->len) != AWAY)
-			return "cannot map what is to come";
-		h->kinds[MID] = 'b';
-	} else {
-		if (h->writes) {
-			stamp_part(h, MID);
-			h->kinds[MID] = 'x';
-		}
-		if (move_part(h, MID, LEFT, 0) != AWAY)
-			return "cannot move away";
+	const char *why = NULL;
+
+	if (h->writes) {
+		stamp_part(h, MID);
+		h->kinds[MID] = 'x';
 	}
-	for (enum part part = PREV; part <= NEXT; part += NEXT - PREV) {
+	if (h->kinds[MID] != '.')
+		why = go_away(h);
+	for (enum part part = PREV; !why && part <= NEXT; part++) {
+		const enum part where = part == MID ? LEFT : part;
+
 		if (h->kinds[part] != '.')
 			continue;
-		if (map_part(h, part, h->len) != part_at(h, part))
-			return "cannot map a neighbour";
 		h->kinds[part] = 'b';
+		if (map_part(h, where, h->len) != part_at(h, where))
+			why = "cannot map what is blank";
 	}
-	if (move_part(h, LEFT, MID, 0) != part_at(h, MID))
-		return "cannot move back";
-	return check_layout(h, h->joins, h->joins) ?: check_parts(h);
+	return why ?: come_home(h) ?: check_layout(h) ?: check_parts(h);
 }
 
 static const char *come_back_and_rewrite(struct home *h)
@@ -1353,7 +1313,8 @@ static void inherit(META, const char *kinds, enum memory memory, bool writes,
 
 	make_home(_metadata, &h, memory, kinds);
 	h.writes = writes;
-	h.joins = joins;
+	h.mid_joins = joins;
+	h.next_joins = joins;
 	EXPECT_OK(in_child(come_back_and_rewrite, &h));
 	EXPECT_OK(check_parts(&h));
 	EXPECT_OK(rewrite_parts(&h));
@@ -1389,7 +1350,6 @@ TEST(inherited_blank_joins_mended)
 static const char *come_back_in_child(struct home *h)
 {
 	h->writes = true;
-	h->joins = false;
 	return check_parts(h) ?: come_back_and_rewrite(h);
 }
 
@@ -1403,7 +1363,8 @@ TEST(parent_joins_blank_mended)
 	SKIP_STOCK_BUG();
 	make_home(_metadata, &h, PAGES, ".o.");
 	ASSERT_TRUE(fork_waiting(&child, come_back_in_child, &h));
-	h.joins = true;
+	h.mid_joins = true;
+	h.next_joins = true;
 	ASSERT_OK(come_back(&h));
 	stamp_part(&h, MID);
 	EXPECT_OK(go_on(&child));
@@ -1427,7 +1388,8 @@ TEST(generations)
 
 	NEED_SWAP();
 	make_home(_metadata, &h, PAGES, ".o.");
-	h.joins = !expect_base();
+	h.mid_joins = !expect_base();
+	h.next_joins = !expect_base();
 	ASSERT_OK(come_back(&h));
 	EXPECT_OK(in_child(child_with_child, &h));
 	EXPECT_OK(check_parts(&h));
