@@ -256,18 +256,6 @@ static const char *check_pages(const struct row *row, unsigned long addr, size_t
 	return why;
 }
 
-/* All of it, or as much as can be. */
-static size_t swap_out(unsigned long addr, size_t len)
-{
-	size_t swapped = 0;
-
-	for (int try = 0; try < 20 && swapped < len / psize(); try++) {
-		madvise(at(addr), len, MADV_PAGEOUT);
-		swapped = count_pagemap(addr, len, PM_SWAP);
-	}
-	return swapped;
-}
-
 /* Returns what is missing for the row's memory, or NULL. */
 static const char *lay_out(META, SELF, const struct row *row)
 {
@@ -295,7 +283,7 @@ static const char *lay_out(META, SELF, const struct row *row)
 	if (row->memory == HUGE &&
 	    smaps_kb(start, "AnonHugePages") != (long)(row->len / KB))
 		return "transparent huge pages";
-	if (row->memory == SWAPPED && !swap_out(start, row->len))
+	if (row->memory == SWAPPED && !swap_out(start, row->len, row->len / psize()))
 		return "swap space, and pages that can be swapped out";
 	if (row->memory == HUGE && row->gap_pages)
 		ASSERT_EQ(0, madvise(at(gap), bytes(row->gap_pages), MADV_DONTNEED));
@@ -378,6 +366,7 @@ static void run_row(META, SELF, const struct row *row)
 	    .guards = { (start) - psize(), (start) + (len) }, .calls = {	\
 		{ start, len, (len) + bytes(more), MREMAP_MAYMOVE, 0, apart, __VA_ARGS__ } })
 
+#define CALLED(...)	.calls = { { __VA_ARGS__ } }
 #define MOVE(from, len, to)	from, len, len, FIXED, to
 #define HERE(addr, old, new, may_move)	.from = addr, .old_len = old, .new_len = new,	\
 					.flags = may_move
@@ -393,7 +382,7 @@ WHOLE(one_page, PRIVATE, SRC, bytes(1), 1, DST, RELOCATED(.ptes = 1, .flushes = 
 WHOLE(pages_with_a_table_of_their_own, PRIVATE, SRC + bytes(1), bytes(100), 7,
       DST + bytes(1), RELOCATED(.pmds = 1, .flushes = 1))
 ROW(pages_that_are_not_there, PRIVATE, SRC, bytes(100), 7, .guards = { SRC + bytes(100) },
-    .calls = { { MOVE(SRC, bytes(100), DST), RELOCATED(.ptes = 15, .flushes = 1) } })
+    CALLED(MOVE(SRC, bytes(100), DST), RELOCATED(.ptes = 15, .flushes = 1)))
 ROW(nothing_is_there, UNTOUCHED, SRC, tables(3),
     .calls = { { MOVE(SRC, tables(3), DST), RELOCATED(.flushes = 0) },
 	       { MOVE(DST, tables(3), SRC + bytes(1)), RELOCATED(.flushes = 0) } })
@@ -411,32 +400,29 @@ WHOLE(tables_of_a_table_of_tables, PRIVATE, SRC, pud_span(), 10 * table_pages(),
       DST + tables(3), COPIED(.pmds = (table_pages() + 9) / 10, .flushes = 2))
 #define MORE	(pud_span() + tables(2) + bytes(300))
 ROW(table_of_tables_and_more, PRIVATE, SRC, MORE, 64, .guards = { SRC + MORE },
-    .calls = { { MOVE(SRC, MORE, DST),
-		 COPIED(.puds = 1, .pmds = 2, .ptes = 5, .flushes = 3) } })
+    CALLED(MOVE(SRC, MORE, DST), COPIED(.puds = 1, .pmds = 2, .ptes = 5, .flushes = 3)))
 /* Off by a page, no table fits. */
 WHOLE(not_congruent, PRIVATE, SRC, tables(3), 2, DST + bytes(1),
       RELOCATED(.ptes = 3 * table_pages() / 2, .flushes = 1))
 ROW(part_of_a_mapping, PRIVATE, SRC, tables(3),
-    .calls = { { MOVE(SRC + bytes(20), bytes(30), DST),
-		 RELOCATED(.ptes = 30, .flushes = 1) } })
+    CALLED(MOVE(SRC + bytes(20), bytes(30), DST), RELOCATED(.ptes = 30, .flushes = 1)))
 ROW(table_of_a_mapping, PRIVATE, SRC, tables(3),
-    .calls = { { MOVE(SRC + tables(1), tables(1), DST + tables(1)),
-		 RELOCATED(.pmds = 1, .flushes = 1) } })
+    CALLED(MOVE(SRC + tables(1), tables(1), DST + tables(1)),
+	   RELOCATED(.pmds = 1, .flushes = 1)))
 ROW(shared_memory, SHARED, SRC, tables(2),
     .calls = { { MOVE(SRC, tables(2), DST), RELOCATED(.pmds = 2, .flushes = 1) },
 	       { MOVE(DST, tables(2), SRC + bytes(4)),
 		 RELOCATED(.ptes = 2 * table_pages(), .flushes = 1) } })
 /* A second view of shared memory has no pages until they are used. */
 ROW(second_view, SHARED, SRC, bytes(8),
-    .calls = { { SRC, 0, bytes(8), FIXED, DST, COPIED() } })
+    CALLED(SRC, 0, bytes(8), FIXED, DST, COPIED()))
 ROW(dontunmap, PRIVATE, SRC, tables(2), 4,
     .calls = { { SRC, tables(2), tables(2), KEEP, DST, COPIED(.pmds = 2, .flushes = 1) },
 	       { DST, tables(2), tables(2), KEEP, SRC + bytes(1),
 		 COPIED(.ptes = table_pages() / 2, .flushes = 1) } })
 /* Without MREMAP_FIXED the address is a hint. */
 ROW(dontunmap_with_hint, PRIVATE, SRC, bytes(3),
-    .calls = { { SRC, bytes(3), bytes(3), DONTUNMAP, DST,
-		 COPIED(.ptes = 3, .flushes = 1) } })
+    CALLED(SRC, bytes(3), bytes(3), DONTUNMAP, DST, COPIED(.ptes = 3, .flushes = 1)))
 ROW(growing_and_shrinking_moves, PRIVATE, SRC, bytes(40),
     .calls = { { SRC, bytes(40), bytes(60), FIXED, DST,
 		 RELOCATED(.ptes = 40, .flushes = 1) },
@@ -447,14 +433,13 @@ ROW(growing_and_shrinking_moves, PRIVATE, SRC, bytes(40),
 #define FIFTHS(len)	SEVERAL, SRC, 5 * (len), .gap = 3 * (len) / psize(), \
 			.gap_pages = (len) / psize()
 ROW(several_mappings_by_pages, FIFTHS(bytes(8)),
-    .calls = { { MOVE(SRC, bytes(40), DST + bytes(1)),
-		 .counts = { .vmas = 4, .ptes = 32, .flushes = 4 } } })
+    CALLED(MOVE(SRC, bytes(40), DST + bytes(1)),
+	   .counts = { .vmas = 4, .ptes = 32, .flushes = 4 }))
 ROW(several_mappings_by_tables, FIFTHS(tables(2)),
-    .calls = { { MOVE(SRC, tables(10), DST),
-		 .counts = { .vmas = 4, .pmds = 8, .flushes = 4 } } })
+    CALLED(MOVE(SRC, tables(10), DST), .counts = { .vmas = 4, .pmds = 8, .flushes = 4 }))
 ROW(several_mappings_dontunmap, FIFTHS(bytes(8)),
-    .calls = { { SRC, bytes(40), bytes(40), KEEP, DST,
-		 .counts = { .vmas = 4, .ptes = 32, .flushes = 4 } } })
+    CALLED(SRC, bytes(40), bytes(40), KEEP, DST,
+	   .counts = { .vmas = 4, .ptes = 32, .flushes = 4 }))
 
 WHOLE(huge_pages, HUGE, SRC, tables(4), 1, DST, RELOCATED(.huge = 4, .flushes = 1))
 WHOLE(huge_pages_not_congruent, HUGE, SRC, tables(4), 1, DST + bytes(1),
@@ -462,13 +447,12 @@ WHOLE(huge_pages_not_congruent, HUGE, SRC, tables(4), 1, DST + bytes(1),
 /* One of them is in small pages by now, and one of those is gone. */
 ROW(huge_pages_and_a_table, HUGE, SRC, tables(4), .gap = 2 * table_pages() + 5,
     .gap_pages = 1,
-    .calls = { { MOVE(SRC, tables(4), DST),
-		 RELOCATED(.huge = 3, .pmds = 1, .flushes = 1) } })
+    CALLED(MOVE(SRC, tables(4), DST), RELOCATED(.huge = 3, .pmds = 1, .flushes = 1)))
 /* The boundary splits one of them; with neighbours, that goes by its pages. */
 #define CUT	(tables(1) + bytes(100))
 ROW(huge_pages_cut, HUGE, SRC, tables(4),
-    .calls = { { MOVE(SRC + CUT, tables(4) - CUT, DST + CUT),
-		 RELOCATED(.huge = 2, .ptes = table_pages() - 100, .flushes = 1) } })
+    CALLED(MOVE(SRC + CUT, tables(4) - CUT, DST + CUT),
+	   RELOCATED(.huge = 2, .ptes = table_pages() - 100, .flushes = 1)))
 /* They have a mover of their own, which does not count. */
 WHOLE(hugetlb, HUGETLB, SRC, 2 * default_huge_page_size(), 1, DST, COPIED())
 /* What is swapped out is an entry, too, whose table is moved like any other. */
@@ -490,15 +474,14 @@ WHOLE(swapped_tables, SWAPPED, SRC, tables(2), 1, DST, RELOCATED(.pmds = 2, .flu
  * neighbours at the destination. What is relocated moves in one window.
  */
 ROW(head_and_tail_copied, PRIVATE, FROM, BOTH, .guards = { AROUND(FROM) },
-    .calls = { { FROM, BOTH, BOTH, KEEP, TO,
-		 COPIED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 3) } })
+    CALLED(FROM, BOTH, BOTH, KEEP, TO,
+	   COPIED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 3)))
 ROW(head_and_tail_copied_to_neighbours, PRIVATE, FROM, BOTH, .guards = { AROUND(TO) },
-    .calls = { { FROM, BOTH, BOTH, KEEP, TO,
-		 COPIED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 2) } })
+    CALLED(FROM, BOTH, BOTH, KEEP, TO,
+	   COPIED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 2)))
 ROW(head_and_tail_with_neighbours, PRIVATE, FROM, BOTH,
     .guards = { AROUND(FROM), AROUND(TO) },
-    .calls = { { MOVE(FROM, BOTH, TO),
-		 RELOCATED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 1) } })
+    CALLED(MOVE(FROM, BOTH, TO), RELOCATED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 1)))
 /* Alone in their tables, head and tail go with these. */
 WHOLE(head_and_tail_alone, PRIVATE, FROM, BOTH, 1, TO, RELOCATED(.pmds = 4, .flushes = 1))
 
