@@ -1286,7 +1286,7 @@ TEST(parent_joins_blank_mended)
 	h.mid_joins = true;
 	h.next_joins = true;
 	ASSERT_OK(come_back(&h));
-	stamp_part(&h, MID);
+	stamp_all(&h);
 	EXPECT_OK(go_on(&child));
 	EXPECT_OK(check_parts(&h));
 	EXPECT_OK(rewrite_parts(&h));
