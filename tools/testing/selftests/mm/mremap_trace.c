@@ -185,6 +185,8 @@ static const char *name_flags(unsigned long flags)
 	return flags < ARRAY_SIZE(names) ? names[flags] : "0x40";
 }
 
+#define COUNTS	"vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu relocated=%lu"
+
 /*
  * One call, and the one event that it makes, with every field in its place and
  * nothing else: the request, the outcome, and counts that are looked at later.
@@ -194,7 +196,7 @@ static unsigned long traced(META, SELF, const struct call *call)
 	struct counts *counts = &self->counts;
 	char want[512];
 	unsigned long ret;
-	int end = -1;
+	int end = 0;
 
 	forget_events(self);
 	ret = do_mremap(call->from, call->old_len, call->new_len, call->flags,
@@ -206,21 +208,21 @@ static unsigned long traced(META, SELF, const struct call *call)
 		 call->to, error_of(ret) ? 0 : ret, -error_of(ret));
 	ASSERT_EQ(0, strncmp(want, self->line, strlen(want)))
 		TH_LOG("not \"%s\", but \"%s\"", want, self->line);
-	sscanf(self->line + strlen(want),
-	       "vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu relocated=%lu%n",
-	       &counts->vmas, &counts->puds, &counts->pmds, &counts->huge,
-	       &counts->ptes, &counts->flushes, &counts->relocated, &end);
-	ASSERT_EQ(strlen(self->line), strlen(want) + end)
+	ASSERT_EQ(7, sscanf(self->line + strlen(want), COUNTS "%n",
+			    &counts->vmas, &counts->puds, &counts->pmds,
+			    &counts->huge, &counts->ptes, &counts->flushes,
+			    &counts->relocated, &end))
 		TH_LOG("\"%s\"", self->line);
+	ASSERT_STREQ("", self->line + strlen(want) + end);
 	return ret;
 }
 
 static void expect_counts(META, SELF, const struct counts *want)
 {
 	EXPECT_EQ(0, memcmp(&self->counts, want, sizeof(*want)))
-		TH_LOG("not vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu relocated=%lu, but \"%s\"",
-		       want->vmas, want->puds, want->pmds, want->huge, want->ptes,
-		       want->flushes, want->relocated, self->line);
+		TH_LOG("not \"" COUNTS "\", but \"%s\"", want->vmas, want->puds,
+		       want->pmds, want->huge, want->ptes, want->flushes,
+		       want->relocated, self->line);
 }
 
 /* ---- rows: memory, calls, and what they make ---- */

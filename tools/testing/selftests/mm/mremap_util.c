@@ -208,17 +208,15 @@ uint64_t pagemap_entry(unsigned long addr)
 
 size_t count_pagemap(unsigned long addr, size_t len, uint64_t bits)
 {
-	static uint64_t entries[4096];
-	const size_t pages = len / psize();
+	uint64_t entries[512];
 	size_t count = 0;
 
-	for (size_t page = 0; page < pages; page++) {
-		const size_t nr = page % ARRAY_SIZE(entries), left = pages - page;
-
-		if (!nr)
-			pagemap_bits(addr + bytes(page), left < ARRAY_SIZE(entries) ?
-				     left : ARRAY_SIZE(entries), entries);
-		count += !!(entries[nr] & bits);
+	for (size_t left = len / psize(), nr; left; left -= nr) {
+		nr = left < ARRAY_SIZE(entries) ? left : ARRAY_SIZE(entries);
+		pagemap_bits(addr, nr, entries);
+		for (size_t i = 0; i < nr; i++)
+			count += !!(entries[i] & bits);
+		addr += bytes(nr);
 	}
 	return count;
 }
