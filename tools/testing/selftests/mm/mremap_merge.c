@@ -756,7 +756,13 @@ TEST(cut_mapping_stays_marked)
 #define HOME	(WINDOW + GB)
 #define AWAY	(WINDOW + 4 * GB)
 
-enum part { PREV, MID, NEXT, LEFT /* at AWAY, when mid has come */, PARTS };
+enum part {
+	PREV,
+	MID,
+	NEXT,
+	LEFT,	/* at AWAY, what stays mapped there when mid has come */
+	PARTS,
+};
 
 struct home {
 	size_t len;	/* of each part */
@@ -766,8 +772,8 @@ struct home {
 	char kinds[PARTS + 1];
 	unsigned long ids[PARTS];
 	unsigned long stamped;	/* times that a part was */
-	bool mid_joins;		/* prev, when it is there */
-	bool next_joins;
+	bool mid_joins;		/* is one mapping with prev then */
+	bool next_joins;	/* with mid */
 	bool writes;		/* for come_back() */
 	struct child child;
 };
@@ -1086,7 +1092,6 @@ static const char *drop_neighbours(struct home *h)
 	return drop(h, PREV) ?: drop(h, NEXT);
 }
 
-/* A child writes copies of its own, in the last case after the parent has written. */
 static const char *fork_and_write_copies(struct home *h)
 {
 	return in_child(write_copies, h);
