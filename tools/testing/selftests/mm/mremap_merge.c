@@ -16,9 +16,6 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/mempolicy.h>
-#include <linux/userfaultfd.h>
-#include <sched.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
