@@ -15,13 +15,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../kselftest_harness.h"
@@ -29,66 +27,85 @@
 
 #define SRC	(WINDOW + GB)
 #define DST	(WINDOW + 4 * GB)
+#define KEEP	(FIXED | DONTUNMAP)
 
-/* ---- reading the trace ---- */
-
+/* What an event has after the request and the outcome. */
 struct counts {
 	unsigned long vmas;
 	unsigned long puds;
 	unsigned long pmds;
 	unsigned long huge;
 	unsigned long ptes;
+	unsigned long flushes;
+	unsigned long relocated;	/* the mapping itself changed its place */
 };
 
-struct event {
-	unsigned long addr;
-	unsigned long old_len;
-	unsigned long new_len;
-	char flags[64];
-	unsigned long new_addr;
-	unsigned long result;
-	int error;
+struct call {
+	unsigned long from;
+	size_t old_len;
+	size_t new_len;
+	unsigned long flags;
+	unsigned long to;
+	size_t apart;	/* if the kernel is to move it: by a multiple of this */
 	struct counts counts;
-	unsigned long flushes;
-	unsigned long relocated;
+};
+
+enum memory {
+	PRIVATE,
+	UNTOUCHED,
+	SHARED,
+	HUGE,
+	HUGETLB,
+	SWAPPED,
+	SEVERAL,	/* the second fifth is read-only, the gap is not mapped */
+};
+
+#define MAX_CALLS	6	/* the last one is none */
+#define MAX_GUARDS	4
+
+struct row {
+	enum memory memory;
+	unsigned long start;
+	size_t len;
+	size_t step;	/* every so many pages one is touched; 0 is 1 */
+	size_t gap;	/* so many pages before some that have no contents */
+	size_t gap_pages;
+	bool detached;	/* only where the kernel detaches page tables */
+	unsigned long guards[MAX_GUARDS];
+	struct call calls[MAX_CALLS];
 };
 
 /* A buffer of this test's own, in which nobody else's events are. */
 FIXTURE(trace)
 {
 	char buffer[128];
-	char line[512];	/* of the last call */
-	struct event event;
+	char line[512];		/* of the last call */
+	struct counts counts;
+	struct row row;
+	unsigned long origin;	/* where the first page of the row is, or would be */
 };
 
 #define SELF	FIXTURE_DATA(trace) *self
+#define EVENT	"events/mremap/mremap"
 
 static const char *find_tracefs(void)
 {
-	static const char * const places[] = {
-		"/sys/kernel/tracing", "/sys/kernel/debug/tracing",
-	};
-
-	if (access("/sys/kernel/tracing/events", F_OK) &&
-	    access("/sys/kernel/debug/tracing/events", F_OK) &&
-	    mount("tracefs", "/sys/kernel/tracing", "tracefs", 0, NULL))
+	if (!access("/sys/kernel/tracing/events", F_OK) ||
+	    !mount("tracefs", "/sys/kernel/tracing", "tracefs", 0, NULL))
+		return "/sys/kernel/tracing";
+	if (access("/sys/kernel/debug/tracing/events", F_OK))
 		mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
-	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
-		char events[128];
-
-		snprintf(events, sizeof(events), "%s/events", places[i]);
-		if (!access(events, F_OK))
-			return places[i];
-	}
+	if (!access("/sys/kernel/debug/tracing/events", F_OK))
+		return "/sys/kernel/debug/tracing";
 	return NULL;
 }
 
-static bool set_up_buffer(SELF, const char *name, const char *contents)
+static const char *in_buffer(SELF, const char *name)
 {
-	char path[256];
+	static char path[256];
 
 	snprintf(path, sizeof(path), "%s/%s", self->buffer, name);
-	return write_setting(path, contents);
+	return path;
 }
 
 FIXTURE_SETUP(trace)
@@ -100,7 +117,7 @@ FIXTURE_SETUP(trace)
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	if (!tracefs)
 		SKIP(return, "needs tracefs (and root)");
-	snprintf(path, sizeof(path), "%s/events/mremap/mremap", tracefs);
+	snprintf(path, sizeof(path), "%s/" EVENT, tracefs);
 	if (access(path, F_OK))
 		SKIP(return, "needs the tracepoint mremap:mremap");
 	snprintf(self->buffer, sizeof(self->buffer), "%s/instances/mremap_%d",
@@ -108,47 +125,40 @@ FIXTURE_SETUP(trace)
 	if (mkdir(self->buffer, 0700))
 		SKIP(return, "needs trace instances");
 	snprintf(filter, sizeof(filter), "common_pid == %d", getpid());
-	ASSERT_TRUE(set_up_buffer(self, "events/mremap/mremap/filter", filter));
-	ASSERT_TRUE(set_up_buffer(self, "events/mremap/mremap/enable", "1"));
-	ASSERT_TRUE(set_up_buffer(self, "tracing_on", "1"));
+	ASSERT_TRUE(write_setting(in_buffer(self, EVENT "/filter"), filter));
+	ASSERT_TRUE(write_setting(in_buffer(self, EVENT "/enable"), "1"));
+	ASSERT_TRUE(write_setting(in_buffer(self, "tracing_on"), "1"));
 	if (sched_setscheduler(0, SCHED_FIFO, &realtime))
 		SKIP(return, "needs leave to be a real-time task");
 }
 
 FIXTURE_TEARDOWN(trace)
 {
-	set_up_buffer(self, "events/mremap/mremap/enable", "0");
+	write_setting(in_buffer(self, EVENT "/enable"), "0");
 	rmdir(self->buffer);
 }
 
 static void forget_events(SELF)
 {
-	char path[256];
-
-	snprintf(path, sizeof(path), "%s/trace", self->buffer);
-	close(open(path, O_WRONLY | O_TRUNC));
+	close(open(in_buffer(self, "trace"), O_WRONLY | O_TRUNC));
 }
 
-/* What stands before an event's own text. */
-#define MARK	" mremap: "
-
-/* Copies the line of the last event; returns how many there are. */
+/* Copies the text of the last event; returns how many there are. */
 static int read_events(SELF)
 {
-	char path[256], line[512];
-	FILE *trace;
+	static const char mark[] = " mremap: ";
+	FILE *trace = fopen(in_buffer(self, "trace"), "r");
+	char line[512];
 	int nr = 0;
 
-	snprintf(path, sizeof(path), "%s/trace", self->buffer);
-	trace = fopen(path, "r");
 	if (!trace)
 		return -1;
 	while (fgets(line, sizeof(line), trace)) {
-		const char *event = strstr(line, MARK);
+		const char *event = strstr(line, mark);
 
 		if (*line == '#' || !event)
 			continue;
-		event += strlen(MARK);
+		event += strlen(mark);
 		nr++;
 		snprintf(self->line, sizeof(self->line), "%.*s",
 			 (int)strcspn(event, "\n"), event);
@@ -157,582 +167,396 @@ static int read_events(SELF)
 	return nr;
 }
 
-/* Every field, each in its place, and nothing else. */
-static bool parse_event(const char *line, struct event *event)
+/* Flags that nobody knows are told as a number. */
+static const char *name_flags(unsigned long flags)
 {
-	struct counts *counts = &event->counts;
-	int end = 0;
-
-	return sscanf(line,
-		      "addr=0x%lx old_len=0x%lx new_len=0x%lx flags=%63s new_addr=0x%lx result=0x%lx error=%d vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu relocated=%lu%n",
-		      &event->addr, &event->old_len, &event->new_len,
-		      event->flags, &event->new_addr, &event->result,
-		      &event->error, &counts->vmas, &counts->puds,
-		      &counts->pmds, &counts->huge, &counts->ptes,
-		      &event->flushes, &event->relocated, &end) == 14 && !line[end];
-}
-
-static void print_flags(unsigned long flags, char *out, size_t len)
-{
-	static const struct {
-		unsigned long flag;
-		const char *name;
-	} names[] = {
-		{ MREMAP_MAYMOVE, "MREMAP_MAYMOVE" },
-		{ MREMAP_FIXED, "MREMAP_FIXED" },
-		{ MREMAP_DONTUNMAP, "MREMAP_DONTUNMAP" },
+	static const char * const names[] = {
+		[0] = "none",
+		[MREMAP_MAYMOVE] = "MREMAP_MAYMOVE",
+		[MREMAP_FIXED] = "MREMAP_FIXED",
+		[MREMAP_DONTUNMAP] = "MREMAP_DONTUNMAP",
+		[FIXED] = "MREMAP_MAYMOVE|MREMAP_FIXED",
+		[DONTUNMAP] = "MREMAP_MAYMOVE|MREMAP_DONTUNMAP",
+		[KEEP] = "MREMAP_MAYMOVE|MREMAP_FIXED|MREMAP_DONTUNMAP",
 	};
 
-	snprintf(out, len, "%s", flags ? "" : "none");
-	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-		const size_t done = strlen(out);
-
-		if (flags & names[i].flag)
-			snprintf(out + done, len - done, "%s%s",
-				 done ? "|" : "", names[i].name);
-	}
+	return flags < ARRAY_SIZE(names) ? names[flags] : "0x40";
 }
 
+#define COUNTS	"vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu relocated=%lu"
+
 /*
- * One call, and the one event that it makes: what the event says of the request
- * and of the outcome is what was asked for and what came.
+ * One call, and the one event that it makes, with every field in its place and
+ * nothing else: the request, the outcome, and counts that are looked at later.
  */
-static unsigned long traced(META, SELF, unsigned long addr, size_t old_len,
-			    size_t new_len, unsigned long flags,
-			    unsigned long new_addr)
+static unsigned long traced(META, SELF, const struct call *call)
 {
-	struct event *event = &self->event;
+	struct counts *counts = &self->counts;
+	char want[512];
 	unsigned long ret;
-	char names[64];
+	int end = 0;
 
 	forget_events(self);
-	ret = do_mremap(addr, old_len, new_len, flags, new_addr);
+	ret = do_mremap(call->from, call->old_len, call->new_len, call->flags,
+			call->to);
 	ASSERT_EQ(1, read_events(self));
-	ASSERT_TRUE(parse_event(self->line, event))
-		TH_LOG("%s", self->line);
-	EXPECT_EQ(addr, event->addr);
-	EXPECT_EQ(old_len, event->old_len);
-	EXPECT_EQ(new_len, event->new_len);
-	EXPECT_EQ(new_addr, event->new_addr);
-	print_flags(flags, names, sizeof(names));
-	EXPECT_STREQ(names, event->flags);
-	EXPECT_EQ(-error_of(ret), event->error);
-	EXPECT_EQ(error_of(ret) ? 0 : ret, event->result);
+	snprintf(want, sizeof(want),
+		 "addr=0x%lx old_len=0x%zx new_len=0x%zx flags=%s new_addr=0x%lx result=0x%lx error=%d ",
+		 call->from, call->old_len, call->new_len, name_flags(call->flags),
+		 call->to, error_of(ret) ? 0 : ret, -error_of(ret));
+	ASSERT_EQ(0, strncmp(want, self->line, strlen(want)))
+		TH_LOG("not \"%s\", but \"%s\"", want, self->line);
+	ASSERT_EQ(7, sscanf(self->line + strlen(want), COUNTS "%n",
+			    &counts->vmas, &counts->puds, &counts->pmds,
+			    &counts->huge, &counts->ptes, &counts->flushes,
+			    &counts->relocated, &end))
+		TH_LOG("\"%s\"", self->line);
+	ASSERT_STREQ("", self->line + strlen(want) + end);
 	return ret;
 }
 
-static unsigned long traced_move(META, SELF, unsigned long addr, size_t len,
-				 unsigned long to)
+static void expect_counts(META, SELF, const struct counts *want)
 {
-	return traced(_metadata, self, addr, len, len, FIXED, to);
+	EXPECT_EQ(0, memcmp(&self->counts, want, sizeof(*want)))
+		TH_LOG("not \"" COUNTS "\", but \"%s\"", want->vmas, want->puds,
+		       want->pmds, want->huge, want->ptes, want->flushes,
+		       want->relocated, self->line);
 }
 
-static const char *check_counts(SELF, struct counts want)
-{
-	const struct counts *is = &self->event.counts;
-
-	if (!memcmp(is, &want, sizeof(want)))
-		return NULL;
-	return complain("not vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu, but \"%s\"",
-			want.vmas, want.puds, want.pmds, want.huge, want.ptes,
-			self->line);
-}
-
-#define EXPECT_COUNTS(...)						\
-	EXPECT_OK(check_counts(self, (struct counts) { __VA_ARGS__ }))
-
-#define EXPECT_FLUSHES(nr)						\
-	EXPECT_EQ((unsigned long)(nr), self->event.flushes)		\
-		TH_LOG("\"%s\"", self->line)
-
-/* Whether the mapping itself changed its place; else it was copied. */
-#define EXPECT_RELOCATED(nr)						\
-	EXPECT_EQ((unsigned long)(nr), self->event.relocated)		\
-		TH_LOG("%s", self->line)
-
-/* ---- what moves, and by what ---- */
-
-/* Maps pages and touches every one that step divides. */
-static void map_sparse(META, unsigned long addr, size_t pages, size_t step)
-{
-	ASSERT_EQ(addr, map_at(addr, bytes(pages), PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-			       0));
-	for (size_t page = 0; page < pages; page += step)
-		stamp(addr + bytes(page), page);
-}
-
-static const char *check_sparse(unsigned long addr, size_t pages, size_t step)
-{
-	const char *why = NULL;
-
-	for (size_t page = 0; !why && page < pages; page += step)
-		why = check_stamp(addr + bytes(page), page);
-	return why;
-}
+/* ---- rows: memory, calls, and what they make ---- */
 
 static size_t table_pages(void)
 {
 	return pmd_span() / psize();
 }
 
-TEST_F(trace, one_page)
+static size_t tables(size_t nr)
 {
-	map_sparse(_metadata, SRC, 1, 1);
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, psize(), DST));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 1);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_stamp(DST, 0));
+	return nr * pmd_span();
 }
 
-/* Where the kernel puts it, that is what the event says. */
-TEST_F(trace, place_of_the_kernels_choice)
+/* Does that page of the row's memory have contents? */
+static bool is_there(const struct row *row, size_t page)
 {
-	unsigned long to;
-
-	map_sparse(_metadata, SRC, 3, 1);
-	guard_page(SRC + bytes(3));
-	to = traced(_metadata, self, SRC, bytes(3), bytes(5), MREMAP_MAYMOVE, 0);
-	ASSERT_EQ(0, error_of(to));
-	ASSERT_NE(SRC, to);
-	EXPECT_COUNTS(.vmas = 1, .ptes = 3);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(to, 3, 1));
+	return row->memory != UNTOUCHED && page % (row->step ?: 1) == 0 &&
+	       (page < row->gap || page >= row->gap + row->gap_pages);
 }
 
-TEST_F(trace, pages_that_are_not_there)
+static const char *check_pages(const struct row *row, unsigned long addr, size_t len,
+			       size_t first, bool zero)
 {
-	map_sparse(_metadata, SRC, 100, 7);
-	guard_page(SRC + bytes(100));
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, bytes(100), DST));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 15);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(DST, 100, 7));
-}
+	const char *why = NULL;
 
-/* Nothing else is mapped in the span of their page table, at either place. */
-TEST_F(trace, pages_with_a_table_of_their_own)
-{
-	map_sparse(_metadata, SRC + psize(), 100, 7);
-	ASSERT_EQ(DST + psize(), traced_move(_metadata, self, SRC + psize(),
-					     bytes(100), DST + psize()));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 1);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(DST + psize(), 100, 7));
-}
-
-TEST_F(trace, nothing_is_there)
-{
-	ASSERT_EQ(SRC, map_anon(SRC, 3 * pmd_span()));
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 3 * pmd_span(), DST));
-	EXPECT_COUNTS(.vmas = 1);
-	EXPECT_FLUSHES(0);
-	ASSERT_EQ(SRC + psize(), traced_move(_metadata, self, DST,
-					     3 * pmd_span(), SRC + psize()));
-	EXPECT_COUNTS(.vmas = 1);
-	EXPECT_FLUSHES(0);
-}
-
-TEST_F(trace, tables)
-{
-	const size_t len = 4 * pmd_span();
-
-	map_sparse(_metadata, SRC, 4 * table_pages(), 3);
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, len, DST));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 4);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(DST, 4 * table_pages(), 3));
-	/* And back: the empty places are as good as before. */
-	ASSERT_EQ(SRC, traced_move(_metadata, self, DST, len, SRC));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 4);
-	EXPECT_OK(check_sparse(SRC, 4 * table_pages(), 3));
-}
-
-/* A table is only moved where there is one. */
-TEST_F(trace, some_tables)
-{
-	map_sparse(_metadata, SRC, 9 * table_pages(), 4 * table_pages());
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 9 * pmd_span(), DST));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 3);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(DST, 9 * table_pages(), 4 * table_pages()));
-}
-
-/* What was mapped at the destination leaves no tables in the way. */
-TEST_F(trace, tables_over_old_tables)
-{
-	const size_t pages = 2 * table_pages(), len = 2 * pmd_span();
-
-	map_sparse(_metadata, SRC, pages, 5);
-	map_sparse(_metadata, DST, pages, 1);
-	guard_page(DST - psize());
-	guard_page(DST + len);
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, len, DST));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 2);
-	EXPECT_OK(check_sparse(DST, pages, 5));
-	EXPECT_OK(check_guard_page(DST - psize()));
-	EXPECT_OK(check_guard_page(DST + len));
-}
-
-TEST_F(trace, table_of_tables)
-{
-	const size_t pages = pud_span() / psize();
-
-	map_sparse(_metadata, SRC, pages, 8000);
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, pud_span(), DST));
-	EXPECT_COUNTS(.vmas = 1, .puds = 1);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(DST, pages, 8000));
-}
-
-/* Neighbouring ones go in one window, as far as one table holds them all. */
-TEST_F(trace, tables_of_tables)
-{
-	const unsigned long boundary = 64 * pud_span() * (psize() / sizeof(uint64_t));
-	const size_t len = 3 * pud_span(), pages = len / psize();
-	const unsigned long src = boundary - pud_span(), dst = src + 8 * pud_span();
-
-	map_sparse(_metadata, src, pages, 8000);
-	ASSERT_EQ(dst, traced_move(_metadata, self, src, len, dst));
-	EXPECT_COUNTS(.vmas = 1, .puds = 3);
-	EXPECT_FLUSHES(2);
-	EXPECT_OK(check_sparse(dst, pages, 8000));
-
-	ASSERT_EQ(0, madvise(at(dst + pud_span()), pud_span(), MADV_DONTNEED));
-	ASSERT_EQ(dst + 4 * pud_span(), traced_move(_metadata, self, dst, len,
-						    dst + 4 * pud_span()));
-	EXPECT_COUNTS(.vmas = 1, .puds = 3);
-	EXPECT_FLUSHES(1);
-
-	ASSERT_EQ(src, traced_move(_metadata, self, dst + 4 * pud_span(), len, src));
-	EXPECT_COUNTS(.vmas = 1, .puds = 3);
-	EXPECT_FLUSHES(2);
-	EXPECT_OK(check_sparse(src, pud_span() / psize(), 8000));
-}
-
-/* Not aligned to the table of tables, the tables go one by one, into two. */
-TEST_F(trace, tables_of_a_table_of_tables)
-{
-	const unsigned long dst = DST + 3 * pmd_span();
-	const size_t pages = pud_span() / psize();
-
-	map_sparse(_metadata, SRC, pages, 10 * table_pages());
-	ASSERT_EQ(dst, traced_move(_metadata, self, SRC, pud_span(), dst));
-	EXPECT_COUNTS(.vmas = 1,
-		      .pmds = (pages + 10 * table_pages() - 1) /
-			      (10 * table_pages()));
-	EXPECT_FLUSHES(2);
-	EXPECT_OK(check_sparse(dst, pages, 10 * table_pages()));
-}
-
-TEST_F(trace, table_of_tables_and_more)
-{
-	const size_t tail = pud_span() + 2 * pmd_span();
-	const size_t len = tail + bytes(9);
-
-	map_sparse(_metadata, SRC, len / psize(), 97);
-	for (size_t page = tail / psize(); page < len / psize(); page++)
-		stamp(SRC + bytes(page), page);
-	guard_page(SRC + len);
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, len, DST));
-	EXPECT_COUNTS(.vmas = 1, .puds = 1, .pmds = 2, .ptes = 9);
-	EXPECT_FLUSHES(3);
-	EXPECT_OK(check_sparse(DST, len / psize(), 97));
-}
-
-/* Off by a page, no table fits. */
-TEST_F(trace, not_congruent)
-{
-	const size_t pages = 3 * table_pages();
-
-	map_sparse(_metadata, SRC, pages, 2);
-	ASSERT_EQ(DST + psize(), traced_move(_metadata, self, SRC,
-					     3 * pmd_span(), DST + psize()));
-	EXPECT_COUNTS(.vmas = 1, .ptes = pages / 2);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(DST + psize(), pages, 2));
-}
-
-/* Maps nr tables from addr on, each of which has one page. */
-static void map_tables(META, unsigned long addr, size_t nr)
-{
-	map_sparse(_metadata, addr, nr * table_pages(), table_pages());
-}
-
-TEST_F(trace, flushes_of_whole_tables)
-{
-	const size_t numbers[] = { 1, 2, 33, 200, 511 };
-
-	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
-		const size_t nr = numbers[i], len = nr * pmd_span();
-
-		map_tables(_metadata, SRC, nr);
-		ASSERT_EQ(DST, traced_move(_metadata, self, SRC, len, DST));
-		EXPECT_COUNTS(.vmas = 1, .pmds = nr);
-		EXPECT_FLUSHES(1);
-		EXPECT_OK(check_sparse(DST, len / psize(), table_pages()));
-		munmap(at(DST), len);
+	for (size_t page = 0; !why && page < len / psize(); page++) {
+		if (!is_there(row, first + page))
+			continue;
+		why = zero ? check_zero(addr + bytes(page), psize()) :
+			     check_stamp(addr + bytes(page), first + page);
 	}
+	return why;
 }
+
+/* Returns what is missing for the row's memory, or NULL. */
+static const char *lay_out(META, SELF, const struct row *row)
+{
+	const unsigned long start = row->start, gap = start + bytes(row->gap);
+	const size_t fifth = row->len / 5;
+	const int flags = (row->memory == SHARED ? MAP_SHARED : MAP_PRIVATE) |
+			  (row->memory == HUGETLB ? MAP_HUGETLB : 0);
+
+	self->row = *row;
+	self->origin = start;
+#ifndef __x86_64__
+	if (row->detached)
+		return "page tables that can be detached";
+#endif
+	if (row->memory == HUGETLB && meminfo_kb("HugePages_Free") < 2)
+		return "free huge pages (vm.nr_hugepages)";
+	prctl(PR_SET_THP_DISABLE, row->memory != HUGE, 0, 0, 0);
+	ASSERT_EQ(start, map_at(start, row->len, PROT_READ | PROT_WRITE,
+				MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0));
+	if (row->memory == HUGE)
+		madvise(at(start), row->len, MADV_HUGEPAGE);
+	for (size_t page = 0; page < row->len / psize(); page += row->step ?: 1)
+		if (row->memory != UNTOUCHED)
+			stamp(start + bytes(page), page);
+	if (row->memory == HUGE &&
+	    smaps_kb(start, "AnonHugePages") != (long)(row->len / KB))
+		return "transparent huge pages";
+	if (row->memory == SWAPPED && !swap_out(start, row->len, row->len / psize()))
+		return "swap space, and pages that can be swapped out";
+	if (row->memory == HUGE && row->gap_pages)
+		ASSERT_EQ(0, madvise(at(gap), bytes(row->gap_pages), MADV_DONTNEED));
+	if (row->memory == SEVERAL) {
+		ASSERT_EQ(0, mprotect(at(start + fifth), fifth, PROT_READ));
+		ASSERT_EQ(0, munmap(at(gap), bytes(row->gap_pages)));
+	}
+	for (int i = 0; i < MAX_GUARDS && row->guards[i]; i++)
+		guard_page(row->guards[i]);
+	return NULL;
+}
+
+/* Makes the call; returns where the memory is after it. */
+static unsigned long run_call(META, SELF, const struct call *call)
+{
+	const unsigned long to = traced(_metadata, self, call);
+
+	expect_counts(_metadata, self, &call->counts);
+	if (call->apart) {
+		ASSERT_EQ(0, error_of(to));
+		EXPECT_NE(call->from, to);
+		EXPECT_EQ(0UL, (to - call->from) % call->apart);
+	} else {
+		ASSERT_EQ(call->to ?: call->from, to);
+	}
+	self->origin += to - call->from;
+	return to;
+}
+
+/* The contents of what the call has moved, and of what it has grown by or left. */
+static void check_call(META, SELF, const struct call *call, unsigned long to)
+{
+	const struct row *row = &self->row;
+	const size_t old_len = call->old_len ?: call->new_len;
+	const size_t first = (to - self->origin) / psize();
+	const bool grows = call->new_len > old_len;
+
+	EXPECT_OK(check_pages(row, to, grows ? old_len : call->new_len, first, false));
+	if (grows)
+		EXPECT_OK(check_zero(to + old_len, call->new_len - old_len));
+	if (call->flags & MREMAP_DONTUNMAP)
+		EXPECT_OK(check_pages(row, call->from, old_len, first, true));
+	/* Huge pages stay huge, also where the kernel looks for a place. */
+	if (row->memory == HUGE)
+		EXPECT_EQ((long)(tables(call->counts.huge) / KB),
+			  smaps_kb(to, "AnonHugePages"));
+}
+
+static void run_row(META, SELF, const struct row *row)
+{
+	const char *missing = lay_out(_metadata, self, row);
+
+	if (missing)
+		SKIP(return, "needs %s", missing);
+	for (const struct call *call = row->calls; call->from; call++)
+		check_call(_metadata, self, call, run_call(_metadata, self, call));
+	for (int i = 0; i < MAX_GUARDS && row->guards[i]; i++)
+		EXPECT_OK(check_guard_page(row->guards[i]));
+}
+
+#define LAY_OUT(...)							\
+	lay_out(_metadata, self, &(const struct row) { __VA_ARGS__, .detached = false })
+#define CALL(...)	run_call(_metadata, self, &(const struct call) { __VA_ARGS__ })
+
+/* A test that is a row. */
+#define ROW(name, ...)							\
+	TEST_F(trace, name)						\
+	{								\
+		run_row(_metadata, self, &(const struct row) { __VA_ARGS__ }); \
+	}
+
+/* Memory moves as a whole to a given place. */
+#define WHOLE(name, memory, start, len, step, to, ...)			\
+	ROW(name, memory, start, len, step,				\
+	    .calls = { { MOVE(start, len, to), __VA_ARGS__ } })
+
+/* It cannot grow where it is, and the kernel chooses the place. */
+#define BLOCKED(name, memory, start, len, step, more, apart, ...)	\
+	ROW(name, memory, start, len, step,				\
+	    .guards = { (start) - psize(), (start) + (len) }, .calls = {	\
+		{ start, len, (len) + bytes(more), MREMAP_MAYMOVE, 0, apart, __VA_ARGS__ } })
+
+#define CALLED(...)	.calls = { { __VA_ARGS__ } }
+#define MOVE(from, len, to)	from, len, len, FIXED, to
+#define HERE(addr, old, new, may_move)	.from = addr, .old_len = old, .new_len = new,	\
+					.flags = may_move
+
+/* What one mapping makes: it is moved itself, or is copied to a new one. */
+#define RELOCATED(...)	.counts = { .vmas = 1, .relocated = 1, __VA_ARGS__ }
+#define COPIED(...)	.counts = { .vmas = 1, __VA_ARGS__ }
+
+/* ---- what moves, and by what ---- */
+
+WHOLE(one_page, PRIVATE, SRC, bytes(1), 1, DST, RELOCATED(.ptes = 1, .flushes = 1))
+/* Nothing else is mapped in the span of their page table, at either place. */
+WHOLE(pages_with_a_table_of_their_own, PRIVATE, SRC + bytes(1), bytes(100), 7,
+      DST + bytes(1), RELOCATED(.pmds = 1, .flushes = 1))
+ROW(pages_that_are_not_there, PRIVATE, SRC, bytes(100), 7, .guards = { SRC + bytes(100) },
+    CALLED(MOVE(SRC, bytes(100), DST), RELOCATED(.ptes = 15, .flushes = 1)))
+ROW(nothing_is_there, UNTOUCHED, SRC, tables(3),
+    .calls = { { MOVE(SRC, tables(3), DST), RELOCATED(.flushes = 0) },
+	       { MOVE(DST, tables(3), SRC + bytes(1)), RELOCATED(.flushes = 0) } })
+/* And back: the empty places are as good as before. */
+ROW(tables, PRIVATE, SRC, tables(4), 3,
+    .calls = { { MOVE(SRC, tables(4), DST), RELOCATED(.pmds = 4, .flushes = 1) },
+	       { MOVE(DST, tables(4), SRC), RELOCATED(.pmds = 4, .flushes = 1) } })
+/* A table is only moved where there is one. */
+WHOLE(some_tables, PRIVATE, SRC, tables(9), 4 * table_pages(), DST,
+      RELOCATED(.pmds = 3, .flushes = 1))
+WHOLE(table_of_tables, PRIVATE, SRC, pud_span(), 8000, DST,
+      RELOCATED(.puds = 1, .flushes = 1))
+/* Not aligned to the table of tables, the tables go one by one, into two. */
+WHOLE(tables_of_a_table_of_tables, PRIVATE, SRC, pud_span(), 10 * table_pages(),
+      DST + tables(3), COPIED(.pmds = (table_pages() + 9) / 10, .flushes = 2))
+#define MORE	(pud_span() + tables(2) + bytes(300))
+ROW(table_of_tables_and_more, PRIVATE, SRC, MORE, 64, .guards = { SRC + MORE },
+    CALLED(MOVE(SRC, MORE, DST), COPIED(.puds = 1, .pmds = 2, .ptes = 5, .flushes = 3)))
+/* Off by a page, no table fits. */
+WHOLE(not_congruent, PRIVATE, SRC, tables(3), 2, DST + bytes(1),
+      RELOCATED(.ptes = 3 * table_pages() / 2, .flushes = 1))
+ROW(part_of_a_mapping, PRIVATE, SRC, tables(3),
+    CALLED(MOVE(SRC + bytes(20), bytes(30), DST), RELOCATED(.ptes = 30, .flushes = 1)))
+ROW(table_of_a_mapping, PRIVATE, SRC, tables(3),
+    CALLED(MOVE(SRC + tables(1), tables(1), DST + tables(1)),
+	   RELOCATED(.pmds = 1, .flushes = 1)))
+ROW(shared_memory, SHARED, SRC, tables(2),
+    .calls = { { MOVE(SRC, tables(2), DST), RELOCATED(.pmds = 2, .flushes = 1) },
+	       { MOVE(DST, tables(2), SRC + bytes(4)),
+		 RELOCATED(.ptes = 2 * table_pages(), .flushes = 1) } })
+/* A second view of shared memory has no pages until they are used. */
+ROW(second_view, SHARED, SRC, bytes(8),
+    CALLED(SRC, 0, bytes(8), FIXED, DST, COPIED()))
+ROW(dontunmap, PRIVATE, SRC, tables(2), 4,
+    .calls = { { SRC, tables(2), tables(2), KEEP, DST, COPIED(.pmds = 2, .flushes = 1) },
+	       { DST, tables(2), tables(2), KEEP, SRC + bytes(1),
+		 COPIED(.ptes = table_pages() / 2, .flushes = 1) } })
+/* Without MREMAP_FIXED the address is a hint. */
+ROW(dontunmap_with_hint, PRIVATE, SRC, bytes(3),
+    CALLED(SRC, bytes(3), bytes(3), DONTUNMAP, DST, COPIED(.ptes = 3, .flushes = 1)))
+ROW(growing_and_shrinking_moves, PRIVATE, SRC, bytes(40),
+    .calls = { { SRC, bytes(40), bytes(60), FIXED, DST,
+		 RELOCATED(.ptes = 40, .flushes = 1) },
+	       { DST, bytes(60), bytes(10), FIXED, SRC,
+		 RELOCATED(.ptes = 10, .flushes = 1) } })
+
+/* No window goes beyond a mapping. */
+#define FIFTHS(len)	SEVERAL, SRC, 5 * (len), .gap = 3 * (len) / psize(), \
+			.gap_pages = (len) / psize()
+ROW(several_mappings_by_pages, FIFTHS(bytes(8)),
+    CALLED(MOVE(SRC, bytes(40), DST + bytes(1)),
+	   .counts = { .vmas = 4, .ptes = 32, .flushes = 4 }))
+ROW(several_mappings_by_tables, FIFTHS(tables(2)),
+    CALLED(MOVE(SRC, tables(10), DST), .counts = { .vmas = 4, .pmds = 8, .flushes = 4 }))
+ROW(several_mappings_dontunmap, FIFTHS(bytes(8)),
+    CALLED(SRC, bytes(40), bytes(40), KEEP, DST,
+	   .counts = { .vmas = 4, .ptes = 32, .flushes = 4 }))
+
+WHOLE(huge_pages, HUGE, SRC, tables(4), 1, DST, RELOCATED(.huge = 4, .flushes = 1))
+WHOLE(huge_pages_not_congruent, HUGE, SRC, tables(4), 1, DST + bytes(1),
+      RELOCATED(.ptes = 4 * table_pages(), .flushes = 1))
+/* One of them is in small pages by now, and one of those is gone. */
+ROW(huge_pages_and_a_table, HUGE, SRC, tables(4), .gap = 2 * table_pages() + 5,
+    .gap_pages = 1,
+    CALLED(MOVE(SRC, tables(4), DST), RELOCATED(.huge = 3, .pmds = 1, .flushes = 1)))
+/* The boundary splits one of them; with neighbours, that goes by its pages. */
+#define CUT	(tables(1) + bytes(100))
+ROW(huge_pages_cut, HUGE, SRC, tables(4),
+    CALLED(MOVE(SRC + CUT, tables(4) - CUT, DST + CUT),
+	   RELOCATED(.huge = 2, .ptes = table_pages() - 100, .flushes = 1)))
+/* They have a mover of their own, which does not count. */
+WHOLE(hugetlb, HUGETLB, SRC, 2 * default_huge_page_size(), 1, DST, COPIED())
+/* What is swapped out is an entry, too, whose table is moved like any other. */
+WHOLE(swapped_tables, SWAPPED, SRC, tables(2), 1, DST, RELOCATED(.pmds = 2, .flushes = 1))
+
+/* ---- neighbours in the same tables ---- */
+
+/* Two tables, and so many pages before and behind them. */
+#define HEAD	12
+#define TAIL	7
+#define BOTH	(tables(2) + bytes(HEAD + TAIL))
+#define FROM	(SRC + tables(1) - bytes(HEAD))
+#define TO	(DST + tables(1) - bytes(HEAD))
+#define AROUND(where)	(where) - bytes(1), (where) + BOTH
+
+/*
+ * Only the tables between the neighbours move whole. Head and tail of a copy have
+ * windows of their own if they need new tables; the tail finds one if there are
+ * neighbours at the destination. What is relocated moves in one window.
+ */
+ROW(head_and_tail_copied, PRIVATE, FROM, BOTH, .guards = { AROUND(FROM) },
+    CALLED(FROM, BOTH, BOTH, KEEP, TO,
+	   COPIED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 3)))
+ROW(head_and_tail_copied_to_neighbours, PRIVATE, FROM, BOTH, .guards = { AROUND(TO) },
+    CALLED(FROM, BOTH, BOTH, KEEP, TO,
+	   COPIED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 2)))
+ROW(head_and_tail_with_neighbours, PRIVATE, FROM, BOTH,
+    .guards = { AROUND(FROM), AROUND(TO) },
+    CALLED(MOVE(FROM, BOTH, TO), RELOCATED(.pmds = 2, .ptes = HEAD + TAIL, .flushes = 1)))
+/* Alone in their tables, head and tail go with these. */
+WHOLE(head_and_tail_alone, PRIVATE, FROM, BOTH, 1, TO, RELOCATED(.pmds = 4, .flushes = 1))
+
+/* ---- windows ---- */
+
+/* One of each table's pages is there, and the tables move whole. */
+#define TABLES(name, nr)						\
+	WHOLE(name, PRIVATE, SRC, tables(nr), table_pages(), DST,	\
+	      RELOCATED(.pmds = nr, .flushes = 1))
+
+TABLES(flush_of_1_table, 1)
+TABLES(flush_of_2_tables, 2)
+TABLES(flush_of_33_tables, 33)
+TABLES(flush_of_200_tables, 200)
+TABLES(flush_of_511_tables, 511)
 
 /* A window ends where a table of page tables does, at either place. */
-TEST_F(trace, flushes_across_tables_of_tables)
-{
-	const unsigned long src = SRC + pud_span() - 3 * pmd_span();
-	const unsigned long dst = DST + pud_span() - pmd_span();
-	const size_t len = 8 * pmd_span();
-
-	map_tables(_metadata, src, 8);
-	ASSERT_EQ(dst, traced_move(_metadata, self, src, len, dst));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 8);
-	EXPECT_FLUSHES(3);
-	EXPECT_OK(check_sparse(dst, len / psize(), table_pages()));
-}
+WHOLE(flushes_across_tables_of_tables, PRIVATE, SRC + pud_span() - tables(3), tables(8),
+      table_pages(), DST + pud_span() - tables(1), COPIED(.pmds = 8, .flushes = 3))
 
 /*
  * Off by a page all entries move singly, and all of the tables are detached,
  * which takes the one flush of a window: then no TLB can hold what moves.
  */
-TEST_F(trace, flushes_of_single_entries)
-{
-	const size_t numbers[] = { 1, 2, 31, 32, 33, 64, 65, 100, 192 };
+#define ENTRIES(name, nr, windows)					\
+	WHOLE(name, PRIVATE, SRC, tables(nr), table_pages(), DST + bytes(1), \
+	      .counts = { .vmas = 1, .ptes = nr, .flushes = windows,	\
+			  .relocated = (windows) == 1 })
 
-	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
-		const size_t nr = numbers[i], len = nr * pmd_span();
-		const unsigned long to = DST + psize();
-
-		map_tables(_metadata, SRC, nr);
-		ASSERT_EQ(to, traced_move(_metadata, self, SRC, len, to));
-		EXPECT_COUNTS(.vmas = 1, .ptes = nr);
-		EXPECT_FLUSHES((nr + 31) / 32);
-		EXPECT_OK(check_sparse(to, len / psize(), table_pages()));
-		munmap(at(to), len);
-	}
-}
+ENTRIES(flush_of_1_entry, 1, 1)
+ENTRIES(flush_of_2_entries, 2, 1)
+ENTRIES(flush_of_31_entries, 31, 1)
+ENTRIES(flush_of_32_entries, 32, 1)
+ENTRIES(flushes_of_33_entries, 33, 2)
+ENTRIES(flushes_of_64_entries, 64, 2)
+ENTRIES(flushes_of_65_entries, 65, 3)
+ENTRIES(flushes_of_100_entries, 100, 4)
+ENTRIES(flushes_of_192_entries, 192, 6)
 
 /*
  * The first and the last table are shared with neighbours and so not detached. Their
  * windows are flushed once more, for entries that left tables in use.
  */
-TEST_F(trace, flushes_with_neighbours)
-{
-	const struct {
-		size_t nr;
-		unsigned long flushes;
-	} cases[] = {
-		{ 1, 1 }, { 2, 2 }, { 31, 2 },
-		{ 32, 2 + 1 }, { 33, 2 + 2 }, { 64, 2 + 1 + 1 },
-	};
+#define SHARING(name, nr, nr_flushes, whole)				\
+	ROW(name, PRIVATE, SRC + bytes(256), tables(nr), 64, \
+	    .detached = true,						\
+	    .guards = { SRC + bytes(255), SRC + tables(nr) + bytes(256) }, \
+	    .calls = { { MOVE(SRC + bytes(256), tables(nr), DST + bytes(3)), \
+			 .counts = { .vmas = 1, .ptes = tables(nr) / bytes(64), \
+				     .flushes = nr_flushes, .relocated = whole } } })
 
-#ifndef __x86_64__
-	SKIP(return, "needs page tables that can be detached");
-#endif
-	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-		const size_t len = cases[i].nr * pmd_span();
-		const unsigned long src = SRC + bytes(256), to = DST + bytes(3);
+SHARING(flush_of_1_shared_table, 1, 1, true)
+SHARING(flushes_of_2_shared_tables, 2, 2, true)
+SHARING(flushes_of_31_with_neighbours, 31, 2, true)
+SHARING(flushes_of_32_with_neighbours, 32, 2 + 1, false)
+SHARING(flushes_of_33_with_neighbours, 33, 2 + 2, false)
+SHARING(flushes_of_64_with_neighbours, 64, 2 + 1 + 1, false)
 
-		map_sparse(_metadata, src, len / psize(), 64);
-		guard_page(src - psize());
-		guard_page(src + len);
-		ASSERT_EQ(to, traced_move(_metadata, self, src, len, to));
-		EXPECT_COUNTS(.vmas = 1, .ptes = len / psize() / 64);
-		EXPECT_FLUSHES(cases[i].flushes);
-		EXPECT_OK(check_sparse(to, len / psize(), 64));
-		munmap(at(to), len);
-		munmap(at(src - psize()), len + bytes(2));
-	}
-}
+/* ---- places that the kernel chooses ---- */
 
-/*
- * Neighbours at both ends, in the same tables: only those between move whole. A
- * mapping that is relocated moves in one window. Else head and tail have windows of
- * their own, as they need new tables.
- */
-TEST_F(trace, head_and_tail_with_neighbours)
-{
-	const size_t head = 12, tail = 7;
-	const size_t pages = head + 2 * table_pages() + tail;
-	const unsigned long src = SRC + pmd_span() - bytes(head);
-	const unsigned long dst = DST + pmd_span() - bytes(head);
-
-	map_sparse(_metadata, src, pages, 1);
-	guard_page(src - psize());
-	guard_page(src + bytes(pages));
-	ASSERT_EQ(dst, traced(_metadata, self, src, bytes(pages), bytes(pages),
-			      FIXED | DONTUNMAP, dst));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 2, .ptes = head + tail);
-	EXPECT_FLUSHES(3);
-	EXPECT_RELOCATED(0);
-	EXPECT_OK(check_sparse(dst, pages, 1));
-
-	ASSERT_EQ(0, munmap(at(src), bytes(pages)));
-	guard_page(dst - psize());
-	guard_page(dst + bytes(pages));
-	ASSERT_EQ(src, traced_move(_metadata, self, dst, bytes(pages), src));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 2, .ptes = head + tail);
-	EXPECT_FLUSHES(1);
-	EXPECT_RELOCATED(1);
-	EXPECT_OK(check_sparse(src, pages, 1));
-}
-
-/* The same at the destination, where the tail finds a table. */
-TEST_F(trace, head_and_tail_to_neighbours)
-{
-	const size_t head = 12, tail = 7;
-	const size_t pages = head + 2 * table_pages() + tail;
-	const unsigned long src = SRC + pmd_span() - bytes(head);
-	const unsigned long dst = DST + pmd_span() - bytes(head);
-
-	map_sparse(_metadata, src, pages, 1);
-	guard_page(dst - psize());
-	guard_page(dst + bytes(pages));
-	ASSERT_EQ(dst, traced(_metadata, self, src, bytes(pages), bytes(pages),
-			      FIXED | DONTUNMAP, dst));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 2, .ptes = head + tail);
-	EXPECT_FLUSHES(2);
-	EXPECT_RELOCATED(0);
-	EXPECT_OK(check_sparse(dst, pages, 1));
-	EXPECT_OK(check_guard_page(dst - psize()));
-}
-
-/* Alone in their tables, head and tail go with these. */
-TEST_F(trace, head_and_tail_alone)
-{
-	const size_t head = 12, tail = 7;
-	const size_t pages = head + 2 * table_pages() + tail;
-	const unsigned long src = SRC + pmd_span() - bytes(head);
-	const unsigned long dst = DST + pmd_span() - bytes(head);
-
-	map_sparse(_metadata, src, pages, 1);
-	ASSERT_EQ(dst, traced_move(_metadata, self, src, bytes(pages), dst));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 4);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(dst, pages, 1));
-}
-
-TEST_F(trace, part_of_a_mapping)
-{
-	map_sparse(_metadata, SRC, 3 * table_pages(), 1);
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC + bytes(20), bytes(30),
-				   DST));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 30);
-	ASSERT_EQ(DST + pmd_span(), traced_move(_metadata, self,
-						SRC + pmd_span(), pmd_span(),
-						DST + pmd_span()));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 1);
-}
-
-TEST_F(trace, shared_memory)
-{
-	ASSERT_EQ(SRC, map_at(SRC, 2 * pmd_span(), PROT_READ | PROT_WRITE,
-			      MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-	stamp_range(SRC, 2 * pmd_span(), 1);
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 2 * pmd_span(), DST));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 2);
-	ASSERT_EQ(SRC + bytes(4), traced_move(_metadata, self, DST,
-					      2 * pmd_span(), SRC + bytes(4)));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 2 * table_pages());
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_stamps(SRC + bytes(4), 2 * pmd_span(), 1));
-}
-
-/* A second view of shared memory has no pages until they are used. */
-TEST_F(trace, second_view)
-{
-	ASSERT_EQ(SRC, map_at(SRC, bytes(8), PROT_READ | PROT_WRITE,
-			      MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-	stamp_range(SRC, bytes(8), 1);
-	ASSERT_EQ(DST, traced(_metadata, self, SRC, 0, bytes(8), FIXED, DST));
-	EXPECT_COUNTS(.vmas = 1);
-	EXPECT_FLUSHES(0);
-	EXPECT_OK(check_stamps(DST, bytes(8), 1));
-}
-
-TEST_F(trace, dontunmap)
-{
-	map_sparse(_metadata, SRC, 2 * table_pages(), 4);
-	ASSERT_EQ(DST, traced(_metadata, self, SRC, 2 * pmd_span(),
-			      2 * pmd_span(), FIXED | DONTUNMAP, DST));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 2);
-	EXPECT_OK(check_sparse(DST, 2 * table_pages(), 4));
-	EXPECT_OK(check_zero(SRC, bytes(3)));
-	ASSERT_EQ(SRC + bytes(1), traced(_metadata, self, DST, 2 * pmd_span(),
-					 2 * pmd_span(), FIXED | DONTUNMAP,
-					 SRC + bytes(1)));
-	EXPECT_COUNTS(.vmas = 1, .ptes = table_pages() / 2);
-	EXPECT_FLUSHES(1);
-}
-
-/* Without MREMAP_FIXED the address is a hint. */
-TEST_F(trace, dontunmap_with_hint)
-{
-	map_sparse(_metadata, SRC, 3, 1);
-	ASSERT_EQ(DST, traced(_metadata, self, SRC, bytes(3), bytes(3),
-			      DONTUNMAP, DST));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 3);
-}
-
-TEST_F(trace, growing_and_shrinking_moves)
-{
-	map_sparse(_metadata, SRC, 40, 1);
-	ASSERT_EQ(DST, traced(_metadata, self, SRC, bytes(40), bytes(60), FIXED,
-			      DST));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 40);
-	ASSERT_EQ(SRC, traced(_metadata, self, DST, bytes(60), bytes(10), FIXED,
-			      SRC));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 10);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(SRC, 10, 1));
-}
-
-/*
- * A mapping that cannot grow in place moves to where its tables fit, whatever
- * its own offset in them is.
- */
-TEST_F(trace, place_for_whole_tables)
-{
-	const size_t offsets[] = { 0, 1, 300, 511 };
-
-	for (size_t i = 0; i < ARRAY_SIZE(offsets); i++) {
-		const size_t pages = 4 * table_pages();
-		const unsigned long src = SRC + bytes(offsets[i]);
-		unsigned long to;
-
-		map_sparse(_metadata, src, pages, 8);
-		guard_page(src - psize());
-		guard_page(src + bytes(pages));
-		to = traced(_metadata, self, src, bytes(pages), bytes(pages + 9),
-			    MREMAP_MAYMOVE, 0);
-		ASSERT_EQ(0, error_of(to));
-		EXPECT_EQ(0UL, (to - src) % pmd_span());
-		if (offsets[i])
-			EXPECT_COUNTS(.vmas = 1, .pmds = 3,
-				      .ptes = table_pages() / 8);
-		else
-			EXPECT_COUNTS(.vmas = 1, .pmds = 4);
-		EXPECT_FLUSHES(1);
-		EXPECT_RELOCATED(1);
-		EXPECT_OK(check_sparse(to, pages, 8));
-		EXPECT_OK(check_zero(to + bytes(pages), bytes(9)));
-		munmap(at(to), bytes(pages + 9));
-		munmap(at(src - psize()), bytes(pages + 2));
-	}
-}
-
-TEST_F(trace, place_for_a_table_of_tables)
-{
-	const size_t pages = pud_span() / psize();
-	unsigned long to;
-
-	map_sparse(_metadata, SRC, pages, 9000);
-	guard_page(SRC + pud_span());
-	to = traced(_metadata, self, SRC, pud_span(), pud_span() + psize(),
-		    MREMAP_MAYMOVE, 0);
-	ASSERT_EQ(0, error_of(to));
-	EXPECT_EQ(0UL, (to - SRC) % pud_span());
-	EXPECT_COUNTS(.vmas = 1, .puds = 1);
-	EXPECT_OK(check_sparse(to, pages, 9000));
-}
+BLOCKED(place_of_the_kernels_choice, PRIVATE, SRC, bytes(3), 1, 2, bytes(1),
+	RELOCATED(.ptes = 3, .flushes = 1))
+/* Where the tables of a mapping fit, whatever its own offset in them is. */
+BLOCKED(place_for_whole_tables, PRIVATE, SRC, tables(4), 8, 9, tables(1),
+	RELOCATED(.pmds = 4, .flushes = 1))
+#define PLACE(offset)							\
+	BLOCKED(place_for_whole_tables_##offset, PRIVATE, SRC + bytes(offset), \
+		tables(4), 8, 9, tables(1),				\
+		RELOCATED(.pmds = 3, .ptes = table_pages() / 8, .flushes = 1))
+PLACE(1) PLACE(300) PLACE(511)
+BLOCKED(place_for_a_table_of_tables, PRIVATE, SRC, pud_span(), 9000, 1, pud_span(),
+	RELOCATED(.puds = 1, .flushes = 1))
+/* They stay huge. */
+BLOCKED(place_for_huge_pages, HUGE, SRC, tables(4), 1, 1, tables(1),
+	RELOCATED(.huge = 4, .flushes = 1))
 
 /* ---- places in an address space that is full ---- */
 
@@ -783,9 +607,10 @@ static unsigned long make_hole(META, struct filler filler, size_t len)
 }
 
 /* The trace is read with memory that has to be there by then. */
-static void rehearse(META, SELF)
+static struct filler fill(META, SELF, struct filler *above)
 {
-	traced(_metadata, self, SRC, psize(), psize(), 0, 0);
+	CALL(HERE(SRC, psize(), psize(), 0));
+	return fill_address_space(above);
 }
 
 /*
@@ -794,342 +619,141 @@ static void rehearse(META, SELF)
  */
 TEST_F(trace, place_in_the_usual_area)
 {
-	const size_t pages = 2 * table_pages();
-	const size_t len = bytes(pages + 1);
+	const size_t len = tables(2) + bytes(1);
 	struct filler biggest, above;
 	unsigned long hole;
 
-	map_sparse(_metadata, SRC, pages, 8);
-	guard_page(SRC + bytes(pages));
-	rehearse(_metadata, self);
-	biggest = fill_address_space(&above);
+	LAY_OUT(PRIVATE, SRC, tables(2), 8, .guards = { SRC + tables(2) });
+	biggest = fill(_metadata, self, &above);
 	if (above.len < 64 * MB)
 		SKIP(return, "needs room above the usual area");
 	hole = make_hole(_metadata, biggest, len);
 	ASSERT_EQ(0, munmap(at(above.start + 16 * MB), 32 * MB));
-	ASSERT_EQ(hole, traced(_metadata, self, SRC, bytes(pages), len,
-			       MREMAP_MAYMOVE, 0));
-	EXPECT_COUNTS(.vmas = 1, .ptes = pages / 8);
-	EXPECT_OK(check_sparse(hole, pages, 8));
+	ASSERT_EQ(hole, CALL(SRC, tables(2), len, MREMAP_MAYMOVE, 0, bytes(1),
+			     RELOCATED(.ptes = table_pages() / 4, .flushes = 1)));
+	EXPECT_OK(check_pages(&self->row, hole, tables(2), 0, false));
 }
 
 /* There is no place for a table of tables, but for the tables that it is of. */
 TEST_F(trace, place_for_tables_of_a_table)
 {
-	const size_t pages = pud_span() / psize();
-	const size_t room = pud_span() + 8 * pmd_span();
+	const size_t len = pud_span() + bytes(1);
+	const size_t room = pud_span() + tables(8);
 	struct filler biggest, above;
 	unsigned long hole, to;
 
-	map_sparse(_metadata, SRC, pages, 9000);
-	guard_page(SRC + pud_span());
-	rehearse(_metadata, self);
-	biggest = fill_address_space(&above);
+	LAY_OUT(PRIVATE, SRC, pud_span(), 9000, .guards = { SRC + pud_span() });
+	biggest = fill(_metadata, self, &above);
 	hole = make_hole(_metadata, biggest, room);
-	to = traced(_metadata, self, SRC, pud_span(), pud_span() + psize(),
-		    MREMAP_MAYMOVE, 0);
-	ASSERT_EQ(0, error_of(to));
+	to = CALL(SRC, pud_span(), len, MREMAP_MAYMOVE, 0, tables(1),
+		  COPIED(.pmds = pud_span() / bytes(9000) + 1, .flushes = 2));
 	EXPECT_LE(hole, to);
-	EXPECT_GE(hole + room, to + pud_span() + psize());
-	EXPECT_EQ(0UL, (to - SRC) % pmd_span());
-	EXPECT_COUNTS(.vmas = 1, .pmds = pages / 9000 + 1);
-	EXPECT_OK(check_sparse(to, pages, 9000));
+	EXPECT_GE(hole + room, to + len);
+	EXPECT_OK(check_pages(&self->row, to, pud_span(), 0, false));
 }
 
-/* ---- huge pages ---- */
+/* ---- what takes more than a row ---- */
 
-#define HUGE_PAGES	4
-
-static bool map_huge(void)
-{
-	const size_t len = HUGE_PAGES * pmd_span();
-
-	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
-	if (map_anon(SRC, len) != SRC || madvise(at(SRC), len, MADV_HUGEPAGE))
-		return false;
-	stamp_range(SRC, len, 0);
-	return smaps_kb(SRC, "AnonHugePages") == (long)(len / KB);
-}
-
-TEST_F(trace, huge_pages)
-{
-	if (!map_huge())
-		SKIP(return, "needs transparent huge pages");
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC,
-				   HUGE_PAGES * pmd_span(), DST));
-	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_stamps(DST, HUGE_PAGES * pmd_span(), 0));
-}
-
-/* They stay huge when the kernel looks for a place. */
-TEST_F(trace, place_for_huge_pages)
-{
-	const size_t len = HUGE_PAGES * pmd_span();
-	unsigned long to;
-
-	if (!map_huge())
-		SKIP(return, "needs transparent huge pages");
-	guard_page(SRC + len);
-	to = traced(_metadata, self, SRC, len, len + psize(), MREMAP_MAYMOVE, 0);
-	ASSERT_EQ(0, error_of(to));
-	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES);
-	EXPECT_FLUSHES(1);
-	EXPECT_EQ((long)(len / KB), smaps_kb(to, "AnonHugePages"));
-	EXPECT_OK(check_stamps(to, len, 0));
-}
-
-/* One of them is in small pages by now, and one of those is gone. */
-TEST_F(trace, huge_pages_and_a_table)
-{
-	if (!map_huge())
-		SKIP(return, "needs transparent huge pages");
-	ASSERT_EQ(0, madvise(at(SRC + 2 * pmd_span() + bytes(5)), psize(),
-			     MADV_DONTNEED));
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC,
-				   HUGE_PAGES * pmd_span(), DST));
-	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES - 1, .pmds = 1);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_stamps(DST, 2 * pmd_span(), 0));
-}
-
-TEST_F(trace, huge_pages_not_congruent)
-{
-	if (!map_huge())
-		SKIP(return, "needs transparent huge pages");
-	ASSERT_EQ(DST + psize(), traced_move(_metadata, self, SRC,
-					     HUGE_PAGES * pmd_span(),
-					     DST + psize()));
-	EXPECT_COUNTS(.vmas = 1, .ptes = HUGE_PAGES * table_pages());
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_stamps(DST + psize(), HUGE_PAGES * pmd_span(), 0));
-}
-
-/* The boundary splits one of them; with neighbours, that goes by its pages. */
-TEST_F(trace, huge_pages_cut)
-{
-	const size_t cut = pmd_span() + bytes(100);
-	const size_t len = HUGE_PAGES * pmd_span() - cut;
-
-	if (!map_huge())
-		SKIP(return, "needs transparent huge pages");
-	ASSERT_EQ(DST + cut, traced_move(_metadata, self, SRC + cut, len,
-					 DST + cut));
-	EXPECT_COUNTS(.vmas = 1, .huge = HUGE_PAGES - 2,
-		      .ptes = table_pages() - 100);
-	EXPECT_FLUSHES(1);
-	EXPECT_RELOCATED(1);
-	EXPECT_OK(check_stamps(DST + cut, len, cut / psize()));
-}
-
-TEST_F(trace, hugetlb)
-{
-	const size_t huge = default_huge_page_size();
-
-	if (meminfo_kb("HugePages_Free") < 2)
-		SKIP(return, "needs free huge pages (vm.nr_hugepages)");
-	ASSERT_EQ(SRC, map_at(SRC, 2 * huge, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1,
-			      0));
-	stamp_range(SRC, 2 * huge, 1);
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 2 * huge, DST));
-	/* They have a mover of their own, which does not count. */
-	EXPECT_COUNTS(.vmas = 1);
-	EXPECT_FLUSHES(0);
-	EXPECT_OK(check_stamps(DST, 2 * huge, 1));
-}
-
-/* ---- swap ---- */
-
-static size_t swap_out(unsigned long addr, size_t len)
-{
-	size_t swapped = 0;
-
-	for (int try = 0; try < 20 && swapped < len / psize(); try++) {
-		madvise(at(addr), len, MADV_PAGEOUT);
-		swapped = count_pagemap(addr, len, PM_SWAP);
-	}
-	return swapped;
-}
-
-/* What is swapped out is an entry, too, but in no TLB. */
+/* What is swapped out is in no TLB; then one page is back. */
 TEST_F(trace, swapped_pages)
 {
-	if (meminfo_kb("SwapFree") <= 0)
-		SKIP(return, "needs swap space");
-	map_sparse(_metadata, SRC, 40, 1);
-	if (swap_out(SRC, bytes(40)) < 40)
-		SKIP(return, "needs pages that can be swapped out");
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, bytes(40), DST));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 40);
-	EXPECT_FLUSHES(0);
-	/* One of them is back. */
+	const char *missing = LAY_OUT(SWAPPED, SRC, bytes(40));
+
+	if (missing || count_pagemap(SRC, bytes(40), PM_SWAP) < 40)
+		SKIP(return, "needs %s", missing ?: "pages that can be swapped out");
+	CALL(MOVE(SRC, bytes(40), DST), RELOCATED(.ptes = 40, .flushes = 0));
 	EXPECT_OK(check_stamp(DST + bytes(7), 7));
-	ASSERT_EQ(SRC, traced_move(_metadata, self, DST, bytes(40), SRC));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 40);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(SRC, 40, 1));
+	CALL(MOVE(DST, bytes(40), SRC), RELOCATED(.ptes = 40, .flushes = 1));
+	EXPECT_OK(check_stamps(SRC, bytes(40), 0));
 }
 
-TEST_F(trace, swapped_tables)
+/* What was mapped at the destination leaves no tables in the way. */
+TEST_F(trace, tables_over_old_tables)
 {
-	if (meminfo_kb("SwapFree") <= 0)
-		SKIP(return, "needs swap space");
-	map_sparse(_metadata, SRC, 2 * table_pages(), 1);
-	if (!swap_out(SRC, 2 * pmd_span()))
-		SKIP(return, "needs pages that can be swapped out");
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 2 * pmd_span(), DST));
-	EXPECT_COUNTS(.vmas = 1, .pmds = 2);
-	EXPECT_FLUSHES(1);
-	EXPECT_OK(check_sparse(DST, 2 * table_pages(), 1));
+	ASSERT_EQ(DST, map_anon(DST, tables(2)));
+	stamp_range(DST, tables(2), 5000);
+	LAY_OUT(PRIVATE, SRC, tables(2), 5, .guards = { DST - bytes(1), DST + tables(2) });
+	CALL(MOVE(SRC, tables(2), DST), RELOCATED(.pmds = 2, .flushes = 1));
+	EXPECT_OK(check_pages(&self->row, DST, tables(2), 0, false));
+	EXPECT_OK(check_guard_page(DST - bytes(1)));
+	EXPECT_OK(check_guard_page(DST + tables(2)));
 }
 
-/* ---- several mappings in one call ---- */
-
-/*
- * Every other one is read-only; there is a gap before the last one. No window goes
- * beyond a mapping.
- */
-static void map_several(META, size_t len)
+/* Neighbouring ones go in one window, as far as one table holds them all. */
+TEST_F(trace, tables_of_tables)
 {
-	map_sparse(_metadata, SRC, 5 * len / psize(), 1);
-	ASSERT_EQ(0, mprotect(at(SRC + len), len, PROT_READ));
-	ASSERT_EQ(0, munmap(at(SRC + 3 * len), len));
+	const unsigned long boundary = 64 * pud_span() * table_pages();
+	const unsigned long src = boundary - pud_span(), dst = src + 8 * pud_span();
+	const unsigned long far = dst + 4 * pud_span();
+	const size_t len = 3 * pud_span();
+
+	LAY_OUT(PRIVATE, src, len, 8000);
+	CALL(MOVE(src, len, dst), COPIED(.puds = 3, .flushes = 2));
+	EXPECT_OK(check_pages(&self->row, dst, len, 0, false));
+	ASSERT_EQ(0, madvise(at(dst + pud_span()), pud_span(), MADV_DONTNEED));
+	CALL(MOVE(dst, len, far), COPIED(.puds = 3, .flushes = 1));
+	CALL(MOVE(far, len, src), COPIED(.puds = 3, .flushes = 2));
+	EXPECT_OK(check_pages(&self->row, src, pud_span(), 0, false));
 }
 
-TEST_F(trace, several_mappings_by_pages)
-{
-	map_several(_metadata, bytes(8));
-	ASSERT_EQ(DST + psize(), traced_move(_metadata, self, SRC, bytes(40),
-					     DST + psize()));
-	EXPECT_COUNTS(.vmas = 4, .ptes = 32);
-	EXPECT_FLUSHES(4);
-	EXPECT_OK(check_sparse(DST + psize(), 24, 1));
-}
+/* ---- in place, and what is refused: nothing moves ---- */
 
-TEST_F(trace, several_mappings_by_tables)
-{
-	map_several(_metadata, 2 * pmd_span());
-	ASSERT_EQ(DST, traced_move(_metadata, self, SRC, 10 * pmd_span(), DST));
-	EXPECT_COUNTS(.vmas = 4, .pmds = 8);
-	EXPECT_FLUSHES(4);
-	EXPECT_OK(check_sparse(DST, 6 * table_pages(), 1));
-}
-
-TEST_F(trace, several_mappings_dontunmap)
-{
-	map_several(_metadata, bytes(8));
-	ASSERT_EQ(DST, traced(_metadata, self, SRC, bytes(40), bytes(40),
-			      FIXED | DONTUNMAP, DST));
-	EXPECT_COUNTS(.vmas = 4, .ptes = 32);
-	EXPECT_FLUSHES(4);
-	EXPECT_OK(check_zero(SRC, bytes(24)));
-}
-
-/* ---- in place ---- */
-
-/* What does not move has nothing to count. */
-static const char *check_nothing_moved(SELF)
-{
-	const char *why = check_counts(self, (struct counts) { 0 });
-
-	if (!why && self->event.flushes)
-		why = complain("%lu flushes, not 0", self->event.flushes);
-	return why;
-}
-
-TEST_F(trace, in_place)
-{
-	map_sparse(_metadata, SRC, 40, 1);
-	ASSERT_EQ(SRC, traced(_metadata, self, SRC, bytes(40), bytes(60), 0, 0));
-	EXPECT_OK(check_nothing_moved(self));
-	ASSERT_EQ(SRC, traced(_metadata, self, SRC, bytes(60), bytes(80),
-			      MREMAP_MAYMOVE, 0));
-	EXPECT_OK(check_nothing_moved(self));
-	ASSERT_EQ(SRC, traced(_metadata, self, SRC, bytes(80), bytes(80), 0, 0));
-	EXPECT_OK(check_nothing_moved(self));
-	ASSERT_EQ(SRC, traced(_metadata, self, SRC, bytes(80), bytes(10), 0, 0));
-	EXPECT_OK(check_nothing_moved(self));
-	ASSERT_EQ(SRC, traced(_metadata, self, SRC, bytes(10), bytes(5),
-			      MREMAP_MAYMOVE, 0));
-	EXPECT_OK(check_nothing_moved(self));
-	EXPECT_OK(check_sparse(SRC, 5, 1));
-}
+ROW(in_place, PRIVATE, SRC, bytes(40), .gap = 40, .gap_pages = 40,
+    .calls = { { HERE(SRC, bytes(40), bytes(60), 0) },
+	       { HERE(SRC, bytes(60), bytes(80), MREMAP_MAYMOVE) },
+	       { HERE(SRC, bytes(80), bytes(80), 0) },
+	       { HERE(SRC, bytes(80), bytes(10), 0) },
+	       { HERE(SRC, bytes(10), bytes(5), MREMAP_MAYMOVE) } })
 
 /* Lengths are told as they were given, not rounded. */
 TEST_F(trace, odd_lengths)
 {
-	map_sparse(_metadata, SRC, 3, 1);
-	ASSERT_EQ(DST, traced(_metadata, self, SRC, bytes(2) + 1,
-			      bytes(2) + 1234, FIXED, DST));
-	EXPECT_COUNTS(.vmas = 1, .ptes = 3);
-	ASSERT_EQ(DST, traced(_metadata, self, DST, bytes(3) - 1, 1, 0, 0));
-	EXPECT_OK(check_nothing_moved(self));
+	LAY_OUT(PRIVATE, SRC, bytes(3));
+	CALL(SRC, bytes(2) + 1, bytes(2) + 1234, FIXED, DST,
+	     RELOCATED(.ptes = 3, .flushes = 1));
+	CALL(HERE(DST, bytes(3) - 1, 1, 0));
 }
 
-/* ---- calls that fail ---- */
+static void refuse(META, SELF, const struct call *call, int error)
+{
+	EXPECT_EQ(error, error_of(traced(_metadata, self, call)));
+	expect_counts(_metadata, self, &(struct counts) { 0 });
+}
+
+#define REFUSED(error, ...)						\
+	refuse(_metadata, self, &(struct call) { __VA_ARGS__, .apart = 0 }, error)
 
 TEST_F(trace, refused_calls)
 {
-	const struct {
-		unsigned long addr;
-		size_t old_len, new_len;
-		unsigned long flags, new_addr;
-		int error;
-	} calls[] = {
-		/* Before anything is looked at. */
-		{ SRC, bytes(4), bytes(4), MREMAP_FIXED, DST, EINVAL },
-		{ SRC, bytes(4), bytes(4), MREMAP_DONTUNMAP, 0, EINVAL },
-		{ SRC + 1, bytes(4), bytes(4), MREMAP_MAYMOVE, 0, EINVAL },
-		{ SRC, bytes(4), 0, MREMAP_MAYMOVE, 0, EINVAL },
-		{ SRC, bytes(4), bytes(5), FIXED | DONTUNMAP, DST, EINVAL },
-		/* After the destination was looked at. */
-		{ SRC, bytes(4), bytes(4), FIXED, DST + 1, EINVAL },
-		{ SRC, bytes(4), bytes(4), FIXED, SRC + bytes(2), EINVAL },
-		{ SRC, bytes(4), bytes(4), FIXED, -bytes(4), EINVAL },
-		/* After the source was. */
-		{ DST, bytes(4), bytes(4), FIXED, SRC, EFAULT },
-		{ DST, bytes(4), bytes(8), MREMAP_MAYMOVE, 0, EFAULT },
-		{ SRC, bytes(16), bytes(24), MREMAP_MAYMOVE, 0, EFAULT },
-		{ SRC, bytes(8), bytes(9), 0, 0, ENOMEM },
-		{ SRC, 0, bytes(4), MREMAP_MAYMOVE, 0, EINVAL },
-	};
+	const size_t len = bytes(4);
 
-	map_sparse(_metadata, SRC, 8, 1);
-	guard_page(SRC + bytes(8));
-	for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
-		EXPECT_EQ(calls[i].error,
-			  error_of(traced(_metadata, self, calls[i].addr,
-					  calls[i].old_len, calls[i].new_len,
-					  calls[i].flags, calls[i].new_addr)))
-			TH_LOG("call %zu", i);
-		EXPECT_OK(check_nothing_moved(self));
-	}
-	EXPECT_OK(check_sparse(SRC, 8, 1));
-}
-
-/* Flags that nobody knows are told as a number. */
-TEST_F(trace, unknown_flags)
-{
-	map_sparse(_metadata, SRC, 1, 1);
-	forget_events(self);
-	ASSERT_EQ(EINVAL, error_of(do_mremap(SRC, psize(), psize(), 0x40, 0)));
-	ASSERT_EQ(1, read_events(self));
-	ASSERT_TRUE(parse_event(self->line, &self->event))
-		TH_LOG("%s", self->line);
-	EXPECT_STREQ("0x40", self->event.flags);
-	EXPECT_EQ(-EINVAL, self->event.error);
-	EXPECT_OK(check_nothing_moved(self));
+	LAY_OUT(PRIVATE, SRC, bytes(8), .guards = { SRC + bytes(8) });
+	/* Before anything is looked at. */
+	REFUSED(EINVAL, SRC, len, len, 0x40);
+	REFUSED(EINVAL, SRC, len, len, MREMAP_FIXED, DST);
+	REFUSED(EINVAL, SRC, len, len, MREMAP_DONTUNMAP);
+	REFUSED(EINVAL, SRC + 1, len, len, MREMAP_MAYMOVE);
+	REFUSED(EINVAL, SRC, len, 0, MREMAP_MAYMOVE);
+	REFUSED(EINVAL, SRC, len, bytes(5), KEEP, DST);
+	/* After the destination was looked at. */
+	REFUSED(EINVAL, SRC, len, len, FIXED, DST + 1);
+	REFUSED(EINVAL, SRC, len, len, FIXED, SRC + bytes(2));
+	REFUSED(EINVAL, SRC, len, len, FIXED, -len);
+	/* After the source was. */
+	REFUSED(EFAULT, DST, len, len, FIXED, SRC);
+	REFUSED(EFAULT, DST, len, bytes(8), MREMAP_MAYMOVE);
+	REFUSED(EFAULT, SRC, bytes(16), bytes(24), MREMAP_MAYMOVE);
+	REFUSED(ENOMEM, SRC, bytes(8), bytes(9), 0);
+	REFUSED(EINVAL, SRC, 0, len, MREMAP_MAYMOVE);
+	EXPECT_OK(check_stamps(SRC, bytes(8), 0));
 }
 
 TEST_F(trace, sealed_source)
 {
-	map_sparse(_metadata, SRC, 2, 1);
+	LAY_OUT(PRIVATE, SRC, bytes(2));
 	if (seal(SRC, bytes(2)))
 		SKIP(return, "needs mseal");
-	EXPECT_EQ(EPERM, error_of(traced_move(_metadata, self, SRC, bytes(2),
-					      DST)));
-	EXPECT_OK(check_nothing_moved(self));
+	REFUSED(EPERM, MOVE(SRC, bytes(2), DST));
 }
 
 /* ---- who else calls ---- */
@@ -1137,17 +761,10 @@ TEST_F(trace, sealed_source)
 /* Each process's calls are its own; every call makes one event. */
 TEST_F(trace, one_event_for_each_call)
 {
-	int status;
-	pid_t child;
-
-	map_sparse(_metadata, SRC, 4, 1);
+	LAY_OUT(PRIVATE, SRC, bytes(4));
 	forget_events(self);
-	child = fork();
-	ASSERT_LE(0, child);
-	if (!child)
-		_exit(move_to(SRC, bytes(4), bytes(4), DST) != DST);
-	ASSERT_EQ(child, waitpid(child, &status, 0));
-	ASSERT_EQ(0, status);
+	EXPECT_OK_IN_CHILD(move_to(SRC, bytes(4), bytes(4), DST) == DST ?
+			   NULL : "the move has failed");
 	EXPECT_EQ(0, read_events(self));
 	for (int i = 0; i < 5; i++) {
 		ASSERT_EQ(DST, move_to(SRC, bytes(4), bytes(4), DST));

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -207,11 +208,38 @@ uint64_t pagemap_entry(unsigned long addr)
 
 size_t count_pagemap(unsigned long addr, size_t len, uint64_t bits)
 {
+	uint64_t entries[512];
 	size_t count = 0;
 
-	for (size_t done = 0; done < len; done += psize())
-		count += !!(pagemap_entry(addr + done) & bits);
+	for (size_t left = len / psize(), nr; left; left -= nr) {
+		nr = left < ARRAY_SIZE(entries) ? left : ARRAY_SIZE(entries);
+		pagemap_bits(addr, nr, entries);
+		for (size_t i = 0; i < nr; i++)
+			count += !!(entries[i] & bits);
+		addr += bytes(nr);
+	}
 	return count;
+}
+
+void stay_on_this_processor(void)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(sched_getcpu(), &set);
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
+size_t swap_out(unsigned long addr, size_t len, size_t pages)
+{
+	size_t swapped = 0;
+
+	/* Now and then a page is busy. */
+	for (int try = 0; try < 20 && swapped < pages; try++) {
+		madvise(at(addr), len, MADV_PAGEOUT);
+		swapped = count_pagemap(addr, len, PM_SWAP);
+	}
+	return swapped;
 }
 
 const char *check_pagemap(unsigned long addr, size_t pages,

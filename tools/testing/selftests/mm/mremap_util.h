@@ -152,6 +152,13 @@ void pagemap_bits(unsigned long addr, size_t pages, uint64_t *out);
 const char *check_pagemap(unsigned long addr, size_t pages,
 			  const uint64_t *bits);
 
+/*
+ * Swaps out of the range so many pages, or as many as can be: their number. Pages
+ * wait in a processor's own lists for a while, and only it can empty them.
+ */
+size_t swap_out(unsigned long addr, size_t len, size_t pages);
+void stay_on_this_processor(void);
+
 /* One line of /proc/self/maps. */
 struct vma {
 	unsigned long start;
