@@ -478,6 +478,23 @@ const char *lay(struct world *w, int first, const char *text)
 	return why;
 }
 
+const char *watch(struct world *w, int first, const char *text)
+{
+	const char *why = NULL;
+
+	for (int i = first; !why && *text; i++, text++) {
+		const struct kind *kind = find_kind(*text);
+
+		if (!kind)
+			continue;
+		w->cells[i].monitor = kind->monitor;
+		w->cells[i].protected = kind->protected;
+		why = register_run(w, cell_addr(w, i), w->unit, kind->monitor,
+				   kind->protected);
+	}
+	return why;
+}
+
 /* Whatever the monitors were told. Its number. */
 static int forget_all_events(struct world *w)
 {
@@ -1052,6 +1069,8 @@ static unsigned int errors_of_one(const struct world *w,
 	if (!call->old && fixed(call) && call->to == call->from)
 		errors |= ERROR(EFAULT);
 	if (first->hugetlb && (keeps(call) || call->new > call->old))
+		errors |= ERROR(EINVAL);
+	if (keeps(call) && call->old != call->new)
 		errors |= ERROR(EINVAL);
 	if (!call->flags && call->new > call->old && !fits(w, call))
 		errors |= ERROR(ENOMEM);

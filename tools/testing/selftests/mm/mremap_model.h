@@ -137,6 +137,8 @@ struct call {
 
 const char *make_world(struct world *w, enum shape shape);
 const char *lay(struct world *w, int first, const char *text);
+/* Registers what is there as these kinds would be, in place of a dot nothing. */
+const char *watch(struct world *w, int first, const char *text);
 /* Takes what is there for what should be there. */
 const char *settle(struct world *w);
 /* Lays these texts in its halves; and makes a world for that. */

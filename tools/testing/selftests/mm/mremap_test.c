@@ -41,6 +41,9 @@ struct row {
 	struct call call;
 	struct call before[2];	/* made by the way, to get to the layout */
 	int mappings;		/* that the new place is part of afterwards, if not 0 */
+	const char *watched_low;	/* what is registered after that */
+	const char *watched_high;
+	bool mended;			/* stock does something else */
 };
 
 FIXTURE(one)
@@ -116,6 +119,14 @@ ONE(shrink_across_registered, "****rrxxrr22", "", 0, 12, 2);
 ONE(shrink_move_across_registered, "****rrxxrr22", "", 0, 12, 2, FIXED, UP(0));
 ONE(grow_to_writable, "**..ww", "", 0, 2, 4);
 
+/* Refused, and nobody is told. */
+ONE(grow_blocked_here, "****r", "", 0, 4, 6);
+ONE(grow_dontunmap, "****", "", 0, 4, 6, DONTUNMAP);
+ONE(overlap, "****", "", 0, 4, 4, FIXED, 2);
+ONE(before_it, ".****", "", 0, 4, 4, FIXED, UP(0));
+ONE(two_grow_over_registered_mended, "**rr", "xxxxxx", 0, 4, 5, FIXED, UP(0));
+ONE(duplicate_over_registered, "****", "xxxx", 0, 0, 4, FIXED, UP(0));
+
 /* MREMAP_DONTUNMAP. */
 ONE(dontunmap, "****", "", 0, 4, 4, DONTUNMAP);
 ONE(dontunmap_hint, "****", "", 0, 4, 4, DONTUNMAP, UP(0));
@@ -165,6 +176,56 @@ FIXTURE_VARIANT_ADD(one, merges_with_untouched) {
 FIXTURE_VARIANT_ADD(one, returns) {
 	{ "********", "", { UP(2), 4, 4, FIXED, 2 }, { { 2, 4, 4, FIXED, UP(2) } }, 1 }
 };
+
+/* The same, but for who has registered what: the neighbours, and what returns. */
+FIXTURE(neighbours)
+{
+	struct world w;
+};
+
+FIXTURE_VARIANT(neighbours)
+{
+	struct row row;
+};
+
+FIXTURE_SETUP(neighbours)
+{
+	if (variant->row.mended)
+		SKIP_STOCK("a bug of stock 6.12 that this catches");
+}
+
+FIXTURE_TEARDOWN(neighbours)
+{
+}
+
+#define NEIGHBOUR(name, text, from, mappings, low, high, ...)		\
+	FIXTURE_VARIANT_ADD(neighbours, name) {				\
+		{ text, "", { UP(from), 2, 2, FIXED, from },		\
+		  { { from, 2, 2, FIXED, UP(from) } }, mappings, low, high, \
+		  __VA_ARGS__ }						\
+	}
+
+/* Below, above, and on both sides of it: cells that are watched as in these texts. */
+#define NEIGHBOURS(name, beside, returns, merges, ...)			\
+	NEIGHBOUR(name##_below, "****", 2, merges ? 1 : 2, beside,	\
+		  ".." returns, __VA_ARGS__);				\
+	NEIGHBOUR(name##_above, "****", 0, merges ? 1 : 2, ".." beside,	\
+		  returns, __VA_ARGS__);				\
+	NEIGHBOUR(name##_on_both_sides, "******", 2, merges ? 1 : 3,	\
+		  beside ".." beside, ".." returns, __VA_ARGS__)
+
+/* It becomes one with neighbours of the same monitor, which wants to know. */
+NEIGHBOURS(registered_all, "yy", "yy", true);
+/* It stays registered, and does not spread that. */
+NEIGHBOURS(not_registered_with_event, "..", "yy", false);
+/* One that was never registered does not become so. */
+NEIGHBOURS(registered_but_not_it, "yy", "..", false);
+/* Neighbours of another monitor stay that one's. */
+NEIGHBOURS(of_another_monitor, "xx", "11", false);
+/* It loses its registration, and must not take along that of its neighbours. */
+NEIGHBOURS(keep_what_it_loses_mended, "vv", "vv", false, true);
+/* It becomes one with neighbours that are as unregistered as it will be. */
+NEIGHBOURS(not_registered_mended, "..", "vv", true, true);
 
 FIXTURE(several)
 {
@@ -299,6 +360,8 @@ static const char *come_to_layout(struct world *w, const struct row *row)
 	for (int i = 0; !why && i < 2 && row->before[i].old; i++)
 		why = call_as_modelled(w, &row->before[i]);
 	failure.fd = fd;
+	if (!why && row->watched_low)
+		why = watch(w, 0, row->watched_low) ?: watch(w, HALF, row->watched_high);
 	return why;
 }
 
@@ -311,35 +374,40 @@ static int mappings_at(const struct world *w, int first, int nr)
 	return mappings;
 }
 
-/* Neither do hugetlb nor copies of write-protected files. */
-static bool never_merges(const struct cell *cell)
-{
-	return cell->hugetlb || (cell->is.inode && cell->protected);
-}
-
-/* Nor does what is no longer registered with what is. */
+/* hugetlb never merges, nor does what is no longer registered with what is. */
 static bool may_merge(const struct world *w, int first, int end)
 {
 	for (int i = first; i < end; i++)
-		if (never_merges(&w->cells[i]) ||
+		if (w->cells[i].hugetlb ||
 		    w->cells[i].is.flags != w->cells[first].is.flags)
 			return false;
 	return true;
 }
 
+/*
+ * Nor a copy of a write-protected file that is no longer registered: only what is
+ * keeps its write protection when pages are reclaimed, and a failed move would have
+ * to bring it back.
+ */
+static bool has_lost_protection(const struct cell *cell)
+{
+	return cell->is.inode && cell->protected && !has_flag(cell, " uw ");
+}
+
 /* With its neighbours, of which there is at least one. */
 static const char *check_merged(struct world *w, const struct row *row)
 {
-	int first = row->call.to, end = first + row->call.new;
+	int first = row->call.to, end = first + row->call.new, wanted = row->mappings;
 
+	if (has_lost_protection(&w->cells[first]))
+		wanted = 1 + w->cells[first - 1].is.mapped + w->cells[end].is.mapped;
 	while (first > 0 && w->cells[first - 1].is.mapped)
 		first--;
 	while (end < CELLS && w->cells[end].is.mapped)
 		end++;
-	if (may_merge(w, first, end) &&
-	    mappings_at(w, first, end - first) != row->mappings)
+	if (may_merge(w, first, end) && mappings_at(w, first, end - first) != wanted)
 		return complain("%d mappings, not %d",
-				mappings_at(w, first, end - first), row->mappings);
+				mappings_at(w, first, end - first), wanted);
 	return NULL;
 }
 
@@ -464,6 +532,9 @@ ROW_TEST(one, tables, TABLES, "wshvy", ABOUT)
 ROW_TEST(one, across_directories, ACROSS, "kp", 0)
 ROW_TEST(one, huge_pages, HUGE, "vw", 0)
 ROW_TEST(one, directories, DIRECTORIES, "swvy", 0)
+
+/* Never touched, it fits anywhere; else it is back where it was. */
+ROW_TEST(neighbours, pages, PAGES, "ewsp", 0)
 
 ROW_TEST(several, pages_mended, PAGES, "s", FORK | ABOUT)
 ROW_TEST(several, swapped_mended, PAGES, "w", SWAP)

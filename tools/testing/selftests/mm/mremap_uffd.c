@@ -214,12 +214,6 @@ static const char *check_registration(unsigned long addr, const char *modes)
 		NULL;
 }
 
-/* What is left of a registration after a move. */
-static const char *if_followed(const struct monitor *monitor, const char *modes)
-{
-	return monitor->features & REMAP ? modes : NOT_REGISTERED;
-}
-
 static size_t count_protected(unsigned long addr, size_t len)
 {
 	return count_pagemap(addr, len, PM_UFFD_WP);
@@ -739,33 +733,37 @@ static const struct state scanned = {
 	.begin = begin_async, .check = check_async,
 };
 
-/* ---- pages that are missing, unknown to the page tables, or poisoned ---- */
+/* ---- pages that are missing, not in the page tables, or poisoned ---- */
 
 /*
- * One page, and whether its monitor is asked for it. Of a file all pages are there,
- * which concerns only a monitor that maps them itself.
+ * One page, and whether its monitor is asked for it, or whoever reads it gets a signal.
+ * Of a file all pages are there, which concerns only a monitor that maps them itself.
  */
 static const char *check_page(SELF, unsigned long addr, size_t page,
 			      enum fate fate)
 {
 	const struct state *state = self->kind->state;
 	const bool mapped = fate != LEFT && is_touched(self, page);
-	const bool minor = state->mode == MINOR;
 	const bool poisoned = state->mark == poison && fate != LEFT &&
 		is_marked(self, page);
-	const bool asked = !mapped && !poisoned && fate != LOST &&
-		(minor || !self->kind->file);
+	const bool absent = !mapped && !poisoned && fate != LOST &&
+		(state->mode == MINOR || !self->kind->file);
+	const bool signal = absent && state->features & UFFD_FEATURE_SIGBUS;
 
-	if (asked)
-		want_fault(&self->monitor, addr, minor ? UFFD_PAGEFAULT_FLAG_MINOR : 0);
-	if (raises_bus(addr, self->monitor.page) != poisoned)
-		return complain("page %zu at %#lx is to be %spoisoned", page, addr,
-				poisoned ? "" : "not ");
+	if (absent && !signal)
+		want_fault(&self->monitor, addr, state->mode == MINOR ?
+			   UFFD_PAGEFAULT_FLAG_MINOR : 0);
+	if (raises_bus(addr, self->monitor.page) != (poisoned || signal))
+		return complain("page %zu at %#lx is to raise %s", page, addr,
+				poisoned || signal ? "SIGBUS" : "no signal");
 	if (poisoned)
 		return NULL;
+	if (signal && fill(self->monitor.fd, UFFDIO_COPY, addr, psize(),
+			   (unsigned long)filling))
+		return "cannot be filled";
 	if (mapped || self->kind->file)
 		return check_stamp(addr, 1 + page);
-	return asked ? check_stamp(addr, FILLED) : check_zero(addr, psize());
+	return absent ? check_stamp(addr, FILLED) : check_zero(addr, psize());
 }
 
 /* The first and the last one of each unit; a page of hugetlb is a unit. */
@@ -789,6 +787,12 @@ static const struct state missing = {
 	.mode = MISSING | WP, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
 					  UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
 	.registered = "um uw", .touched = UNMARKED_UNITS, .check = check_pages,
+};
+
+/* A missing page is a signal for whoever comes to it. */
+static const struct state signals = {
+	.mode = MISSING, .features = UFFD_FEATURE_SIGBUS,
+	.registered = "um", .touched = UNMARKED_UNITS, .check = check_pages,
 };
 
 /* Pages in the file belong to the monitor until it puts them in the page tables. */
@@ -977,66 +981,57 @@ MOVE_TEST(dontunmap)
 #define MOVES(name, ...)						\
 	FIXTURE_VARIANT_ADD(moves, name) { __VA_ARGS__ }
 
+/* Pages that move one by one, and the same with tables that move whole. */
+#define MOVES_OF_BOTH(name, ...)					\
+	MOVES(name##_pages, __VA_ARGS__, .shift = 5, .cut = 3);		\
+	MOVES(name##_tables, __VA_ARGS__, .cut = 3)
+
 #define ANON		.flags = MAP_PRIVATE
-#define ANON_HUGE	.flags = MAP_PRIVATE, .size = HUGE
+#define SHARED_ANON	.flags = MAP_SHARED
+#define HUGE_ANON	.flags = MAP_PRIVATE, .size = HUGE
 #define SHMEM		.flags = MAP_SHARED, .file = true
-#define SHMEM_HUGE	.flags = MAP_SHARED, .file = true, .size = HUGE
 #define PRIVATE_FILE	.flags = MAP_PRIVATE, .file = true
 #define PRIVATE_HUGETLB	.flags = MAP_PRIVATE | MAP_NORESERVE, .size = HUGETLB
 #define SHARED_HUGETLB	.flags = MAP_SHARED | MAP_NORESERVE, .size = HUGETLB
 
-/* Pages move one by one, if not whole tables do. */
-#define PAGES		.shift = 5, .cut = 3
-#define TABLES		.cut = 3
-
-MOVES(wp_pages, &protected, ANON, PAGES);
-MOVES(wp_tables, &protected, ANON, TABLES);
-MOVES(wp_head, &protected, ANON, TABLES, .head = 300);
-MOVES(wp_shared_anon, &protected, .flags = MAP_SHARED, PAGES);
-MOVES(wp_untouched, &protected, ANON, PAGES, .untouched = true);
-MOVES(wp_untouched_tables, &protected, ANON, TABLES, .untouched = true);
-MOVES(wp_of_swapped, &protected, ANON, PAGES, .pageout = BEFORE);
-MOVES(wp_then_swapped, &protected, ANON, PAGES, .pageout = AFTER);
-MOVES(wp_swapped_tables, &protected, ANON, TABLES, .pageout = AFTER);
-MOVES(wp_huge, &protected, ANON_HUGE);
-MOVES(wp_huge_cut, &protected, ANON_HUGE, .cut = 9);
-MOVES(wp_huge_split, &protected, ANON_HUGE, .shift = 5);
-MOVES(wp_huge_swapped, &protected, ANON_HUGE, .pageout = AFTER);
-MOVES(wp_shmem, &protected, SHMEM, PAGES);
-MOVES(wp_shmem_tables, &protected, SHMEM, TABLES);
-MOVES(wp_shmem_untouched, &protected, SHMEM, PAGES, .untouched = true);
-MOVES(wp_shmem_untouched_tables, &protected, SHMEM, TABLES, .untouched = true);
-MOVES(wp_shmem_then_swapped, &protected, SHMEM, PAGES, .pageout = AFTER);
-MOVES(wp_private_file, &protected, PRIVATE_FILE, PAGES);
-MOVES(wp_private_file_tables, &protected, PRIVATE_FILE, TABLES);
-MOVES(wp_shmem_huge, &protected, SHMEM_HUGE);
-MOVES(wp_shmem_huge_split, &protected, SHMEM_HUGE, .shift = 5);
+MOVES_OF_BOTH(wp, &protected, ANON);
+MOVES(wp_head, &protected, ANON, .cut = 3, .head = 300);
+MOVES(wp_of_swapped, &protected, ANON, .shift = 5, .cut = 3, .pageout = BEFORE);
+MOVES_OF_BOTH(wp_then_swapped, &protected, ANON, .pageout = AFTER);
+MOVES_OF_BOTH(wp_untouched, &protected, ANON, .untouched = true);
+MOVES(wp_huge, &protected, HUGE_ANON);
+MOVES(wp_huge_cut, &protected, HUGE_ANON, .cut = 9);
+MOVES(wp_huge_split, &protected, HUGE_ANON, .shift = 5);
+MOVES(wp_huge_swapped, &protected, HUGE_ANON, .pageout = AFTER);
+MOVES_OF_BOTH(wp_shared_anon, &protected, SHARED_ANON);
+MOVES_OF_BOTH(wp_shmem, &protected, SHMEM);
+MOVES_OF_BOTH(wp_shmem_untouched, &protected, SHMEM, .untouched = true);
+MOVES_OF_BOTH(wp_shmem_swapped, &protected, SHMEM, .pageout = AFTER);
+MOVES(wp_shmem_huge, &protected, SHMEM, .size = HUGE);
+MOVES(wp_shmem_huge_split, &protected, SHMEM, .size = HUGE, .shift = 5);
+MOVES_OF_BOTH(wp_private_file, &protected, PRIVATE_FILE);
 MOVES(wp_hugetlb_private, &protected, .flags = MAP_PRIVATE, .size = HUGETLB);
 MOVES(wp_hugetlb_shared, &protected, .flags = MAP_SHARED, .size = HUGETLB);
 MOVES(wp_hugetlb_private_untouched, &protected, PRIVATE_HUGETLB, .untouched = true);
 MOVES(wp_hugetlb_shared_untouched, &protected, SHARED_HUGETLB, .untouched = true);
 
-MOVES(async_pages, &scanned, ANON, PAGES);
-MOVES(async_tables, &scanned, ANON, TABLES);
-MOVES(async_huge, &scanned, ANON_HUGE);
-MOVES(async_huge_split, &scanned, ANON_HUGE, .shift = 5);
-MOVES(async_shmem, &scanned, .flags = MAP_SHARED, PAGES);
-MOVES(async_shmem_tables, &scanned, .flags = MAP_SHARED, TABLES);
+MOVES_OF_BOTH(async, &scanned, ANON);
+MOVES(async_huge, &scanned, HUGE_ANON);
+MOVES(async_huge_split, &scanned, HUGE_ANON, .shift = 5);
+MOVES_OF_BOTH(async_shmem, &scanned, SHARED_ANON);
 MOVES(async_hugetlb, &scanned, .flags = MAP_SHARED, .size = HUGETLB);
 
-MOVES(missing_pages, &missing, ANON, PAGES);
-MOVES(missing_tables, &missing, ANON, TABLES);
-MOVES(missing_head, &missing, ANON, TABLES, .head = 300);
+MOVES_OF_BOTH(missing, &missing, ANON);
+MOVES(missing_head, &missing, ANON, .cut = 3, .head = 300);
 MOVES(missing_hugetlb, &missing, PRIVATE_HUGETLB);
 
-MOVES(minor_pages, &minor, SHMEM, PAGES);
-MOVES(minor_tables, &minor, SHMEM, TABLES);
+MOVES_OF_BOTH(signals, &signals, ANON);
+
+MOVES_OF_BOTH(minor, &minor, SHMEM);
 MOVES(minor_hugetlb, &minor, SHMEM, .size = HUGETLB);
 
-MOVES(poison_pages, &poisoned, ANON, PAGES);
-MOVES(poison_tables, &poisoned, ANON, TABLES);
-MOVES(poison_shmem, &poisoned, SHMEM, PAGES);
-MOVES(poison_shmem_tables, &poisoned, SHMEM, TABLES);
+MOVES_OF_BOTH(poison, &poisoned, ANON);
+MOVES_OF_BOTH(poison_shmem, &poisoned, SHMEM);
 MOVES(poison_hugetlb, &poisoned, PRIVATE_HUGETLB);
 
 #undef SELF
@@ -1061,86 +1056,62 @@ TEST(monitor_is_gone)
 	stamp_range(DST, bytes(64), 2);
 }
 
-/* ---- growth: the monitor's to fill ---- */
+/* ---- locked mappings that grow ---- */
 
-FIXTURE(growth)
+FIXTURE(locked)
 {
 	struct monitor monitor;
 };
 
-FIXTURE_VARIANT(growth)
+FIXTURE_VARIANT(locked)
 {
 	uint64_t features;
 };
 
-FIXTURE_VARIANT_ADD(growth, no_events) { 0 };
-FIXTURE_VARIANT_ADD(growth, remap) { REMAP };
-FIXTURE_VARIANT_ADD(growth, unmap) { UNMAP };
-FIXTURE_VARIANT_ADD(growth, remap_unmap) { REMAP | UNMAP };
+FIXTURE_VARIANT_ADD(locked, no_events) { 0 };
+FIXTURE_VARIANT_ADD(locked, remap) { REMAP };
+FIXTURE_VARIANT_ADD(locked, unmap) { UNMAP };
+FIXTURE_VARIANT_ADD(locked, remap_unmap) { REMAP | UNMAP };
 
-FIXTURE_SETUP(growth)
+FIXTURE_SETUP(locked)
 {
 	NEED_MONITOR(&self->monitor, variant->features);
 	no_huge_pages();
 	ASSERT_EQ(SRC, map_anon(SRC, bytes(4)));
 	stamp_range(SRC, bytes(4), 1);
+	ASSERT_EQ(0, mlock(at(SRC), bytes(4)));
 	ASSERT_EQ(0, register_range(self->monitor.fd, SRC, bytes(4), MISSING));
 }
 
-FIXTURE_TEARDOWN(growth)
+FIXTURE_TEARDOWN(locked)
 {
-}
-
-TEST_F(growth, in_place)
-{
-	ASSERT_EQ(SRC, do_mremap(SRC, bytes(4), bytes(6), 0, 0));
-	EXPECT_OK(check_registration(SRC, "um"));
-	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
-	EXPECT_OK(check_fill(&self->monitor, SRC + bytes(4), true));
-	EXPECT_OK(check_fill(&self->monitor, SRC + bytes(5), true));
-	EXPECT_OK(check_events(&self->monitor));
-}
-
-TEST_F(growth, by_moving)
-{
-	struct monitor *monitor = &self->monitor;
-
-	ASSERT_EQ(DST, move_to(SRC, bytes(4), bytes(6), DST));
-	want_remap(monitor, SRC, DST, bytes(4));
-	want_unmap(monitor, SRC, bytes(4));
-	EXPECT_OK(check_registration(DST, if_followed(monitor, "um")));
-	EXPECT_OK(check_stamps(DST, bytes(4), 1));
-	EXPECT_OK(check_fill(monitor, DST + bytes(5), variant->features & REMAP));
-	EXPECT_OK(check_events(monitor));
 }
 
 /* What a locked mapping grows by is faulted in: by the monitor, if asked. */
-TEST_F(growth, locked_in_place)
+TEST_F(locked, growth_in_place)
 {
 	struct monitor *monitor = &self->monitor;
 
-	ASSERT_EQ(0, mlock(at(SRC), bytes(4)));
 	ASSERT_EQ(SRC, do_mremap(SRC, bytes(4), bytes(6), 0, 0));
-	want_fault(monitor, SRC + bytes(4), 0);
-	want_fault(monitor, SRC + bytes(5), 0);
-	EXPECT_OK(check_events(monitor));
+	EXPECT_TRUE(is_present(SRC + bytes(4)));
+	EXPECT_TRUE(is_present(SRC + bytes(5)));
 	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
-	EXPECT_OK(check_stamp(SRC + bytes(4), FILLED));
-	EXPECT_OK(check_stamp(SRC + bytes(5), FILLED));
+	EXPECT_OK(check_fill(monitor, SRC + bytes(4), true));
+	EXPECT_OK(check_fill(monitor, SRC + bytes(5), true));
+	EXPECT_OK(check_events(monitor));
 }
 
 /*
  * The monitor may not fill anything in before it knows of the move, so it has
  * to be told first. Stock waits for the page, then tells.
  */
-TEST_F(growth, locked_by_moving_mended)
+TEST_F(locked, growth_by_moving_mended)
 {
 	struct monitor *monitor = &self->monitor;
 	const bool followed = variant->features & REMAP;
 
 	if (followed)
 		SKIP_STOCK_BUG();
-	ASSERT_EQ(0, mlock(at(SRC), bytes(4)));
 	ASSERT_EQ(DST, move_to(SRC, bytes(4), bytes(6), DST));
 	EXPECT_TRUE(is_present(DST + bytes(4)));
 	EXPECT_TRUE(is_present(DST + bytes(5)));
@@ -1152,328 +1123,55 @@ TEST_F(growth, locked_by_moving_mended)
 	EXPECT_OK(check_events(monitor));
 }
 
-/* ---- refused calls ---- */
+/* ---- calls that are refused for a limit ---- */
 
 #define LEN	bytes(32)
 
+static int refusal(size_t new_len, unsigned long flags, unsigned long to)
+{
+	return error_of(do_mremap(SRC, LEN, new_len, flags, to));
+}
+
 /* They tell nothing, change nothing, and keep no monitor from its work. */
-FIXTURE(refused)
-{
-	struct monitor monitor;
-};
-
-FIXTURE_SETUP(refused)
-{
-	NEED_MONITOR(&self->monitor,
-		     REMAP | UNMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	no_huge_pages();
-	ASSERT_EQ(SRC, map_anon(SRC, LEN));
-	stamp_range(SRC, LEN, 1);
-	ASSERT_EQ(0, register_range(self->monitor.fd, SRC, LEN, MISSING | WP));
-	guard_page(SRC + LEN);
-}
-
-FIXTURE_TEARDOWN(refused)
-{
-}
-
-struct refusal {
-	int error;
-	unsigned long addr;
-	size_t old_len;
-	size_t new_len;
-	unsigned long flags;
-	unsigned long to;
-};
-
-static void refuse(META, struct monitor *monitor, const struct refusal *calls,
-		   size_t nr)
-{
-	save_state();
-	for (size_t i = 0; i < nr; i++) {
-		const struct refusal *call = &calls[i];
-
-		EXPECT_EQ(call->error,
-			  error_of(do_mremap(call->addr, call->old_len, call->new_len,
-					     call->flags, call->to)))
-			TH_LOG("call %zu", i);
-	}
-	EXPECT_OK(check_state());
-	EXPECT_OK(check_events(monitor));
-	EXPECT_OK(check_registration(SRC, "um uw"));
-	EXPECT_EQ(0, protect(monitor->fd, SRC, LEN));
-	EXPECT_OK(check_stamps(SRC, LEN, 1));
-}
-
-#define REFUSE(...)							\
-	do {								\
-		const struct refusal __calls[] = { __VA_ARGS__ };	\
-									\
-		refuse(_metadata, &self->monitor, __calls,		\
-		       ARRAY_SIZE(__calls));				\
-	} while (0)
-
-TEST_F(refused, for_arguments)
-{
-	REFUSE({ EINVAL, SRC, LEN, LEN, FIXED, SRC + bytes(8) },
-	       { EINVAL, SRC, LEN, LEN, FIXED, DST + 1 },
-	       { EINVAL, SRC, LEN, 2 * LEN, DONTUNMAP },
-	       { EINVAL, SRC, 0, LEN, MREMAP_MAYMOVE },
-	       { ENOMEM, SRC, LEN, 2 * LEN },
-	       { EFAULT, SRC - bytes(1), LEN, LEN, FIXED, DST });
-}
-
-/* They would be in order, were it not for a limit. */
-TEST_F(refused, for_a_limit)
+TEST(refused_for_a_limit)
 {
 	const long limit = read_long("/proc/sys/vm/max_map_count");
+	struct monitor monitor = {};
 	struct rlimit size = {};
 	struct counters now;
 
+	NEED_MONITOR(&monitor, REMAP | UNMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	no_huge_pages();
+	ASSERT_EQ(SRC, map_anon(SRC, LEN));
+	stamp_range(SRC, LEN, 1);
+	ASSERT_EQ(0, register_range(monitor.fd, SRC, LEN, MISSING | WP));
+	guard_page(SRC + LEN);
 	read_counters(&now);
 	size.rlim_cur = now.size * KB + bytes(limit + 8);
 	size.rlim_max = size.rlim_cur;
 	ASSERT_EQ(0, setrlimit(RLIMIT_AS, &size));
 	ASSERT_EQ(THIRD, map_at(THIRD, bytes(limit), PROT_READ,
 				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-	REFUSE({ ENOMEM, SRC, LEN, 2 * LEN, FIXED, DST },
-	       { ENOMEM, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE },
-	       { ENOMEM, SRC, LEN, LEN, FIXED | DONTUNMAP, DST });
+	save_state();
+	EXPECT_EQ(ENOMEM, refusal(2 * LEN, FIXED, DST));
+	EXPECT_EQ(ENOMEM, refusal(2 * LEN, MREMAP_MAYMOVE, 0));
+	EXPECT_EQ(ENOMEM, refusal(LEN, FIXED | DONTUNMAP, DST));
+	EXPECT_OK(check_state());
 
 	/* A page that changes between two that do not makes two mappings more. */
 	for (long page = 1; count_vmas() < limit - 3; page += 2)
 		ASSERT_EQ(0, mprotect(at(THIRD + bytes(page)), psize(),
 				      PROT_NONE));
-	REFUSE({ ENOMEM, SRC, LEN, LEN, FIXED, DST },
-	       { ENOMEM, SRC, LEN, LEN, FIXED, THIRD },
-	       { ENOMEM, SRC, LEN, LEN, DONTUNMAP });
+	save_state();
+	EXPECT_EQ(ENOMEM, refusal(LEN, FIXED, DST));
+	EXPECT_EQ(ENOMEM, refusal(LEN, FIXED, THIRD));
+	EXPECT_EQ(ENOMEM, refusal(LEN, DONTUNMAP, 0));
+	EXPECT_OK(check_state());
+	EXPECT_OK(check_events(&monitor));
+	EXPECT_OK(check_registration(SRC, "um uw"));
+	EXPECT_EQ(0, protect(monitor.fd, SRC, LEN));
+	EXPECT_OK(check_stamps(SRC, LEN, 1));
 }
-
-/* Stock unmaps the destination, and tells so, before it looks at the source. */
-TEST_F(refused, over_a_destination_mended)
-{
-	SKIP_STOCK_BUG();
-	ASSERT_EQ(DST, map_anon(DST, LEN + bytes(4)));
-	ASSERT_EQ(0, register_range(self->monitor.fd, DST, LEN + bytes(4),
-				    MISSING));
-	REFUSE({ EFAULT, SRC, LEN + bytes(4), LEN + bytes(5), FIXED, DST },
-	       { EINVAL, SRC, 0, LEN, FIXED, DST });
-	EXPECT_OK(check_registration(DST, "um"));
-	EXPECT_OK(check_fill(&self->monitor, DST + bytes(3), true));
-	EXPECT_OK(check_events(&self->monitor));
-}
-
-/* ---- neighbours that a moved mapping meets ---- */
-
-#define PIECE	bytes(8)
-#define LEFT_ONE		DST
-#define MIDDLE	(DST + PIECE)
-#define RIGHT_ONE	(DST + 2 * PIECE)
-#define END	(DST + 3 * PIECE)
-
-FIXTURE(neighbours)
-{
-	struct monitor monitor;
-	struct monitor other;
-	int fd;
-};
-
-FIXTURE_VARIANT(neighbours)
-{
-	bool left;
-	bool right;
-	enum { NEVER_TOUCHED, BACK_AGAIN, OF_A_FILE } kind;
-};
-
-FIXTURE_VARIANT_ADD(neighbours, left) { true, false, NEVER_TOUCHED };
-FIXTURE_VARIANT_ADD(neighbours, right) { false, true, NEVER_TOUCHED };
-FIXTURE_VARIANT_ADD(neighbours, both) { true, true, NEVER_TOUCHED };
-FIXTURE_VARIANT_ADD(neighbours, left_back) { true, false, BACK_AGAIN };
-FIXTURE_VARIANT_ADD(neighbours, right_back) { false, true, BACK_AGAIN };
-FIXTURE_VARIANT_ADD(neighbours, both_back) { true, true, BACK_AGAIN };
-FIXTURE_VARIANT_ADD(neighbours, left_file) { true, false, OF_A_FILE };
-FIXTURE_VARIANT_ADD(neighbours, right_file) { false, true, OF_A_FILE };
-FIXTURE_VARIANT_ADD(neighbours, both_file) { true, true, OF_A_FILE };
-
-FIXTURE_SETUP(neighbours)
-{
-	no_huge_pages();
-	self->fd = memfd_create("neighbours", 0);
-	ASSERT_LE(0, self->fd);
-	ASSERT_EQ(0, ftruncate(self->fd, END - DST));
-}
-
-FIXTURE_TEARDOWN(neighbours)
-{
-}
-
-#define SELF	FIXTURE_DATA(neighbours) *self
-#define VARIANT	const FIXTURE_VARIANT(neighbours) *variant
-
-/* Who has registered what before the move, and whether all become one mapping. */
-struct meeting {
-	uint64_t events;
-	enum { NOBODY, MONITOR, OTHER } owner;	/* of what moves */
-	bool neighbours;			/* registered by the monitor */
-	bool merges;
-};
-
-static void map_piece(META, SELF, VARIANT, unsigned long addr,
-		      unsigned long place, size_t len)
-{
-	const bool file = variant->kind == OF_A_FILE;
-
-	ASSERT_EQ(addr, map_at(addr, len, PROT_READ | PROT_WRITE,
-			       file ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS,
-			       file ? self->fd : -1, file ? place - DST : 0));
-}
-
-/*
- * A mapping at THIRD which fits between its neighbours at MIDDLE, such that
- * they can be one mapping if nothing else keeps them apart. Pages of the
- * neighbours are touched; those of the mapping only if it comes back to where
- * it was before.
- */
-static void lay_out(META, SELF, VARIANT)
-{
-	map_piece(_metadata, self, variant, DST, DST, END - DST);
-	if (variant->kind == BACK_AGAIN) {
-		stamp_range(DST, END - DST, 1);
-		ASSERT_EQ(THIRD, move_to(MIDDLE, PIECE, PIECE, THIRD));
-	} else {
-		map_piece(_metadata, self, variant, THIRD, MIDDLE, PIECE);
-		stamp_range(LEFT_ONE, PIECE, 1);
-		stamp_range(RIGHT_ONE, PIECE, 17);
-		munmap(at(MIDDLE), PIECE);
-	}
-	if (!variant->left)
-		munmap(at(LEFT_ONE), PIECE);
-	if (!variant->right)
-		munmap(at(RIGHT_ONE), PIECE);
-}
-
-static void register_all(META, SELF, VARIANT, const struct meeting *how)
-{
-	const int fd = self->monitor.fd;
-	const int owner = how->owner == OTHER ? self->other.fd : fd;
-
-	if (how->neighbours && variant->left)
-		ASSERT_EQ(0, register_range(fd, LEFT_ONE, PIECE, WP) ?:
-			     protect(fd, LEFT_ONE, PIECE));
-	if (how->neighbours && variant->right)
-		ASSERT_EQ(0, register_range(fd, RIGHT_ONE, PIECE, WP) ?:
-			     protect(fd, RIGHT_ONE, PIECE));
-	if (how->owner != NOBODY)
-		ASSERT_EQ(0, register_range(owner, THIRD, PIECE, WP) ?:
-			     protect(owner, THIRD, PIECE / 2));
-}
-
-/*
- * One of the three after the move: protected so far, if it is registered, and its
- * monitor is heard of. If not, all of it can be written to.
- */
-static const char *check_piece(struct monitor *monitor, unsigned long addr,
-			       bool merged, bool registered, size_t len)
-{
-	const char *why = merged ? NULL :
-		check_registration(addr, registered ? "uw" : NOT_REGISTERED);
-
-	if (count_protected(addr, PIECE) != (registered ? len / psize() : 0))
-		return complain("%#lx: %zu pages are protected", addr,
-				count_protected(addr, PIECE));
-	if (registered)
-		want_fault(monitor, addr + bytes(2), UFFD_PAGEFAULT_FLAG_WP);
-	stamp_range(addr + bytes(2), registered ? psize() : PIECE - bytes(2), 70);
-	return why;
-}
-
-static const char *check_pieces_contents(VARIANT)
-{
-	const char *why = NULL;
-
-	if (variant->left)
-		why = check_stamps(LEFT_ONE, PIECE, 1);
-	if (!why && variant->kind == BACK_AGAIN)
-		why = check_stamps(MIDDLE, PIECE, 9);
-	if (!why && variant->right)
-		why = check_stamps(RIGHT_ONE, PIECE, 17);
-	return why;
-}
-
-static void meet(META, SELF, VARIANT, struct meeting how)
-{
-	const uint64_t features = how.events |
-		wp_features(variant->kind != OF_A_FILE, variant->kind == NEVER_TOUCHED);
-	struct monitor *owner = how.owner == OTHER ? &self->other : &self->monitor;
-	const bool followed = how.owner != NOBODY && how.events & REMAP;
-	const int mappings = how.merges ? 1 : 1 + variant->left + variant->right;
-
-	NEED_MONITOR(&self->monitor, features);
-	NEED_MONITOR(&self->other, features);
-	lay_out(_metadata, self, variant);
-	register_all(_metadata, self, variant, &how);
-	ASSERT_EQ(MIDDLE, move_to(THIRD, PIECE, PIECE, MIDDLE));
-	if (how.owner != NOBODY)
-		want_remap(owner, THIRD, MIDDLE, PIECE);
-	EXPECT_OK(check_pieces_contents(variant));
-	EXPECT_EQ(mappings, read_vmas(DST, END, NULL, 0));
-	if (how.merges)
-		EXPECT_OK(check_registration(variant->left ? LEFT_ONE : MIDDLE,
-					     followed ? "uw" : NOT_REGISTERED));
-	if (variant->left)
-		EXPECT_OK(check_piece(&self->monitor, LEFT_ONE, how.merges,
-				      how.neighbours, PIECE));
-	EXPECT_OK(check_piece(owner, MIDDLE, how.merges, followed, PIECE / 2));
-	if (variant->right)
-		EXPECT_OK(check_piece(&self->monitor, RIGHT_ONE, how.merges,
-				      how.neighbours, PIECE));
-	EXPECT_OK(check_events(&self->monitor));
-	EXPECT_OK(check_events(&self->other));
-}
-
-#define MEETING(name, ...)						\
-	TEST_F(neighbours, name)					\
-	{								\
-		meet(_metadata, self, variant,				\
-		     (struct meeting) { __VA_ARGS__ });			\
-	}
-
-/* It becomes one with neighbours of the same monitor, which wants to know. */
-MEETING(registered_all, REMAP, .owner = MONITOR, .neighbours = true, .merges = true)
-
-/* It stays registered, and does not spread that. */
-MEETING(not_registered_with_event, REMAP, .owner = MONITOR)
-
-/* One that was never registered does not become so. */
-MEETING(registered_but_not_it, REMAP, .owner = NOBODY, .neighbours = true)
-
-/* Neighbours of another monitor stay that one's. */
-MEETING(of_another_monitor, REMAP, .owner = OTHER, .neighbours = true)
-
-/* It loses its registration, and must not take along that of its neighbours. */
-TEST_F(neighbours, keep_what_it_loses_mended)
-{
-	SKIP_STOCK_BUG();
-	meet(_metadata, self, variant,
-	     (struct meeting) { .owner = MONITOR, .neighbours = true });
-}
-
-/*
- * It becomes one with neighbours that are as unregistered as it will be; but not
- * if it is of a file: there only a registered mapping keeps its write protection
- * when pages are reclaimed, and a failed move would have to bring it back.
- */
-TEST_F(neighbours, not_registered_mended)
-{
-	SKIP_STOCK_BUG();
-	meet(_metadata, self, variant,
-	     (struct meeting) {
-			.owner = MONITOR, .merges = variant->kind != OF_A_FILE,
-	     });
-}
-
-#undef SELF
-#undef VARIANT
 
 /* ---- tables of hugetlb ---- */
 
@@ -1512,41 +1210,6 @@ TEST(poison_moves_where_tables_may_be_shared_mended)
 	EXPECT_OK(check_stamp(DST, 1));
 	EXPECT_OK(check_stamp(THIRD, 1));
 	close(fd);
-}
-
-/* ---- signals instead of events ---- */
-
-/* With this feature, a missing page is a signal for whoever comes to it. */
-static void move_with_signals(META, uint64_t events)
-{
-	struct monitor monitor = {};
-
-	NEED_MONITOR(&monitor, UFFD_FEATURE_SIGBUS | events);
-	no_huge_pages();
-	ASSERT_EQ(SRC, map_anon(SRC, bytes(8)));
-	stamp_range(SRC, bytes(4), 1);
-	ASSERT_EQ(0, register_range(monitor.fd, SRC, bytes(8), MISSING));
-	EXPECT_TRUE(raises_bus(SRC + bytes(6), psize()));
-	ASSERT_EQ(DST, do_mremap(SRC, bytes(8), bytes(8), FIXED | DONTUNMAP,
-				 DST));
-	want_remap(&monitor, SRC, DST, bytes(8));
-	EXPECT_OK(check_stamps(DST, bytes(4), 1));
-	EXPECT_EQ(!!events, raises_bus(DST + bytes(6), psize()));
-	EXPECT_TRUE(raises_bus(SRC, psize()));
-	EXPECT_TRUE(raises_bus(SRC + bytes(6), psize()));
-	ASSERT_EQ(0, fill(monitor.fd, UFFDIO_COPY, SRC, psize(), DST));
-	EXPECT_OK(check_stamp(SRC, 1));
-	EXPECT_OK(check_events(&monitor));
-}
-
-TEST(signals_follow)
-{
-	move_with_signals(_metadata, REMAP);
-}
-
-TEST(signals_stay)
-{
-	move_with_signals(_metadata, 0);
 }
 
 /* ---- mremap() waits for its monitor ---- */
@@ -1698,13 +1361,12 @@ TEST(killed_while_waiting)
 {
 	struct mover *mover = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
 				   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	int ends[2], status;
-	struct pollfd pfd;
 	bool waits = false;
 	pid_t child;
-	char byte;
+	int status;
 
-	ASSERT_EQ(0, pipe(ends));
+	if (open_uffd(REMAP | UNMAP) < 0)
+		SKIP(return, "%s", lacks_features(REMAP | UNMAP));
 	child = fork();
 	ASSERT_LE(0, child);
 	if (!child) {
@@ -1713,22 +1375,10 @@ TEST(killed_while_waiting)
 		*mover = (struct mover) {
 			.addr = SRC, .to = DST, .len = bytes(4),
 		};
-		if (fd < 0)
-			_exit(1);
 		map_anon(SRC, bytes(4));
-		if (register_range(fd, SRC, bytes(4), MISSING) ||
-		    write(ends[1], "", 1) != 1)
-			_exit(3);
-		run_mover(mover);
-		_exit(2);
-	}
-	close(ends[1]);
-	pfd = (struct pollfd) { .fd = ends[0], .events = POLLIN };
-	ASSERT_EQ(1, poll(&pfd, 1, -1));
-	if (read(ends[0], &byte, 1) != 1) {
-		ASSERT_EQ(child, waitpid(child, &status, 0));
-		ASSERT_EQ(1, WEXITSTATUS(status));
-		SKIP(return, "needs userfaultfd with events");
+		if (!register_range(fd, SRC, bytes(4), MISSING))
+			run_mover(mover);
+		_exit(1);
 	}
 	for (int i = 0; !waits && i < 1000000; i++) {
 		waits = mover->tid && is_asleep(child, mover->tid);
