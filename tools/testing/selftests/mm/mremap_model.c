@@ -1452,12 +1452,12 @@ static enum strictness dirty_after_refusal(const struct world *w)
 }
 
 /* All monitors can go on as before, and have been told nothing. */
-static const char *check_monitors(struct world *w, bool may_be_told)
+static const char *check_monitors(struct world *w)
 {
 	const int told = forget_all_events(w);
 	const char *why = NULL;
 
-	if (told && !may_be_told)
+	if (told)
 		return complain("%d events of what has not happened", told);
 	for (int i = 0; !why && i < CELLS; i++) {
 		const struct cell *cell = &w->cells[i];
@@ -1499,7 +1499,7 @@ const char *check_refusal(struct world *w)
 
 	why = why ?: check_nothing_taken(w);
 	why = why ?: check_bits(w, dirty_after_refusal(w));
-	why = why ?: check_monitors(w, false);
+	why = why ?: check_monitors(w);
 	why = why ?: check_world(w);
 	return why ? complain("refused, but %s", why) : NULL;
 }
@@ -1619,11 +1619,13 @@ static const char *check_failed(struct world *w, const struct call *call)
 
 	if (!over)
 		return check_refusal(w);
+	want_destination_unmapped(w, call);
 	why = accept_unmapped(w, call, &gone);
 	if (!why && !gone)
 		return check_refusal(w);
+	why = why ?: check_all_events(w);
 	why = why ?: check_bits(w, dirty_after_refusal(w));
-	why = why ?: check_monitors(w, true);
+	why = why ?: check_monitors(w);
 	return why ?: check_world(w);
 }
 

@@ -1150,19 +1150,6 @@ static int move_to_be_killed(void *w)
 	return 0;
 }
 
-/* In the kernel, where nothing wakes it but that the time is over. */
-static bool is_asleep(pid_t pid)
-{
-	char path[64], stat[512];
-	const char *state;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	if (!read_setting(path, stat, sizeof(stat)))
-		return false;
-	state = strrchr(stat, ')');
-	return state && state[2] == 'D';
-}
-
 FIXTURE(killed)
 {
 	struct world w;

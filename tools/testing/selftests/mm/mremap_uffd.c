@@ -158,16 +158,6 @@ static void prepare_monitor(struct monitor *monitor)
 			SKIP(return, "%s", lacks_features(features));	\
 	} while (0)
 
-/* A fault is missing unless flags say that it is another kind of fault. */
-static void want_fault(struct monitor *monitor, unsigned long addr,
-		       uint64_t flags)
-{
-	want_message(monitor, (struct uffd_msg) {
-		.event = UFFD_EVENT_PAGEFAULT,
-		.arg.pagefault = { .flags = flags, .address = addr },
-	});
-}
-
 /*
  * A page that nobody has touched is the monitor's to fill where it is
  * registered, and empty elsewhere.
@@ -307,10 +297,10 @@ struct state {
 	enum touched touched;
 	int (*mark)(int fd, unsigned long addr, size_t len);
 	/* Once all units are marked. */
-	const char *(*begin)(SELF);
+	const char *(*begin)(FIXTURE_DATA(moves) *self);
 	/* All of [start, end) of the source is at addr now. */
-	const char *(*check)(SELF, unsigned long addr, size_t start, size_t end,
-			     enum fate fate);
+	const char *(*check)(FIXTURE_DATA(moves) *self, unsigned long addr,
+			     size_t start, size_t end, enum fate fate);
 };
 
 FIXTURE_VARIANT(moves)
@@ -809,6 +799,17 @@ static const struct state poisoned = {
 
 /* ---- the moves ---- */
 
+/* A page that somebody else looks at stays for that moment. */
+static bool page_out(SELF)
+{
+	for (int try = 0; try < 20; try++) {
+		madvise(at(self->src), self->len, MADV_PAGEOUT);
+		if (!count_pagemap(self->src, self->len, PM_PRESENT))
+			return true;
+	}
+	return false;
+}
+
 /* Marks every other unit, and pages out all of it. */
 static const char *mark_units(SELF)
 {
@@ -816,17 +817,15 @@ static const char *mark_units(SELF)
 	const int fd = self->monitor.fd;
 	int err;
 
-	if (kind->pageout == BEFORE)
-		madvise(at(self->src), self->len, MADV_PAGEOUT);
+	if (kind->pageout == BEFORE && !page_out(self))
+		return "needs pages that can be swapped out";
 	err = register_range(fd, self->src, self->len, kind->state->mode);
 	for (size_t done = 0; kind->state->mark && !err && done < self->len;
 	     done += 2 * self->unit)
 		err = kind->state->mark(fd, self->src + done, self->unit);
 	if (err)
 		return complain("cannot be registered and marked: %s", strerror(err));
-	if (kind->pageout == AFTER)
-		madvise(at(self->src), self->len, MADV_PAGEOUT);
-	if (kind->pageout && count_pagemap(self->src, self->unit, PM_PRESENT))
+	if (kind->pageout == AFTER && !page_out(self))
 		return "needs pages that can be swapped out";
 	return kind->state->begin ? kind->state->begin(self) : NULL;
 }
@@ -1240,27 +1239,14 @@ static bool has_message(int fd)
 	return poll(&pfd, 1, 0) == 1 && pfd.revents & POLLIN;
 }
 
-/* Asleep in the kernel where nothing but its waker can get it out. */
-static bool is_asleep(pid_t pid, pid_t tid)
-{
-	char path[64], stat[512];
-	const char *state;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
-	if (!read_setting(path, stat, sizeof(stat)))
-		return false;
-	state = strrchr(stat, ')');
-	return state && state[2] == 'D';
-}
-
 /*
  * Until there is an event to read and its sender has gone to sleep over it.
  * There is no hurry: whoever does not wait will be back at some time.
  */
-static bool waits_for_reader(int fd, pid_t pid, volatile pid_t *tid)
+static bool waits_for_reader(int fd, volatile pid_t *tid)
 {
 	for (int i = 0; i < 1000000; i++) {
-		if (*tid && has_message(fd) && is_asleep(pid, *tid))
+		if (*tid && has_message(fd) && is_asleep(*tid))
 			return true;
 		sched_yield();
 	}
@@ -1312,8 +1298,7 @@ TEST_F(waiting, until_the_last_event_is_read)
 	struct uffd_msg msg;
 
 	for (size_t i = 0; i < ARRAY_SIZE(events); i++) {
-		ASSERT_TRUE(waits_for_reader(self->fd, getpid(),
-					     &self->mover.tid));
+		ASSERT_TRUE(waits_for_reader(self->fd, &self->mover.tid));
 		EXPECT_FALSE(self->mover.back);
 		EXPECT_OK(check_unmapped(SRC, bytes(32)));
 		EXPECT_STREQ("um uw", registration(DST));
@@ -1333,7 +1318,7 @@ TEST_F(waiting, until_the_last_event_is_read)
 /* A monitor that goes away lets everybody go on, without a registration. */
 TEST_F(waiting, until_the_monitor_is_gone)
 {
-	ASSERT_TRUE(waits_for_reader(self->fd, getpid(), &self->mover.tid));
+	ASSERT_TRUE(waits_for_reader(self->fd, &self->mover.tid));
 	EXPECT_FALSE(self->mover.back);
 	ASSERT_EQ(0, close(self->fd));
 	ASSERT_EQ(0, pthread_join(self->thread, NULL));
@@ -1345,7 +1330,7 @@ TEST_F(waiting, until_the_monitor_is_gone)
 /* Another call of another thread does not wait along. */
 TEST_F(waiting, alone)
 {
-	ASSERT_TRUE(waits_for_reader(self->fd, getpid(), &self->mover.tid));
+	ASSERT_TRUE(waits_for_reader(self->fd, &self->mover.tid));
 	ASSERT_EQ(THIRD, map_anon(THIRD, bytes(8)));
 	stamp_range(THIRD, bytes(8), 50);
 	ASSERT_EQ(THIRD + bytes(64), move_to(THIRD, bytes(8), bytes(8),
@@ -1381,7 +1366,7 @@ TEST(killed_while_waiting)
 		_exit(1);
 	}
 	for (int i = 0; !waits && i < 1000000; i++) {
-		waits = mover->tid && is_asleep(child, mover->tid);
+		waits = mover->tid && is_asleep(mover->tid);
 		sched_yield();
 	}
 	EXPECT_TRUE(waits);
@@ -1466,7 +1451,7 @@ TEST_F_TIMEOUT(keeping, no_memory_for_each_mapping_mended, 120)
 	ASSERT_EQ(0, pthread_create(&thread, NULL, move_without_blocks, self));
 	before = meminfo_kb("VmallocUsed");
 	self->go = true;
-	ASSERT_TRUE(waits_for_reader(self->fd, getpid(), &self->mover.tid));
+	ASSERT_TRUE(waits_for_reader(self->fd, &self->mover.tid));
 	after = meminfo_kb("VmallocUsed");
 	EXPECT_FALSE(self->mover.back);
 	EXPECT_GT(before + (long)(MANY * 100 / KB), after)

@@ -617,6 +617,18 @@ bool expect_base(void)
 	return expect && !strcmp(expect, "base");
 }
 
+bool is_asleep(pid_t task)
+{
+	char path[64], stat[512];
+	const char *state;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", task);
+	if (!read_setting(path, stat, sizeof(stat)))
+		return false;
+	state = strrchr(stat, ')');
+	return state && state[2] == 'D';
+}
+
 /* ---- monitors ---- */
 
 static void take_message(struct monitor *monitor)
@@ -704,6 +716,14 @@ void want_unmap(struct monitor *monitor, unsigned long start, size_t len)
 			.event = UFFD_EVENT_UNMAP,
 			.arg.remove = { start, start + len },
 		});
+}
+
+void want_fault(struct monitor *monitor, unsigned long addr, uint64_t flags)
+{
+	want_message(monitor, (struct uffd_msg) {
+		.event = UFFD_EVENT_PAGEFAULT,
+		.arg.pagefault = { .flags = flags, .address = addr },
+	});
 }
 
 int forget_events(struct monitor *monitor)

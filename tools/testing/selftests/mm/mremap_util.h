@@ -220,6 +220,9 @@ bool write_setting(const char *path, const char *text);
 bool read_setting(const char *path, char *out, size_t len);
 long read_long(const char *path);
 
+/* Is this task in the kernel, where nothing but its waker can get it out? */
+bool is_asleep(pid_t task);
+
 /*
  * Fault injection: makes the nth allocation from here on fail. The first says
  * what is missing for it, the last whether it has come to that.
@@ -263,6 +266,8 @@ void want_message(struct monitor *monitor, struct uffd_msg msg);
 void want_remap(struct monitor *monitor, unsigned long from, unsigned long to,
 		size_t len);
 void want_unmap(struct monitor *monitor, unsigned long start, size_t len);
+/* A fault is missing unless flags say that it is another kind of fault. */
+void want_fault(struct monitor *monitor, unsigned long addr, uint64_t flags);
 /* The messages are the wanted ones, in their order. Then starts a new list. */
 const char *check_events(struct monitor *monitor);
 /* Only the latter: how many there were, or -1 if nobody reads them. */
