@@ -635,8 +635,9 @@ static int scan_written(unsigned long addr, size_t pages, uint64_t flags,
 	close(fd);
 	memset(written, 0, pages);
 	for (int i = 0; i < nr; i++)
-		for (uint64_t at = regions[i].start; at < regions[i].end; at += psize())
-			written[(at - addr) / psize()] = true;
+		for (uint64_t page = regions[i].start; page < regions[i].end;
+		     page += psize())
+			written[(page - addr) / psize()] = true;
 	return err;
 }
 
