@@ -70,11 +70,12 @@ static void stamp_cell(const struct world *w, unsigned long addr,
 
 /* ---- userfaultfd ---- */
 
-static const char *write_protect(int fd, unsigned long addr, size_t len)
+static const char *write_protect(int fd, unsigned long addr, size_t len,
+				 bool protect)
 {
 	struct uffdio_writeprotect wp = {
 		.range = { addr, len },
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+		.mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
 	};
 
 	/* EAGAIN: a change of the mappings has been begun and not ended. */
@@ -107,7 +108,7 @@ static const char *register_run(struct world *w, unsigned long addr, size_t len,
 	if (uffd_register(monitor->fd, at(addr), len, false, true, false))
 		why = "needs userfaultfd that can write-protect such memory";
 	if (!why && protect)
-		why = write_protect(monitor->fd, addr, len);
+		why = write_protect(monitor->fd, addr, len, true);
 	return why;
 }
 
@@ -1462,10 +1463,12 @@ static const char *check_monitors(struct world *w)
 	for (int i = 0; !why && i < CELLS; i++) {
 		const struct cell *cell = &w->cells[i];
 
-		if (cell->is.mapped && cell->bits[0] != ANY_BITS &&
-		    cell->bits[0] & PM_UFFD_WP)
+		/* As it is already: only whether the monitor is kept from it. */
+		if (cell->is.mapped && is_registered(cell) &&
+		    cell->bits[0] != ANY_BITS)
 			why = write_protect(w->monitors[cell->monitor].fd,
-					    cell_addr(w, i), w->unit);
+					    cell_addr(w, i), w->unit,
+					    cell->bits[0] & PM_UFFD_WP);
 	}
 	return why;
 }

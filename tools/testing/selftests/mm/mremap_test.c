@@ -4,7 +4,8 @@
  * calls x sizes of what moves x kinds of memory, drawn layouts and calls, and all of
  * them with a failure at each allocation. After each call: contents, protection,
  * flags, locks, file offsets, registration and pagemap bits of every cell, what the
- * process is charged, and if the call is refused, that all is as before.
+ * process is charged, the events that monitors are told, and if the call is refused,
+ * that all is as before.
  *
  * Tests whose name ends in _mended are of what stock 6.12 does not do: it moves one
  * mapping at a time, and does not undo all that a failed call has done.
