@@ -897,7 +897,7 @@ static const char *check_old_place(SELF)
 #define MOVE_TEST(name)							\
 	TEST_F(moves, name##_followed)					\
 	{								\
-		name(_metadata, self, REMAP);				\
+		name(_metadata, self, REMAP | UNMAP);			\
 	}								\
 									\
 	TEST_F(moves, name##_lost)					\
@@ -905,12 +905,18 @@ static const char *check_old_place(SELF)
 		name(_metadata, self, 0);				\
 	}
 
+static void want_move(SELF, unsigned long from, unsigned long to, size_t len)
+{
+	want_remap(&self->monitor, from, to, len);
+	want_unmap(&self->monitor, from, len);
+}
+
 static void whole(META, SELF, uint64_t events)
 {
 	if (!begin(_metadata, self, events))
 		return;
 	ASSERT_EQ(self->dst, move_to(self->src, self->len, self->len, self->dst));
-	want_remap(&self->monitor, self->src, self->dst, self->len);
+	want_move(self, self->src, self->dst, self->len);
 	EXPECT_OK(check_huge(self));
 	EXPECT_OK(check(self, self->dst, 0, self->len, moved(self)));
 	EXPECT_OK(check_old_place(self));
@@ -928,7 +934,7 @@ static void part(META, SELF, uint64_t events)
 	if (!begin(_metadata, self, events))
 		return;
 	ASSERT_EQ(to, move_to(self->src + start, end - start, end - start, to));
-	want_remap(&self->monitor, self->src + start, to, end - start);
+	want_move(self, self->src + start, to, end - start);
 	EXPECT_OK(check(self, to, start, end, moved(self)));
 	EXPECT_OK(check(self, self->src, 0, start, KEPT));
 	EXPECT_OK(check(self, self->src + end, end, self->len, KEPT));
@@ -945,7 +951,7 @@ static void back_and_forth(META, SELF, uint64_t events)
 		const unsigned long to = i % 2 ? self->src : self->dst;
 
 		ASSERT_EQ(to, move_to(from, self->len, self->len, to));
-		want_remap(&self->monitor, from, to, self->len);
+		want_move(self, from, to, self->len);
 	}
 	EXPECT_OK(check(self, self->src, 0, self->len, moved(self)));
 }
