@@ -920,6 +920,9 @@ static const char *refuse_vdso(unsigned long start, unsigned long end,
 	unsigned long ret;
 	const char *why;
 
+	/* A child's own copies of what the check writes to are made before. */
+	save_state();
+	check_state();
 	save_state();
 	ret = do_mremap(start, end - start, end - start, flags, SRC);
 	if (error_of(ret) != EINVAL)
