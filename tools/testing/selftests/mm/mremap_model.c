@@ -503,7 +503,7 @@ static int forget_all_events(struct world *w)
 
 	for (int i = 0; i < MONITORS; i++)
 		if (w->monitors[i].thread)
-			nr += forget_events(&w->monitors[i]);
+			nr += forget_messages(&w->monitors[i]);
 	return nr;
 }
 

@@ -726,7 +726,7 @@ void want_fault(struct monitor *monitor, unsigned long addr, uint64_t flags)
 	});
 }
 
-int forget_events(struct monitor *monitor)
+int forget_messages(struct monitor *monitor)
 {
 	const int nr = ask_monitor(monitor, 'p') ? monitor->nr_got : -1;
 
@@ -765,7 +765,7 @@ static const char *check_message(struct monitor *monitor, int nr)
 
 const char *check_events(struct monitor *monitor)
 {
-	const int nr_want = monitor->nr_want, nr = forget_events(monitor);
+	const int nr_want = monitor->nr_want, nr = forget_messages(monitor);
 	const char *why = NULL;
 
 	if (nr < 0)

@@ -271,7 +271,7 @@ void want_fault(struct monitor *monitor, unsigned long addr, uint64_t flags);
 /* The messages are the wanted ones, in their order. Then starts a new list. */
 const char *check_events(struct monitor *monitor);
 /* Only the latter: how many there were, or -1 if nobody reads them. */
-int forget_events(struct monitor *monitor);
+int forget_messages(struct monitor *monitor);
 
 /* MREMAP_EXPECT=base: expect what stock 6.12 does where this kernel differs. */
 bool expect_base(void);
