@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -71,59 +70,12 @@ static void stamp_cell(const struct world *w, unsigned long addr,
 
 /* ---- userfaultfd ---- */
 
-static void *read_events(void *arg)
-{
-	struct monitor *monitor = arg;
-	struct pollfd fds[] = {
-		{ .fd = monitor->fd, .events = POLLIN },
-		{ .fd = monitor->ask[0], .events = POLLIN },
-	};
-	struct uffd_msg msg;
-	char byte;
-
-	while (poll(fds, 2, -1) > 0) {
-		if (fds[0].revents) {
-			if (read(monitor->fd, &msg, sizeof(msg)) == sizeof(msg))
-				monitor->msg[monitor->nr++ % ARRAY_SIZE(monitor->msg)] = msg;
-		} else if (read(monitor->ask[0], &byte, 1) != 1 ||
-			   write(monitor->answer[1], &byte, 1) != 1) {
-			break;
-		}
-	}
-	return NULL;
-}
-
-int take_events(struct monitor *monitor)
-{
-	char byte = 0;
-
-	if (!monitor->thread)
-		return 0;
-	if (write(monitor->ask[1], &byte, 1) != 1 ||
-	    read(monitor->answer[0], &byte, 1) != 1)
-		return -1;
-	return monitor->nr;
-}
-
-const char *start_monitor(struct monitor *monitor, uint64_t features)
-{
-	*monitor = (struct monitor) {
-		.fd = open_uffd(features | UFFD_FEATURE_PAGEFAULT_FLAG_WP |
-				UFFD_FEATURE_WP_HUGETLBFS_SHMEM),
-	};
-	if (monitor->fd < 0)
-		return "needs userfaultfd with write protection";
-	if (pipe(monitor->ask) || pipe(monitor->answer) ||
-	    pthread_create(&monitor->thread, NULL, read_events, monitor))
-		return "cannot start a thread";
-	return NULL;
-}
-
-static const char *write_protect(int fd, unsigned long addr, size_t len)
+static const char *write_protect(int fd, unsigned long addr, size_t len,
+				 bool protect)
 {
 	struct uffdio_writeprotect wp = {
 		.range = { addr, len },
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+		.mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
 	};
 
 	/* EAGAIN: a change of the mappings has been begun and not ended. */
@@ -132,20 +84,31 @@ static const char *write_protect(int fd, unsigned long addr, size_t len)
 	return NULL;
 }
 
-/* Only for write protection, so that what is not there yet can be read. */
+static const uint64_t events_wanted[MONITORS] = {
+	[WANTS_ALL] = UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP,
+	[WANTS_MOVES] = UFFD_FEATURE_EVENT_REMAP,
+	[WANTS_UNMAPS] = UFFD_FEATURE_EVENT_UNMAP,
+};
+
+/*
+ * Only for write protection, so that what is not there yet can be read. If cells are
+ * not too large, this protects also pages that are not there.
+ */
 static const char *register_run(struct world *w, unsigned long addr, size_t len,
-				bool events, bool protect)
+				int nr, bool protect)
 {
-	struct monitor *monitor = &w->monitors[events];
+	const uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+		UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+		(w->sparse ? 0 : UFFD_FEATURE_WP_UNPOPULATED);
+	struct monitor *monitor = &w->monitors[nr];
 	const char *why = NULL;
 
-	if (!monitor->thread)
-		why = start_monitor(monitor, events ? UFFD_FEATURE_EVENT_REMAP |
-				    UFFD_FEATURE_EVENT_UNMAP : 0);
-	if (!why && uffd_register(monitor->fd, at(addr), len, false, true, false))
+	if (!monitor->thread && !start_monitor(monitor, events_wanted[nr] | features))
+		return "needs userfaultfd with write protection";
+	if (uffd_register(monitor->fd, at(addr), len, false, true, false))
 		why = "needs userfaultfd that can write-protect such memory";
 	if (!why && protect)
-		why = write_protect(monitor->fd, addr, len);
+		why = write_protect(monitor->fd, addr, len, true);
 	return why;
 }
 
@@ -218,7 +181,6 @@ const char *make_world(struct world *w, enum shape shape)
 		.next_offset = 1,
 		.own_fd = -1,
 		.device_fd = -1,
-		.nr_told = -1,
 		.huge = shape == HUGE || shape == HUGE_PARTS,
 		.sparse = shape == DIRECTORIES,
 		.whole = shape == TABLES || shape == ACROSS || shape == HUGE ||
@@ -240,16 +202,9 @@ void drop_world(struct world *w)
 		close(w->own_fd);
 	if (w->device_fd >= 0)
 		close(w->device_fd);
-	for (int i = 0; i < 2; i++) {
-		if (!w->monitors[i].thread)
-			continue;
-		close(w->monitors[i].ask[1]);
-		pthread_join(w->monitors[i].thread, NULL);
-		close(w->monitors[i].ask[0]);
-		close(w->monitors[i].answer[0]);
-		close(w->monitors[i].answer[1]);
-		close(w->monitors[i].fd);
-	}
+	for (int i = 0; i < MONITORS; i++)
+		if (w->monitors[i].thread)
+			stop_monitor(&w->monitors[i]);
 }
 
 static const char *stamp_in_file(struct world *w, int fd, unsigned long cell)
@@ -311,7 +266,7 @@ struct kind {
 	bool stays_blank;
 	bool same_pages;
 	bool registered;
-	bool tells;
+	int monitor;
 	bool protected;
 };
 
@@ -344,12 +299,22 @@ static const struct kind kinds[] = {
 	{ .letter = 'i', .flags = MAP_PRIVATE | MAP_HUGETLB, .registered = true,
 	  .protected = true },
 	{ .letter = 'c', .same_pages = true },		/* merged by KSM, if a cell is a page */
-	/* Registered with userfaultfd: without and with events; read only; protected. */
+	/* Registered with userfaultfd: with no, all, or some events; read only. */
 	{ .letter = 'u', .registered = true },
+	{ .letter = 'x', .registered = true, .monitor = WANTS_ALL },
+	{ .letter = '1', .registered = true, .monitor = WANTS_MOVES },
+	{ .letter = '2', .registered = true, .monitor = WANTS_UNMAPS },
+	{ .letter = 'j', .registered = true, .monitor = WANTS_ALL, .prot = PROT_READ },
+	/* The same, never touched: this is left to itself, or followed. */
+	{ .letter = '4', .registered = true, .monitor = WANTS_UNMAPS, .stays_blank = true },
+	{ .letter = '5', .registered = true, .monitor = WANTS_ALL, .stays_blank = true },
+	/* Protected as well, without and with events; the same of the memfd. */
 	{ .letter = 'v', .registered = true, .protected = true },
-	{ .letter = 'x', .registered = true, .tells = true },
-	{ .letter = 'j', .registered = true, .tells = true, .prot = PROT_READ },
-	{ .letter = 'y', .registered = true, .tells = true, .protected = true },
+	{ .letter = 'y', .registered = true, .monitor = WANTS_ALL, .protected = true },
+	{ .letter = '3', .flags = MAP_SHARED, .has_file = true, .registered = true,
+	  .protected = true },
+	{ .letter = 'm', .flags = MAP_SHARED, .has_file = true, .registered = true,
+	  .monitor = WANTS_ALL, .protected = true },
 };
 
 static const struct kind *find_kind(char letter)
@@ -376,7 +341,7 @@ static const char *change_run(struct world *w, const struct kind *kind,
 	if (err)
 		return complain("kind %c: errno %d", kind->letter, errno);
 	if (kind->registered)
-		why = register_run(w, addr, len, kind->tells, kind->protected);
+		why = register_run(w, addr, len, kind->monitor, kind->protected);
 	if (!why && kind->same_pages)
 		why = merge_run(addr, len);
 	return why;
@@ -470,7 +435,8 @@ static const char *lay_run(struct world *w, int first, int nr, char letter)
 			.chooses = kind->path && (*kind->path || is_ramfs(w->own_fd)),
 			.blank = kind->path && *kind->path,
 			.hugetlb = kind->flags & MAP_HUGETLB,
-			.tells = kind->tells,
+			.monitor = kind->monitor,
+			.protected = kind->protected,
 			.object = kind->letter == 'a' ? nr : 0,
 			.id = FILE_ID + i,
 		};
@@ -513,12 +479,32 @@ const char *lay(struct world *w, int first, const char *text)
 	return why;
 }
 
-static void forget_events(struct world *w)
+const char *watch(struct world *w, int first, const char *text)
 {
-	for (int i = 0; i < 2; i++) {
-		take_events(&w->monitors[i]);
-		w->monitors[i].nr = 0;
+	const char *why = NULL;
+
+	for (int i = first; !why && *text; i++, text++) {
+		const struct kind *kind = find_kind(*text);
+
+		if (!kind)
+			continue;
+		w->cells[i].monitor = kind->monitor;
+		w->cells[i].protected = kind->protected;
+		why = register_run(w, cell_addr(w, i), w->unit, kind->monitor,
+				   kind->protected);
 	}
+	return why;
+}
+
+/* Whatever the monitors were told. Its number. */
+static int forget_all_events(struct world *w)
+{
+	int nr = 0;
+
+	for (int i = 0; i < MONITORS; i++)
+		if (w->monitors[i].thread)
+			nr += forget_messages(&w->monitors[i]);
+	return nr;
 }
 
 const char *clear(struct world *w)
@@ -527,7 +513,7 @@ const char *clear(struct world *w)
 		return "munmap() failed";
 	memset(w->cells, 0, sizeof(w->cells));
 	w->next_offset = 1;
-	forget_events(w);
+	forget_all_events(w);
 	return NULL;
 }
 
@@ -725,7 +711,7 @@ const char *settle(struct world *w)
 		return why;
 	for (int i = 0; i < CELLS; i++)
 		w->cells[i].is = is[i];
-	forget_events(w);
+	forget_all_events(w);
 	sum = sum_up(w);
 	if (!w->rest.size)
 		read_books();
@@ -1085,6 +1071,8 @@ static unsigned int errors_of_one(const struct world *w,
 		errors |= ERROR(EFAULT);
 	if (first->hugetlb && (keeps(call) || call->new > call->old))
 		errors |= ERROR(EINVAL);
+	if (keeps(call) && call->old != call->new)
+		errors |= ERROR(EINVAL);
 	if (!call->flags && call->new > call->old && !fits(w, call))
 		errors |= ERROR(ENOMEM);
 	return errors;
@@ -1127,15 +1115,29 @@ static struct cell emptied(const struct cell *cell)
 	return left;
 }
 
+/* Does its monitor want to know where it went? */
+static bool follows(const struct cell *cell)
+{
+	return events_wanted[cell->monitor] & UFFD_FEATURE_EVENT_REMAP;
+}
+
+/* No page, but write protection for one. Nothing registered is ever swapped. */
+static bool is_marker(uint64_t bits)
+{
+	return bits != ANY_BITS && bits & PM_SWAP && bits & PM_UFFD_WP;
+}
+
 /* What it is at its new place, where userfaultfd may not know of it. */
 static struct cell moved(const struct cell *cell)
 {
-	const bool forgotten = is_registered(cell) && !cell->tells;
+	const bool forgotten = is_registered(cell) && !follows(cell);
 	struct cell dst = *cell;
 
 	if (forgotten)
 		dst.is.flags = flags_without_registration(dst.is.flags);
 	for (int nr = 0; nr < LOOKED; nr++) {
+		if (forgotten && is_marker(dst.bits[nr]))
+			dst.bits[nr] = 0;
 		if (forgotten)
 			dst.bits[nr] &= ~PM_UFFD_WP;
 		/* hugetlb does not know of soft-dirty. */
@@ -1223,18 +1225,56 @@ void apply(struct world *w, const struct call *call, unsigned long ret)
 	}
 }
 
-/* Whom the call has to tell about. */
-static bool is_told(const struct world *w, const struct call *call)
-{
-	bool told = false;
+/* ---- what the monitors are told ---- */
 
-	for (int i = 0; i < call->old; i++)
-		told |= w->cells[call->from + i].tells &&
-			(target(w, call) != call->from || i >= call->new);
-	for (int i = 0; fixed(call) && i < call->new; i++)
-		told |= w->cells[call->to + i].tells &&
-			(!is_multi(call) || w->cells[call->from + i].is.mapped);
-	return told;
+static bool any_watched(const struct world *w, int monitor, int first, int nr)
+{
+	for (int i = first; i < first + nr; i++)
+		if (is_registered(&w->cells[i]) && w->cells[i].monitor == monitor)
+			return true;
+	return false;
+}
+
+/* Who has registered any of it is told of all of it. */
+static void want_cells_unmapped(struct world *w, int first, int nr)
+{
+	for (int i = 0; i < MONITORS; i++)
+		if (any_watched(w, i, first, nr))
+			want_unmap(&w->monitors[i], cell_addr(w, first), nr * w->unit);
+}
+
+/* Of several mappings, each run without a gap takes its own place. */
+static void want_destination_unmapped(struct world *w, const struct call *call)
+{
+	const int range = is_multi(call) ? 0 : call->new;
+	int first = 0;
+
+	if (range)
+		want_cells_unmapped(w, call->to, range);
+	for (int i = 0; !range && i <= call->old; i++) {
+		if (i < call->old && w->cells[call->from + i].is.mapped)
+			continue;
+		if (i > first)
+			want_cells_unmapped(w, call->to + first, i - first);
+		first = i + 1;
+	}
+}
+
+/* In the order in which it happens. Stock tells the length before it was cut. */
+static void want_events(struct world *w, const struct call *call, unsigned long ret)
+{
+	const struct cell *first = &w->cells[call->from];
+	const bool moves = target(w, call) != call->from;
+	const int kept = kept_cells(call);
+
+	if (fixed(call))
+		want_destination_unmapped(w, call);
+	if (moves && is_registered(first))
+		want_remap(&w->monitors[first->monitor], cell_addr(w, call->from), ret,
+			   (expect_base() ? call->old : kept) * w->unit);
+	want_cells_unmapped(w, call->from + kept, call->old - kept);
+	if (moves && !keeps(call))
+		want_cells_unmapped(w, call->from, kept);
 }
 
 /* ---- the call ---- */
@@ -1372,20 +1412,15 @@ static enum strictness how_dirty(const struct world *w, const struct call *call)
 	return AS_TOLD;
 }
 
-/* A call that had to try something else after a failure tells nothing twice. */
-static const char *check_told(struct world *w, bool told)
+/* Nothing is told twice, either. */
+static const char *check_all_events(struct world *w)
 {
-	const int nr = take_events(&w->monitors[1]);
+	const char *why = NULL;
 
-	w->monitors[1].nr = 0;
-	if (!!nr != told)
-		return complain("the monitor is %stold", told ? "not " : "");
-	if (failure.fd < 0)
-		return NULL;
-	if (w->nr_told >= 0 && nr != w->nr_told)
-		return complain("%d events, and %d the last time", nr, w->nr_told);
-	w->nr_told = nr;
-	return NULL;
+	for (int i = 0; !why && i < MONITORS; i++)
+		if (w->monitors[i].thread)
+			why = check_events(&w->monitors[i]);
+	return why;
 }
 
 const char *check_success(struct world *w, const struct call *call,
@@ -1393,11 +1428,11 @@ const char *check_success(struct world *w, const struct call *call,
 {
 	const bool over = fixed(call) && !is_free(w, call->to, call->to + call->new);
 	const enum strictness dirty = how_dirty(w, call);
-	const bool told = is_told(w, call);
 	const char *why = check_place(w, call, ret);
 
+	want_events(w, call, ret);
 	why = why ?: check_counters_after(w, call, over);
-	why = why ?: check_told(w, told);
+	why = why ?: check_all_events(w);
 	if (why)
 		return why;
 	apply(w, call, ret);
@@ -1418,21 +1453,22 @@ static enum strictness dirty_after_refusal(const struct world *w)
 }
 
 /* All monitors can go on as before, and have been told nothing. */
-static const char *check_monitors(struct world *w, bool may_be_told)
+static const char *check_monitors(struct world *w)
 {
-	const int told = take_events(&w->monitors[1]);
+	const int told = forget_all_events(w);
 	const char *why = NULL;
 
-	w->monitors[1].nr = 0;
-	if (told && !may_be_told)
+	if (told)
 		return complain("%d events of what has not happened", told);
 	for (int i = 0; !why && i < CELLS; i++) {
 		const struct cell *cell = &w->cells[i];
 
-		if (cell->is.mapped && cell->bits[0] != ANY_BITS &&
-		    cell->bits[0] & PM_UFFD_WP)
-			why = write_protect(w->monitors[cell->tells].fd,
-					    cell_addr(w, i), w->unit);
+		/* As it is already: only whether the monitor is kept from it. */
+		if (cell->is.mapped && is_registered(cell) &&
+		    cell->bits[0] != ANY_BITS)
+			why = write_protect(w->monitors[cell->monitor].fd,
+					    cell_addr(w, i), w->unit,
+					    cell->bits[0] & PM_UFFD_WP);
 	}
 	return why;
 }
@@ -1466,7 +1502,7 @@ const char *check_refusal(struct world *w)
 
 	why = why ?: check_nothing_taken(w);
 	why = why ?: check_bits(w, dirty_after_refusal(w));
-	why = why ?: check_monitors(w, false);
+	why = why ?: check_monitors(w);
 	why = why ?: check_world(w);
 	return why ? complain("refused, but %s", why) : NULL;
 }
@@ -1586,11 +1622,13 @@ static const char *check_failed(struct world *w, const struct call *call)
 
 	if (!over)
 		return check_refusal(w);
+	want_destination_unmapped(w, call);
 	why = accept_unmapped(w, call, &gone);
 	if (!why && !gone)
 		return check_refusal(w);
+	why = why ?: check_all_events(w);
 	why = why ?: check_bits(w, dirty_after_refusal(w));
-	why = why ?: check_monitors(w, true);
+	why = why ?: check_monitors(w);
 	return why ?: check_world(w);
 }
 
@@ -1614,10 +1652,9 @@ static const char *check_failed_for_good(struct world *w, const struct call *cal
 {
 	const bool over = fixed(call) && !is_free(w, call->to, call->to + call->new);
 	const enum strictness dirty = w->tracked ? NONE_IS_LOST : ANYTHING;
-	const int told = take_events(&w->monitors[1]);
+	const int told = forget_all_events(w);
 	const char *why = NULL;
 
-	w->monitors[1].nr = 0;
 	if (told && !over)
 		return complain("%d events of what has not happened", told);
 	for (int i = call->to; fixed(call) && i < call->to + call->new; i++)

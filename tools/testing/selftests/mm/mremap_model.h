@@ -4,16 +4,14 @@
  * high half, usually the source and the destination of a call. Text says what is
  * mapped there, one letter a cell, see lay_run(). The model knows of every cell the
  * contents, protection, flags, lock, file offset, registration, and the pagemap bits
- * of some of its pages; of every call whether it is refused and what becomes of all
- * cells. The kernel is asked only what is so before a call.
+ * of some of its pages; of every call whether it is refused, what becomes of all cells,
+ * and which monitor is told what of it. The kernel is asked only what is so before a
+ * call.
  *
  * Checks return NULL if all is well, as in mremap_util.h.
  */
 #ifndef MREMAP_MODEL_H
 #define MREMAP_MODEL_H
-
-#include <linux/userfaultfd.h>
-#include <pthread.h>
 
 #include "mremap_util.h"
 
@@ -72,7 +70,8 @@ struct cell {
 	struct attributes is;
 	bool sealed;
 	bool chooses;	/* its file chooses its addresses itself, and moves alone */
-	bool tells;	/* its monitor asks for events */
+	int monitor;	/* whose it is, if it is registered */
+	bool protected;	/* against writing, when it was laid */
 	bool hugetlb;
 	bool blank;	/* its file is, wherever one looks */
 	enum content content;
@@ -89,14 +88,13 @@ struct books {
 	long committed;
 };
 
-/* A userfaultfd whose events are read by a thread: somebody has to. */
-struct monitor {
-	int fd;
-	int ask[2];
-	int answer[2];
-	pthread_t thread;
-	int nr;
-	struct uffd_msg msg[16];
+/* A world's monitors, by the events that they want. */
+enum {
+	WANTS_NONE,
+	WANTS_ALL,
+	WANTS_MOVES,
+	WANTS_UNMAPS,
+	MONITORS,
 };
 
 struct world {
@@ -120,13 +118,11 @@ struct world {
 	unsigned long away;
 	int nr_away;
 	struct cell away_cells[CELLS];
-	/* Of those that do not want events, and of those that do. */
-	struct monitor monitors[2];
+	struct monitor monitors[MONITORS];
 	bool at_hint;		/* is what it chose the last time */
 	size_t ballast;
 	struct counters before;		/* the last call */
 	long pool[2];			/* of huge pages, before it */
-	int nr_told;	/* events of a call that was made to fail; -1 before */
 };
 
 struct call {
@@ -141,6 +137,8 @@ struct call {
 
 const char *make_world(struct world *w, enum shape shape);
 const char *lay(struct world *w, int first, const char *text);
+/* Registers what is there as these kinds would be, in place of a dot nothing. */
+const char *watch(struct world *w, int first, const char *text);
 /* Takes what is there for what should be there. */
 const char *settle(struct world *w);
 /* Lays these texts in its halves; and makes a world for that. */
@@ -154,11 +152,6 @@ void drop_world(struct world *w);
 void track(struct world *w);
 /* Gives a cell new contents. */
 void restamp(struct world *w, int nr);
-
-/* NULL, or what is missing for an event of these features. */
-const char *start_monitor(struct monitor *monitor, uint64_t features);
-/* How many events have come since monitor->nr was 0: all that there are. */
-int take_events(struct monitor *monitor);
 
 /* ---- looking at it ---- */
 

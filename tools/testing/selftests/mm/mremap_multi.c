@@ -920,6 +920,9 @@ static const char *refuse_vdso(unsigned long start, unsigned long end,
 	unsigned long ret;
 	const char *why;
 
+	/* A child's own copies of what the check writes to are made before. */
+	save_state();
+	check_state();
 	save_state();
 	ret = do_mremap(start, end - start, end - start, flags, SRC);
 	if (error_of(ret) != EINVAL)
@@ -1148,19 +1151,6 @@ static int move_to_be_killed(void *w)
 
 	do_mremap(cell_addr(w, 0), len, len, FIXED, cell_addr(w, UP(0)));
 	return 0;
-}
-
-/* In the kernel, where nothing wakes it but that the time is over. */
-static bool is_asleep(pid_t pid)
-{
-	char path[64], stat[512];
-	const char *state;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	if (!read_setting(path, stat, sizeof(stat)))
-		return false;
-	state = strrchr(stat, ')');
-	return state && state[2] == 'D';
 }
 
 FIXTURE(killed)

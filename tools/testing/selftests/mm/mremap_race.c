@@ -166,18 +166,6 @@ static void let_others_write(void)
 	usleep(10 * 1000);
 }
 
-static bool is_asleep(pid_t pid)
-{
-	char path[64], line[512];
-	const char *state;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	if (!read_setting(path, line, sizeof(line)))
-		return false;
-	state = strrchr(line, ')');
-	return state && state[2] == 'D';
-}
-
 /* Within the call, that is; false if that comes back first. */
 static bool wait_until_asleep(struct race *race, unsigned int call)
 {

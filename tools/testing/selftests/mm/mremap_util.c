@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -634,4 +636,166 @@ bool expect_base(void)
 	const char *expect = getenv("MREMAP_EXPECT");
 
 	return expect && !strcmp(expect, "base");
+}
+
+bool is_asleep(pid_t task)
+{
+	char path[64], stat[512];
+	const char *state;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", task);
+	if (!read_setting(path, stat, sizeof(stat)))
+		return false;
+	state = strrchr(stat, ')');
+	return state && state[2] == 'D';
+}
+
+/* ---- monitors ---- */
+
+static void take_message(struct monitor *monitor)
+{
+	struct uffd_msg msg;
+
+	if (read(monitor->fd, &msg, sizeof(msg)) != sizeof(msg))
+		return;
+	monitor->got[monitor->nr_got++ % MESSAGES] = msg;
+	if (monitor->answer)
+		monitor->answer(monitor, &msg);
+}
+
+void *run_monitor(void *arg)
+{
+	struct monitor *monitor = arg;
+	struct pollfd fds[] = {
+		{ .fd = monitor->fd, .events = POLLIN },
+		{ .fd = monitor->ask[0], .events = POLLIN },
+	};
+	char what = 0;
+
+	while (what != 'q' && poll(fds, 2, -1) > 0) {
+		if (fds[0].revents & POLLIN) {
+			take_message(monitor);
+		} else if (fds[1].revents) {
+			if (read(monitor->ask[0], &what, 1) != 1 ||
+			    write(monitor->reply[1], &what, 1) != 1)
+				break;
+		}
+	}
+	return NULL;
+}
+
+bool open_monitor(struct monitor *monitor, uint64_t features)
+{
+	monitor->features = features;
+	monitor->page = monitor->page ?: psize();
+	monitor->fd = open_uffd(features);
+	return monitor->fd >= 0 && !pipe(monitor->ask) && !pipe(monitor->reply);
+}
+
+bool start_monitor(struct monitor *monitor, uint64_t features)
+{
+	return open_monitor(monitor, features) &&
+	       !pthread_create(&monitor->thread, NULL, run_monitor, monitor);
+}
+
+bool ask_monitor(struct monitor *monitor, char what)
+{
+	return write(monitor->ask[1], &what, 1) == 1 &&
+	       read(monitor->reply[0], &what, 1) == 1;
+}
+
+bool stop_monitor(struct monitor *monitor)
+{
+	if (!ask_monitor(monitor, 'q') || pthread_join(monitor->thread, NULL))
+		return false;
+	for (int i = 0; i < 2; i++) {
+		close(monitor->ask[i]);
+		close(monitor->reply[i]);
+	}
+	return !close(monitor->fd);
+}
+
+void want_message(struct monitor *monitor, struct uffd_msg msg)
+{
+	monitor->want[monitor->nr_want++ % MESSAGES] = msg;
+}
+
+void want_remap(struct monitor *monitor, unsigned long from, unsigned long to,
+		size_t len)
+{
+	if (monitor->features & UFFD_FEATURE_EVENT_REMAP)
+		want_message(monitor, (struct uffd_msg) {
+			.event = UFFD_EVENT_REMAP,
+			.arg.remap = { from, to, len },
+		});
+}
+
+void want_unmap(struct monitor *monitor, unsigned long start, size_t len)
+{
+	if (monitor->features & UFFD_FEATURE_EVENT_UNMAP)
+		want_message(monitor, (struct uffd_msg) {
+			.event = UFFD_EVENT_UNMAP,
+			.arg.remove = { start, start + len },
+		});
+}
+
+void want_fault(struct monitor *monitor, unsigned long addr, uint64_t flags)
+{
+	want_message(monitor, (struct uffd_msg) {
+		.event = UFFD_EVENT_PAGEFAULT,
+		.arg.pagefault = { .flags = flags, .address = addr },
+	});
+}
+
+int forget_messages(struct monitor *monitor)
+{
+	const int nr = ask_monitor(monitor, 'p') ? monitor->nr_got : -1;
+
+	monitor->nr_got = 0;
+	monitor->nr_want = 0;
+	return nr;
+}
+
+/* Leave only what a test can foresee. */
+static void trim_message(struct uffd_msg *msg, size_t page)
+{
+	if (msg->event != UFFD_EVENT_PAGEFAULT)
+		return;
+	msg->arg.pagefault.address &= -page;
+	msg->arg.pagefault.flags &= UFFD_PAGEFAULT_FLAG_WP |
+				    UFFD_PAGEFAULT_FLAG_MINOR;
+}
+
+static const char *check_message(struct monitor *monitor, int nr)
+{
+	struct uffd_msg *got = &monitor->got[nr];
+	struct uffd_msg *want = &monitor->want[nr];
+
+	trim_message(got, monitor->page);
+	trim_message(want, monitor->page);
+	if (!memcmp(got, want, sizeof(*got)))
+		return NULL;
+	return complain("event %d: %#x %#llx %#llx %#llx, not %#x %#llx %#llx %#llx",
+			nr, got->event, got->arg.reserved.reserved1,
+			got->arg.reserved.reserved2,
+			got->arg.reserved.reserved3, want->event,
+			want->arg.reserved.reserved1,
+			want->arg.reserved.reserved2,
+			want->arg.reserved.reserved3);
+}
+
+const char *check_events(struct monitor *monitor)
+{
+	const int nr_want = monitor->nr_want, nr = forget_messages(monitor);
+	const char *why = NULL;
+
+	if (nr < 0)
+		return "the monitor is gone";
+	for (int i = 0; !why && i < nr && i < nr_want && i < MESSAGES; i++)
+		why = check_message(monitor, i);
+	if (!why && nr != nr_want)
+		why = complain("%d events, not %d; the first one too many: %#x", nr,
+			       nr_want, nr > nr_want ?
+			       monitor->got[nr_want % MESSAGES].event : 0);
+	return why ?: nr > MESSAGES ? "more events than can be kept" : NULL;
 }

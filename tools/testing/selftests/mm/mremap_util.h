@@ -10,6 +10,8 @@
 #ifndef MREMAP_UTIL_H
 #define MREMAP_UTIL_H
 
+#include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -225,6 +227,9 @@ bool write_setting(const char *path, const char *text);
 bool read_setting(const char *path, char *out, size_t len);
 long read_long(const char *path);
 
+/* Is this task in the kernel, where nothing but its waker can get it out? */
+bool is_asleep(pid_t task);
+
 /*
  * Fault injection: makes the nth allocation from here on fail. The first says
  * what is missing for it, the last whether it has come to that.
@@ -234,6 +239,46 @@ long read_long(const char *path);
 const char *prepare_fail_nth(void);
 bool arm_fail_nth(int fd, int nth);
 bool disarm_fail_nth(int fd);
+
+#define MESSAGES	256
+
+/*
+ * A thread, or a process, that reads what a userfaultfd has to tell, writes it
+ * down, and may answer it. mremap() waits until it has been read.
+ */
+struct monitor {
+	int fd;
+	uint64_t features;
+	size_t page;		/* page size of what is registered */
+	void (*answer)(struct monitor *monitor, const struct uffd_msg *msg);
+	pthread_t thread;
+	int ask[2];
+	int reply[2];
+	struct uffd_msg got[MESSAGES];
+	int nr_got;
+	struct uffd_msg want[MESSAGES];
+	int nr_want;
+};
+
+bool start_monitor(struct monitor *monitor, uint64_t features);
+bool stop_monitor(struct monitor *monitor);
+/* The same by hand, for one that is to run in another process. */
+bool open_monitor(struct monitor *monitor, uint64_t features);
+void *run_monitor(void *arg);
+/* Everything that was there to read when this is called has been read after. */
+bool ask_monitor(struct monitor *monitor, char what);
+
+/* What it has to be told next, if it has asked for such events. */
+void want_message(struct monitor *monitor, struct uffd_msg msg);
+void want_remap(struct monitor *monitor, unsigned long from, unsigned long to,
+		size_t len);
+void want_unmap(struct monitor *monitor, unsigned long start, size_t len);
+/* A fault is missing unless flags say that it is another kind of fault. */
+void want_fault(struct monitor *monitor, unsigned long addr, uint64_t flags);
+/* The messages are the wanted ones, in their order. Then starts a new list. */
+const char *check_events(struct monitor *monitor);
+/* Only the latter: how many there were, or -1 if nobody reads them. */
+int forget_messages(struct monitor *monitor);
 
 /* MREMAP_EXPECT=base: expect what stock 6.12 does where this kernel differs. */
 bool expect_base(void);
