@@ -23,7 +23,7 @@
  *             which cannot fail.
  *   move      copy the VMAs and move the page tables under them, with the
  *             sources still linked; then take these off for unmapping. Or, if
- *             one VMA moves and all of it fits in a window, relocate it (R1).
+ *             the entries of each fit in a window, relocate them (R1).
  *   commit    cannot fail. It starts at the point of no return that
  *             move_vmas() marks.
  *   revert    undoes prepare and move, last step first (C2). Only a destination

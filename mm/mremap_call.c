@@ -1202,8 +1202,8 @@ static bool are_alike(const struct vma_move *mv, const struct vma_move *next)
 {
 	struct vm_area_struct *vma = mv->src, *above = next->src;
 
-	if (mv->addr + mv->len != next->addr || vma->vm_flags != above->vm_flags ||
-	    vma->vm_file != above->vm_file)
+	if (mv->addr + mv->len != next->addr || vma->vm_file != above->vm_file ||
+	    (vma->vm_flags ^ above->vm_flags) & ~VM_SOFTDIRTY)
 		return false;
 	if (!vma->vm_file && !(vma->anon_vma && above->anon_vma))
 		return true;

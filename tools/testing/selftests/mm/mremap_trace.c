@@ -194,7 +194,7 @@ static unsigned long traced(META, SELF, const struct call *call)
 	struct counts *counts = &self->counts;
 	char want[512];
 	unsigned long ret;
-	int end = 0;
+	int parsed, end = 0;
 
 	forget_events(self);
 	ret = do_mremap(call->from, call->old_len, call->new_len, call->flags,
@@ -206,10 +206,11 @@ static unsigned long traced(META, SELF, const struct call *call)
 		 call->to, error_of(ret) ? 0 : ret, -error_of(ret));
 	ASSERT_EQ(0, strncmp(want, self->line, strlen(want)))
 		TH_LOG("not \"%s\", but \"%s\"", want, self->line);
-	ASSERT_EQ(7, sscanf(self->line + strlen(want), COUNTS "%n",
-			    &counts->vmas, &counts->puds, &counts->pmds,
-			    &counts->huge, &counts->ptes, &counts->flushes,
-			    &counts->relocated, &end))
+	parsed = sscanf(self->line + strlen(want), COUNTS "%n",
+			&counts->vmas, &counts->puds, &counts->pmds,
+			&counts->huge, &counts->ptes, &counts->flushes,
+			&counts->relocated, &end);
+	ASSERT_EQ(7, parsed)
 		TH_LOG("\"%s\"", self->line);
 	ASSERT_STREQ("", self->line + strlen(want) + end);
 	return ret;
@@ -434,9 +435,10 @@ ROW(growing_and_shrinking_moves, PRIVATE, SRC, bytes(40),
 			.gap_pages = (len) / psize()
 ROW(several_mappings_by_pages, FIFTHS(bytes(8)),
     CALLED(MOVE(SRC, bytes(40), DST + bytes(1)),
-	   .counts = { .vmas = 4, .ptes = 32, .flushes = 4 }))
+	   .counts = { .vmas = 4, .relocated = 4, .ptes = 32, .flushes = 4 }))
 ROW(several_mappings_by_tables, FIFTHS(tables(2)),
-    CALLED(MOVE(SRC, tables(10), DST), .counts = { .vmas = 4, .pmds = 8, .flushes = 4 }))
+    CALLED(MOVE(SRC, tables(10), DST),
+	   .counts = { .vmas = 4, .relocated = 4, .pmds = 8, .flushes = 4 }))
 ROW(several_mappings_dontunmap, FIFTHS(bytes(8)),
     CALLED(SRC, bytes(40), bytes(40), KEEP, DST,
 	   .counts = { .vmas = 4, .ptes = 32, .flushes = 4 }))
