@@ -1564,6 +1564,18 @@ static bool set_probability(const char *percent)
 	return true;
 }
 
+/*
+ * What runs while nothing can be allocated must not take a page fault, which would
+ * be tried again for ever. So it runs once before.
+ */
+static void rehearse_failure(void)
+{
+	failure.nth = MOST_ALLOCATIONS;
+	arm_failure();
+	do_mremap(0, 0, 0, 0, 0);
+	disarm_failure();
+}
+
 const char *start_failing(bool from_there_on)
 {
 	const char *why = prepare_fail_nth();
@@ -1577,8 +1589,10 @@ const char *start_failing(bool from_there_on)
 		.make_it_fail = open("/proc/self/make-it-fail", O_RDWR),
 		.from_there_on = from_there_on,
 	};
-	return failure.fd < 0 || failure.make_it_fail < 0 ?
-		"cannot arm fault injection" : NULL;
+	if (failure.fd < 0 || failure.make_it_fail < 0)
+		return "cannot arm fault injection";
+	rehearse_failure();
+	return NULL;
 }
 
 void stop_failing(void)
