@@ -1575,7 +1575,9 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 	if (pud_leaf(pudp_get(win->old_pud)))
 		return -EAGAIN;
 	win->old_pmds = table_of_pmds(win->old_pud, pm->cursor);
-	skip_empty_pmds(pm, win, pm->wide_end);
+	/* What came as a table of PMDs goes back as one, whatever has become of it. */
+	if (!pm->back)
+		skip_empty_pmds(pm, win, pm->wide_end);
 	if (pm->cursor == pm->wide_end)
 		return 0;
 	win->new_pud = alloc_new_pud(mm, new_addr_of(pm));
@@ -1617,6 +1619,7 @@ static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
 	while (!err && pm->cursor < pm->wide_end)
 		err = move_at_cursor(pm, win);
 	reattach_tables(pm, win);
+	pm->tables_stay |= win->tables;
 	return is_one || !WARN_ON_ONCE(err) ? err : -EIO;
 }
 
@@ -1667,7 +1670,8 @@ int relocate_page_tables(struct pagetable_move *pm)
  *
  * Context: as for relocate_page_tables(). The tree of VMAs still has the VMA at
  *	    both places.
- * Return: 0. It needs no memory, and finds each slot as it left it.
+ * Return: 0; it needs no memory, with the exceptions of preload_table(), in which
+ *	   it may fail with -ENOMEM, and finds each slot as it left it.
  */
 int relocate_page_tables_back(const struct pagetable_move *pm)
 {

@@ -695,6 +695,8 @@ static int find_destination(struct vma_move *mv, unsigned long hint)
 	unsigned long size = congruence_for(mv);
 	int err;
 
+	if (mv->dst_len > TASK_SIZE)
+		return -ENOMEM;
 	if (hint) {
 		err = find_any(mv, hint);
 		if (err || is_at_hint(mv, hint))
@@ -1053,11 +1055,10 @@ static int merge_copy(struct mremap_op *op, struct vma_move *mv)
 
 static int copy_source(struct mremap_op *op, struct vma_move *mv)
 {
-	int err = 0;
+	int err;
 
 	find_source(op, mv);
-	if (!mv->dst)
-		err = merge_copy(op, mv);
+	err = merge_copy(op, mv);
 	if (err)
 		return err;
 	if (!mv->dst)
@@ -1194,22 +1195,6 @@ static bool can_relocate_vma(struct vm_area_struct *vma)
 	return !ops || (!ops->open && !ops->close && !ops->mremap);
 }
 
-/*
- * Might copies of these two, side by side, be merged, although they are not? If
- * they have no pages, the offset of a copy is that of its address.
- */
-static bool are_alike(const struct vma_move *mv, const struct vma_move *next)
-{
-	struct vm_area_struct *vma = mv->src, *above = next->src;
-
-	if (mv->addr + mv->len != next->addr || vma->vm_file != above->vm_file ||
-	    (vma->vm_flags ^ above->vm_flags) & ~VM_SOFTDIRTY)
-		return false;
-	if (!vma->vm_file && !(vma->anon_vma && above->anon_vma))
-		return true;
-	return vma->vm_pgoff + vma_pages(vma) == above->vm_pgoff;
-}
-
 /* Can all be relocated, as far as one can tell before it is tried? */
 static bool can_relocate(struct mremap_op *op)
 {
@@ -1223,10 +1208,31 @@ static bool can_relocate(struct mremap_op *op)
 		mv->tables.dst = mv->src;
 		if (!can_relocate_vma(mv->src) || !can_relocate_page_tables(&mv->tables))
 			return false;
-		if (mv > op->moves && are_alike(mv - 1, mv))
-			return false;
 	}
 	return true;
+}
+
+/* The offset that a copy would have, in pages, and that of what is behind it. */
+static pgoff_t dst_pgoff(const struct vma_move *mv)
+{
+	return copied_pgoff(mv->src, mv->dst_addr,
+			    vma_pgoff_offset(mv->src, mv->addr));
+}
+
+static pgoff_t dst_end_pgoff(const struct vma_move *mv)
+{
+	return dst_pgoff(mv) + (mv->dst_len >> PAGE_SHIFT);
+}
+
+/*
+ * Might the core merge these two, if their offsets fit? It may still refuse, and
+ * then what moves is copied without need.
+ */
+static bool are_alike(const struct vm_area_struct *vma,
+		      const struct vm_area_struct *other)
+{
+	return vma->vm_file == other->vm_file &&
+	       !((vma->vm_flags ^ other->vm_flags) & ~VM_SOFTDIRTY);
 }
 
 /* Is there no neighbour that a copy could be merged with? */
@@ -1240,18 +1246,39 @@ static bool is_dst_alone(const struct mremap_op *op, const struct vma_move *mv,
 	return range->is_alone || (mv->dst_addr > range->start && end < range->end);
 }
 
-/* Merging wins: moving to and fro is to leave one mapping. */
-static bool merge_some(struct mremap_op *op)
+static bool may_merge_beside(struct mremap_op *op, const struct vma_move *mv)
+{
+	struct vm_area_struct *below = vma_lookup(op->mm, mv->dst_addr - 1);
+	struct vm_area_struct *above = vma_lookup(op->mm, mv->dst_addr + mv->dst_len);
+
+	if (below && are_alike(mv->src, below) &&
+	    below->vm_pgoff + vma_pages(below) == dst_pgoff(mv))
+		return true;
+	return above && are_alike(mv->src, above) &&
+	       above->vm_pgoff == dst_end_pgoff(mv);
+}
+
+static bool may_merge_with_each_other(const struct vma_move *mv,
+				      const struct vma_move *next)
+{
+	return mv->addr + mv->len == next->addr && are_alike(mv->src, next->src) &&
+	       dst_end_pgoff(mv) == dst_pgoff(next);
+}
+
+/* Merging wins, so that moving to and fro leaves one mapping. */
+static bool may_merge(struct mremap_op *op)
 {
 	struct dst_range *range = op->ranges;
 	struct vma_move *mv;
 
 	for_each_move(op, mv) {
+		if (resched_or_killed(op))
+			return true;
 		if (op->nr_ranges && mv->dst_addr >= range->end)
 			range++;
-		if (is_dst_alone(op, mv, range))
-			continue;
-		if (merge_copy(op, mv) || mv->dst)
+		if (!is_dst_alone(op, mv, range) && may_merge_beside(op, mv))
+			return true;
+		if (mv > op->moves && may_merge_with_each_other(mv - 1, mv))
 			return true;
 	}
 	return false;
@@ -1293,15 +1320,23 @@ static void free_tables_of_gap(struct mremap_op *op, const struct vma_move *mv,
 			 max(gap.index, FIRST_USER_ADDRESS), ceiling);
 }
 
-/* Take those before @end out of the new places again. */
+/* Take those before @end out of the new places again, where they are not. */
 static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
 {
 	const struct vma_move *mv;
 
-	for (mv = op->moves; mv < end; mv++)
-		unlink_range(op->mm, mv->dst_addr, mv->dst_len);
-	for (mv = op->moves; mv < end; mv++)
-		free_tables_of_gap(op, mv, mv->dst_addr, mv->dst_len);
+	for (mv = op->moves; mv < end; mv++) {
+		cond_resched();
+		if (mv->src->vm_start == mv->dst_addr)
+			unlink_range(op->mm, mv->addr, mv->len);
+		else
+			unlink_range(op->mm, mv->dst_addr, mv->dst_len);
+	}
+	for (mv = op->moves; mv < end; mv++) {
+		cond_resched();
+		if (mv->src->vm_start != mv->dst_addr)
+			free_tables_of_gap(op, mv, mv->dst_addr, mv->dst_len);
+	}
 }
 
 static int link_at_new_places(struct mremap_op *op)
@@ -1321,10 +1356,29 @@ static int link_at_new_places(struct mremap_op *op)
 	return 0;
 }
 
-static int relocate_all_pages(struct mremap_op *op)
+/*
+ * Those before @end go back. As with a copy, pages that cannot go back stay where
+ * they are rather than be lost, and their VMA with them.
+ */
+static int relocate_back(struct mremap_op *op, struct vma_move *end)
 {
 	struct vma_move *mv;
 	int err = 0;
+
+	for (mv = end; mv-- > op->moves;) {
+		cond_resched();
+		if (relocate_page_tables_back(&mv->tables))
+			err = -ENOMEM;
+		mv->tables.tables_stay = true;
+	}
+	return err;
+}
+
+/* -EAGAIN: they are where they were, and have to be copied. */
+static int relocate_all_pages(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
 
 	for_each_move(op, mv) {
 		mv->tables.new_len = mv->dst_len;
@@ -1332,16 +1386,9 @@ static int relocate_all_pages(struct mremap_op *op)
 		if (!err)
 			err = relocate_page_tables(&mv->tables);
 		if (err)
-			break;
+			return relocate_back(op, mv) ?: -EAGAIN;
 	}
-	if (!err)
-		return 0;
-	mv->tables.new_len = 0;
-	while (mv-- > op->moves) {
-		WARN_ON_ONCE(relocate_page_tables_back(&mv->tables));
-		mv->tables.new_len = 0;
-	}
-	return err;
+	return 0;
 }
 
 /*
@@ -1350,31 +1397,35 @@ static int relocate_all_pages(struct mremap_op *op)
  * VMA cannot be locked before the end of the call, and whoever does so then looks
  * whether it still is where it was found. Once all are at their new places there is
  * no way back, and none is needed. If they do not get there, they are where they
- * were, and are copied, which may succeed.
+ * were, and -EAGAIN says that they are to be copied, which may succeed.
  */
-static bool relocate(struct mremap_op *op, struct unmapping *tail)
+static int relocate(struct mremap_op *op, struct unmapping *tail)
 {
 	struct vma_move *mv;
+	int err = -EAGAIN;
 
-	if (!can_relocate(op) || merge_some(op))
-		return false;
+	if (!can_relocate(op) || may_merge(op))
+		return -EAGAIN;
 	if (gather_tail(op, tail))
 		goto forget_events;
 	if (link_at_new_places(op))
 		goto put_back;
-	if (relocate_all_pages(op))
+	err = relocate_all_pages(op);
+	if (err)
 		goto unlink;
 	for_each_move(op, mv)
 		mv->dst = mv->src;
-	return true;
+	return 0;
 
 unlink:
 	unlink_from_new_places(op, end_of_moves(op));
+	for_each_move(op, mv)
+		mv->tables = (struct pagetable_move) {};
 put_back:
 	abort_unmapping(tail);
 forget_events:
 	userfaultfd_unmap_abort(&op->uffd_unmap_src);
-	return false;
+	return err;
 }
 
 /* All that can still fail once all is prepared. The sources stay linked. */
@@ -1383,8 +1434,11 @@ static int do_move(struct mremap_op *op, struct unmapping *source,
 {
 	int err;
 
-	if (may_relocate(op) && relocate(op, tail))
-		return 0;
+	if (may_relocate(op)) {
+		err = relocate(op, tail);
+		if (err != -EAGAIN)
+			return err;
+	}
 	err = copy_sources(op);
 	if (err)
 		return err;

@@ -670,6 +670,7 @@ FAILING_MOVE(several, PAGES, "wwwwrr.pps.ddd", "", 2, 11);
 FAILING_MOVE(several_locked, PAGES, "llllrr.lls.lll", "", 2, 11);
 FAILING_MOVE(several_over, PAGES, "wwwwrr.pps.ddd", "wwwwwwwrrrrrddwd", 2, 11);
 FAILING(several_dontunmap, PAGES, "wwwwrr.pps.ddd", "", 2, 11, 11, KEEP, UP(2));
+FAILING(several_into_gaps, PAGES, "e.e", "e.e", 0, 3, 3, FIXED, UP(1));
 FAILING_MOVE(several_with_own_tables, PARTS, "ww....rr....www", "", 0, 14);
 FAILING_MOVE(several_parts, PARTS, "wwwwrr.pps.ddd", "", 2, 11);
 FAILING_MOVE(several_uneven, UNEVEN, "wwwwrr.pps.ddd", "", 2, 11);
