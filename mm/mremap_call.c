@@ -1272,8 +1272,6 @@ static bool may_merge(struct mremap_op *op)
 	struct vma_move *mv;
 
 	for_each_move(op, mv) {
-		if (resched_or_killed(op))
-			return true;
 		if (op->nr_ranges && mv->dst_addr >= range->end)
 			range++;
 		if (!is_dst_alone(op, mv, range) && may_merge_beside(op, mv))
@@ -1702,6 +1700,8 @@ static void sum_up_stats(struct mremap_op *op)
 	struct move_stats *sum = &op->stats;
 	const struct vma_move *mv;
 
+	if (!trace_mremap_enabled())
+		return;
 	for_each_move(op, mv) {
 		const struct move_stats *stats = &mv->tables.stats;
 
