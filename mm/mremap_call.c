@@ -1265,7 +1265,7 @@ static bool may_merge_with_each_other(const struct vma_move *mv,
 	       dst_end_pgoff(mv) == dst_pgoff(next);
 }
 
-/* Merging wins, so that moving to and fro leaves one mapping. */
+/* Merging wins, so that moving back and forth leaves one mapping. */
 static bool may_merge(struct mremap_op *op)
 {
 	struct dst_range *range = op->ranges;

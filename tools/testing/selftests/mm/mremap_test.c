@@ -163,20 +163,25 @@ ONE(upper_above_dontunmap, "....****", "", 6, 2, 2, KEEP, 8);
 
 /* What is beside the new place has moved there before: they are one again. */
 FIXTURE_VARIANT_ADD(one, merges_below) {
-	{ "******", "", { 2, 4, 4, FIXED, UP(2) }, { { 0, 2, 2, FIXED, UP(0) } }, 1 }
+	{ "******", "", { 2, 4, 4, FIXED, UP(2) }, { { 0, 2, 2, FIXED, UP(0) } },
+	  .mappings = 1 }
 };
 FIXTURE_VARIANT_ADD(one, merges_above) {
-	{ "******", "", { 0, 4, 4, FIXED, UP(0) }, { { 4, 2, 2, FIXED, UP(4) } }, 1 }
+	{ "******", "", { 0, 4, 4, FIXED, UP(0) }, { { 4, 2, 2, FIXED, UP(4) } },
+	  .mappings = 1 }
 };
 FIXTURE_VARIANT_ADD(one, merges_on_both_sides) {
 	{ "******", "", { 1, 4, 4, FIXED, UP(1) },
-	  { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 1 }
+	  { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } },
+	  .mappings = 1 }
 };
 FIXTURE_VARIANT_ADD(one, merges_with_untouched) {
-	{ "eeww", "", { 0, 2, 2, FIXED, UP(0) }, { { 2, 2, 2, FIXED, UP(2) } }, 1 }
+	{ "eeww", "", { 0, 2, 2, FIXED, UP(0) }, { { 2, 2, 2, FIXED, UP(2) } },
+	  .mappings = 1 }
 };
 FIXTURE_VARIANT_ADD(one, returns) {
-	{ "********", "", { UP(2), 4, 4, FIXED, 2 }, { { 2, 4, 4, FIXED, UP(2) } }, 1 }
+	{ "********", "", { UP(2), 4, 4, FIXED, 2 }, { { 2, 4, 4, FIXED, UP(2) } },
+	  .mappings = 1 }
 };
 
 /* The same, but for who has registered what: the neighbours, and what returns. */
@@ -279,7 +284,8 @@ SEVERAL(beside_registered, "uwrwx", "uddwx", 1, 3, UP(1));
 
 /* They were together there before one of them left and came back. */
 FIXTURE_VARIANT_ADD(several, return_together) {
-	{ "w", ".e", { UP(0), 2, 2, FIXED, 0 }, { { 0, 1, 1, FIXED, UP(0) } }, 1 }
+	{ "w", ".e", { UP(0), 2, 2, FIXED, 0 }, { { 0, 1, 1, FIXED, UP(0) } },
+	  .mappings = 1 }
 };
 
 /* Gaps are kept. */
@@ -599,15 +605,15 @@ FAILING_MOVE(huge_part, HUGE_PARTS, "wwwwwwwwwwww", "", 2, 8);
 /* The new mapping is one with its neighbours until it is unmapped again. */
 FIXTURE_VARIANT_ADD(failing, merges_on_both_sides) {
 	PAGES, { "wwwwww", "", { 1, 4, 4, FIXED, UP(1) },
-		 { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
+		 .before = { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } } }
 };
 FIXTURE_VARIANT_ADD(failing, merges_shared) {
 	PAGES, { "ssssss", "", { 1, 4, 4, FIXED, UP(1) },
-		 { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
+		 .before = { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } } }
 };
 FIXTURE_VARIANT_ADD(failing, merges_tables) {
 	TABLES, { "wwwwww", "", { 1, 4, 4, FIXED, UP(1) },
-		  { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } }, 0 }
+		  .before = { { 0, 1, 1, FIXED, UP(0) }, { 5, 1, 1, FIXED, UP(5) } } }
 };
 
 /* Other lengths. */
@@ -682,15 +688,15 @@ FAILING_MOVE(several_directories, DIRECTORIES, "wwwwrr.pps.ddd", "", 2, 11);
 /* In the table where a moved mapping ends is a third one, in a gap: it keeps it. */
 FIXTURE_VARIANT_ADD(failing, third_untouched) {
 	PARTS, { "...eeeeeeww....r", "", { 3, 13, 13, FIXED, UP(3) },
-		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
+		 .before = { { 9, 2, 2, FIXED, UP(9) } } }
 };
 FIXTURE_VARIANT_ADD(failing, third_first_table) {
 	PARTS, { "...wwwweeww....r", "", { 3, 13, 13, FIXED, UP(3) },
-		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
+		 .before = { { 9, 2, 2, FIXED, UP(9) } } }
 };
 FIXTURE_VARIANT_ADD(failing, third_both_tables) {
 	PARTS, { "...wwwwwwww....r", "", { 3, 13, 13, FIXED, UP(3) },
-		 { { 9, 2, 2, FIXED, UP(9) } }, 0 }
+		 .before = { { 9, 2, 2, FIXED, UP(9) } } }
 };
 
 static struct books cleared_books(const struct world *w)
