@@ -710,6 +710,24 @@ TEST(growth_closes_a_gap_mended)
 	}
 }
 
+/* One has been there before, and the other one, which has no pages, fits to it there. */
+TEST(several_return_together_mended)
+{
+	const struct vma one = { SRC, SRC + bytes(2), "rw-p", 0, 0 };
+	const unsigned long away = SRC + GB;
+
+	if (expect_base())
+		SKIP(return, "stock 6.12 moves one mapping at a time");
+	ASSERT_EQ(SRC, map_anon(SRC, psize()));
+	stamp(SRC, 1);
+	ASSERT_EQ(away, move_to(SRC, psize(), psize(), away));
+	ASSERT_EQ(away + psize(), map_anon(away + psize(), psize()));
+	ASSERT_EQ(SRC, move_to(away, bytes(2), bytes(2), SRC));
+	EXPECT_OK(check_vmas(SRC, SRC + bytes(2), &one, 1));
+	EXPECT_OK(check_stamp(SRC, 1));
+	EXPECT_OK(check_zero(SRC + psize(), psize()));
+}
+
 /* A new mapping between two old ones has changed what is there. */
 TEST(new_mapping_closes_a_gap)
 {

@@ -282,12 +282,6 @@ SEVERAL(part_of_one, "wwwwww", "", 2, 2, UP(2));
 SEVERAL(beside_sealed, "WwrW", "RddR", 1, 2, UP(1));
 SEVERAL(beside_registered, "uwrwx", "uddwx", 1, 3, UP(1));
 
-/* They were together there before one of them left and came back. */
-FIXTURE_VARIANT_ADD(several, return_together) {
-	{ "w", ".e", { UP(0), 2, 2, FIXED, 0 }, { { 0, 1, 1, FIXED, UP(0) } },
-	  .mappings = 1 }
-};
-
 /* Gaps are kept. */
 SEVERAL(inner_gap, "ww..rr", "", 0, 6, UP(0));
 SEVERAL(inner_gap_over_mapping, "ww..rr", "pppppp", 0, 6, UP(0));
