@@ -785,12 +785,19 @@ TEST_F_TIMEOUT(failing, every_allocation_mended, 300)
 	fail_each(_metadata, &self->w, variant);
 }
 
+/*
+ * A plain munmap() may try for ever once it has got one of several nodes for the tree
+ * of VMAs and will never get another; shrinking in place is one.
+ */
 TEST_F_TIMEOUT(failing, every_allocation_from_one_on_mended, 300)
 {
+	const struct call *call = &variant->row.call;
 	const char *why = start_failing(true);
 
 	if (why)
 		SKIP(return, "%s", why);
+	if (!call->flags && call->new < call->old)
+		SKIP(return, "needs an unmapping that gives up without memory");
 	fail_each(_metadata, &self->w, variant);
 }
 
