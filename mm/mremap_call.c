@@ -1318,10 +1318,18 @@ static void free_tables_of_gap(struct mremap_op *op, const struct vma_move *mv,
 			 max(gap.index, FIRST_USER_ADDRESS), ceiling);
 }
 
+static unsigned long last_of_gap(const struct mremap_op *op, unsigned long addr)
+{
+	MA_STATE(gap, &op->mm->mm_mt, addr, addr);
+
+	mas_walk(&gap);
+	return gap.last;
+}
+
 /* Take those before @end out of the new places again, where they are not. */
 static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
 {
-	const struct vma_move *mv;
+	const struct vma_move *mv, *next;
 
 	for (mv = op->moves; mv < end; mv++) {
 		cond_resched();
@@ -1330,10 +1338,16 @@ static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *
 		else
 			unlink_range(op->mm, mv->dst_addr, mv->dst_len);
 	}
-	for (mv = op->moves; mv < end; mv++) {
+	for (mv = op->moves; mv < end; mv = next) {
 		cond_resched();
-		if (mv->src->vm_start != mv->dst_addr)
-			free_tables_of_gap(op, mv, mv->dst_addr, mv->dst_len);
+		next = mv + 1;
+		if (mv->src->vm_start == mv->dst_addr)
+			continue;
+		/* All of a gap at once: a table above goes with the first below it. */
+		while (next < end && next->dst_addr <= last_of_gap(op, mv->dst_addr))
+			next++;
+		free_tables_of_gap(op, mv, mv->dst_addr, next[-1].dst_addr +
+				   next[-1].dst_len - mv->dst_addr);
 	}
 }
 

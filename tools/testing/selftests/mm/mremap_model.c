@@ -1566,10 +1566,13 @@ static bool set_probability(const char *percent)
 
 /*
  * What runs while nothing can be allocated must not take a page fault, which would
- * be tried again for ever. So it runs once before.
+ * be tried again for ever. So all that is mapped is made present, with copies of its
+ * own where it is private, and it runs once before.
  */
 static void rehearse_failure(void)
 {
+	mlockall(MCL_CURRENT);
+	munlockall();
 	failure.nth = MOST_ALLOCATIONS;
 	arm_failure();
 	do_mremap(0, 0, 0, 0, 0);
