@@ -1330,6 +1330,7 @@ static unsigned long last_of_gap(const struct mremap_op *op, unsigned long addr)
 static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
 {
 	const struct vma_move *mv, *next;
+	unsigned long last;
 
 	for (mv = op->moves; mv < end; mv++) {
 		cond_resched();
@@ -1344,7 +1345,8 @@ static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *
 		if (mv->src->vm_start == mv->dst_addr)
 			continue;
 		/* All of a gap at once: a table above goes with the first below it. */
-		while (next < end && next->dst_addr <= last_of_gap(op, mv->dst_addr))
+		last = last_of_gap(op, mv->dst_addr);
+		while (next < end && next->dst_addr <= last)
 			next++;
 		free_tables_of_gap(op, mv, mv->dst_addr, next[-1].dst_addr +
 				   next[-1].dst_len - mv->dst_addr);
