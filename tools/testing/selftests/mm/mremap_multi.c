@@ -440,7 +440,11 @@ FIXTURE_VARIANT_ADD(shaped, directories) { DIRECTORIES };
 
 FIXTURE_SETUP(shaped)
 {
+	const bool huge = variant->shape == HUGE || variant->shape == HUGE_PARTS;
+
 	SKIP_STOCK();
+	if (huge && madvise(NULL, 0, MADV_HUGEPAGE))
+		SKIP(return, "needs transparent huge pages");
 }
 
 FIXTURE_TEARDOWN(shaped)
