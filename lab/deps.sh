@@ -14,7 +14,7 @@ declare -A groups=(
 	[guest]="busybox-static cpio python3 qemu-system-x86"
 	[test]="gcc libc6-dev libcap-dev make rsync"
 	[bench]="gcc gnuplot-nox libc6-dev python3"
-	[run]="criu gcc libc6-dev python3"
+	[run]="criu gcc libc6-dev linux-perf python3"
 	[series]="git liburcu-dev perl python3"
 	[check]="clang codespell coccinelle lld llvm mypy ocaml-nox pyflakes3 shellcheck sparse"
 )

@@ -13,6 +13,7 @@
 #include <linux/hugetlb.h>
 #include <linux/ksm.h>
 #include <linux/mman.h>
+#include <linux/perf_event.h>
 #include <linux/rmap.h>
 #include <linux/sched/signal.h>
 #include <linux/secretmem.h>
@@ -1530,6 +1531,13 @@ static void commit_userfaultfd(struct mremap_op *op, struct vma_move *mv)
 	mremap_userfaultfd_prep(mv->dst, &op->uffd_remap);
 }
 
+/* Where code is now. Of data they are not told, which would cost more than it helps. */
+static void tell_profilers(struct vm_area_struct *vma)
+{
+	if (vma->vm_flags & VM_EXEC)
+		perf_event_mmap(vma);
+}
+
 /*
  * The source stays mapped, with nothing in it. Its lock went with the pages,
  * unless it has to have one. As nothing is faulted in, it starts anew like a
@@ -1627,6 +1635,7 @@ static void commit_move(struct mremap_op *op, struct unmapping *source,
 		if (mv->tables.moved_table)
 			mark_soft_dirty(mv->dst);
 		commit_userfaultfd(op, mv);
+		tell_profilers(mv->dst);
 		if (keeps_source(&op->req))
 			commit_kept_source(op, mv);
 	}
@@ -1905,17 +1914,20 @@ static int grow_in_place(struct mremap_op *op)
 	VMA_ITERATOR(vmi, op->mm, op->moves->src->vm_end);
 	struct vma_move *mv = op->moves;
 	const struct mremap_request *req = &op->req;
+	struct vm_area_struct *grown;
 	int err;
 
 	err = charge(op);
 	if (err)
 		return err;
 	/* Grows the VMA, and joins it with the next one if they meet. */
-	if (!vma_merge_extend(&vmi, mv->src, growth(req))) {
+	grown = vma_merge_extend(&vmi, mv->src, growth(req));
+	if (!grown) {
 		uncharge(op);
 		return -ENOMEM;
 	}
 
+	tell_profilers(grown);
 	op->charged = 0;
 	op->result = req->addr;
 	account_growth(op, mv);

@@ -12,6 +12,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/perf_event.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -821,6 +822,150 @@ TEST_F(trace_buffer, refuses_parts)
 	ASSERT_EQ(0, munmap(at(SRC), len));
 	EXPECT_TRUE(takes_snapshot());
 	EXPECT_EQ(self->tainted, read_long(TAINTED));
+}
+
+/* ---- profilers are told where code has gone ---- */
+
+#define RING_PAGES	8
+
+FIXTURE(profiled)
+{
+	int fd;
+	struct perf_event_mmap_page *ring;
+};
+
+FIXTURE_SETUP(profiled)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_SOFTWARE,
+		.config = PERF_COUNT_SW_DUMMY,
+		.size = sizeof(attr),
+		.mmap = 1,
+		.mmap2 = 1,
+		.mmap_data = 1,
+	};
+
+	if (expect_base())
+		SKIP(return, "stock 6.12 does not tell");
+	self->fd = syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0);
+	if (self->fd < 0)
+		SKIP(return, "needs perf_event_open(2)");
+	self->ring = mmap(NULL, bytes(1 + RING_PAGES), PROT_READ | PROT_WRITE,
+			  MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, self->ring);
+}
+
+FIXTURE_TEARDOWN(profiled)
+{
+}
+
+/* The first words of a PERF_RECORD_MMAP2. */
+struct told {
+	struct perf_event_header header;
+	uint32_t pid, tid;
+	uint64_t addr, len, pgoff;
+};
+
+/* What has come since the last time, up to that many; how many there were. */
+static int take_told(FIXTURE_DATA(profiled) *self, struct told *told, int most)
+{
+	const char *records = (char *)self->ring + self->ring->data_offset;
+	uint64_t at = self->ring->data_tail;
+	const uint64_t head = self->ring->data_head;
+	int nr = 0;
+
+	while (at < head) {
+		struct told next;
+
+		/* The ring is never full, but a record may go on at its start. */
+		for (size_t i = 0; i < sizeof(next); i++)
+			((char *)&next)[i] = records[(at + i) % bytes(RING_PAGES)];
+		at += next.header.size;
+		if (next.header.type != PERF_RECORD_MMAP2)
+			continue;
+		if (nr < most)
+			told[nr] = next;
+		nr++;
+	}
+	self->ring->data_tail = head;
+	return nr;
+}
+
+static void map_code(META, unsigned long addr, size_t pages)
+{
+	int fd = memfd_create("mremap_features", 0);
+
+	ASSERT_EQ(0, ftruncate(fd, bytes(pages)));
+	ASSERT_EQ(addr, map_at(addr, bytes(pages), PROT_READ | PROT_EXEC,
+			       MAP_SHARED, fd, 0));
+	close(fd);
+}
+
+TEST_F(profiled, moved_code_mended)
+{
+	struct told told[2];
+
+	/* Of the ring */
+	take_told(self, told, 2);
+	map_code(_metadata, SRC, 4);
+	EXPECT_EQ(1, take_told(self, told, 2));
+	EXPECT_EQ(SRC, told[0].addr);
+	/* All of it, a part, and a second view of what is there. */
+	ASSERT_EQ(DST, move_to(SRC, bytes(4), bytes(4), DST));
+	EXPECT_EQ(1, take_told(self, told, 2));
+	EXPECT_EQ(DST, told[0].addr);
+	EXPECT_EQ(bytes(4), told[0].len);
+	EXPECT_EQ(0, told[0].pgoff);
+	ASSERT_EQ(SRC, move_to(DST + bytes(2), bytes(1), bytes(1), SRC));
+	EXPECT_EQ(1, take_told(self, told, 2));
+	EXPECT_EQ(SRC, told[0].addr);
+	EXPECT_EQ(bytes(1), told[0].len);
+	EXPECT_EQ(bytes(2), told[0].pgoff);
+	ASSERT_EQ(SRC + bytes(8), move_to(SRC, 0, bytes(1), SRC + bytes(8)));
+	EXPECT_EQ(1, take_told(self, told, 2));
+	EXPECT_EQ(SRC + bytes(8), told[0].addr);
+}
+
+TEST_F(profiled, each_of_several_mended)
+{
+	struct told told[4];
+
+	map_code(_metadata, SRC, 1);
+	map_anon(SRC + bytes(1), bytes(1));
+	map_code(_metadata, SRC + bytes(2), 2);
+	take_told(self, told, 4);
+	ASSERT_EQ(DST, move_to(SRC, bytes(4), bytes(4), DST));
+	/* Not of the data in between. */
+	EXPECT_EQ(2, take_told(self, told, 4));
+	EXPECT_EQ(DST, told[0].addr);
+	EXPECT_EQ(DST + bytes(2), told[1].addr);
+}
+
+/* Code that grows where it is. */
+TEST_F(profiled, grown_code_mended)
+{
+	struct told told[2];
+
+	map_code(_metadata, SRC, 4);
+	take_told(self, told, 2);
+	ASSERT_EQ(SRC, do_mremap(SRC, bytes(4), bytes(6), 0, 0));
+	EXPECT_EQ(1, take_told(self, told, 2));
+	EXPECT_EQ(SRC, told[0].addr);
+	EXPECT_EQ(bytes(6), told[0].len);
+}
+
+/* Neither of data, nor of what has stayed where it was. */
+TEST_F(profiled, nothing_else_mended)
+{
+	struct told told[1];
+
+	map_code(_metadata, SRC, 4);
+	ASSERT_EQ(SRC + MB, map_anon(SRC + MB, bytes(4)));
+	take_told(self, told, 1);
+	ASSERT_EQ(DST + MB, move_to(SRC + MB, bytes(4), bytes(4), DST + MB));
+	ASSERT_EQ(EINVAL, error_of(move_to(SRC, bytes(4), bytes(4), DST + 1)));
+	ASSERT_EQ(SRC, do_mremap(SRC, bytes(4), bytes(2), 0, 0));
+	EXPECT_EQ(0, take_told(self, told, 1));
 }
 
 /* ---- execve: the new stack is shifted with all arguments in it ---- */
