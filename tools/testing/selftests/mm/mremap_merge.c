@@ -710,6 +710,23 @@ TEST(growth_closes_a_gap_mended)
 	}
 }
 
+/* What it reaches has no pages, as a new mapping between the two would have none. */
+TEST(growth_joins_untouched_mended)
+{
+	struct vma one = { SRC, SRC + bytes(4), "rw-p", 0, 0 };
+
+	if (expect_base())
+		SKIP(return, "stock 6.12 leaves two mappings");
+	ASSERT_EQ(SRC, map_anon(SRC, psize()));
+	stamp(SRC, 1);
+	ASSERT_EQ(SRC + bytes(2), map_anon(SRC + bytes(2), bytes(2)));
+	ASSERT_EQ(SRC, do_mremap(SRC, psize(), bytes(2), 0, 0));
+	EXPECT_OK(check_vmas(SRC, SRC + bytes(4), &one, 1));
+	stamp(SRC + bytes(3), 2);
+	EXPECT_OK(check_stamp(SRC, 1));
+	EXPECT_OK(check_stamp(SRC + bytes(3), 2));
+}
+
 /* One has been there before, and the other one, which has no pages, fits to it there. */
 TEST(several_return_together_mended)
 {
