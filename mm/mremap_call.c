@@ -91,7 +91,7 @@ static int check_request(const struct mremap_request *req)
 		return -EINVAL;
 	if (is_forced_move(req) && !(req->flags & MREMAP_MAYMOVE))
 		return -EINVAL;
-	if (keeps_source(req) && req->old_len != req->new_len)
+	if (keeps_source(req) && (!req->old_len || req->old_len > req->new_len))
 		return -EINVAL;
 	if (offset_in_page(req->addr) || !PAGE_ALIGN(req->new_len))
 		return -EINVAL;
@@ -297,30 +297,35 @@ static int check_dst_ranges(struct mremap_op *op)
 	return 0;
 }
 
-/* Note what the call adds to the address space. Lengths are whole pages by now. */
-static void survey_addition(struct mremap_op *op)
+/* What stays at the old place although its pages move away. */
+static void survey_kept_sources(struct mremap_op *op)
 {
-	const struct mremap_request *req = &op->req;
-	unsigned long pages = growth(req) >> PAGE_SHIFT;
-	vm_flags_t vm_flags = op->moves->vm_flags;
 	struct range_survey *added = &op->added;
 	struct vma_move *mv;
 
-	if (keeps_source(req)) {
-		for_each_move(op, mv) {
-			unsigned long locked = added->locked;
+	for_each_move(op, mv) {
+		unsigned long locked = added->locked;
 
-			survey_vma(added, mv->src, mv->addr, mv->addr + mv->len);
-			/* The lock goes along with the pages, or stays as well. */
-			if (!is_always_locked(mv->src))
-				added->locked = locked;
-		}
-		return;
+		survey_vma(added, mv->src, mv->addr, mv->addr + mv->len);
+		/* The lock goes along with the pages, or stays as well. */
+		if (!is_always_locked(mv->src))
+			added->locked = locked;
 	}
+}
+
+/* Note what the call adds to the address space. Lengths are whole pages by now. */
+static void survey_addition(struct mremap_op *op)
+{
+	unsigned long pages = growth(&op->req) >> PAGE_SHIFT;
+	vm_flags_t vm_flags = op->moves->vm_flags;
+	struct range_survey *added = &op->added;
+
 	added->total = pages;
 	added->data = is_data_mapping(vm_flags) ? pages : 0;
 	added->locked = vm_flags & VM_LOCKED ? pages : 0;
 	added->charged = vm_flags & VM_ACCOUNT ? pages : 0;
+	if (keeps_source(&op->req))
+		survey_kept_sources(op);
 }
 
 /*
@@ -1485,11 +1490,14 @@ static void account_destination(struct mremap_op *op, const struct vma_move *mv)
 		op->mm->locked_vm += pages;
 }
 
-/* A VMA that stays one has become longer, at its old place or at a new one. */
+/* What a VMA has grown by, at its old place or at a new one. */
 static void account_growth(struct mremap_op *op, const struct vma_move *mv)
 {
-	vm_stat_account(op->mm, mv->vm_flags, op->added.total);
-	op->mm->locked_vm += op->added.locked;
+	unsigned long pages = growth(&op->req) >> PAGE_SHIFT;
+
+	vm_stat_account(op->mm, mv->vm_flags, pages);
+	if (mv->vm_flags & VM_LOCKED)
+		op->mm->locked_vm += pages;
 }
 
 /*
@@ -1639,9 +1647,11 @@ static void commit_move(struct mremap_op *op, struct unmapping *source,
 		if (keeps_source(&op->req))
 			commit_kept_source(op, mv);
 	}
-	if (is_relocated(op))
+	if (keeps_source(&op->req))
+		account_growth(op, op->moves);
+	else if (is_relocated(op))
 		commit_relocation(op, tail);
-	else if (!keeps_source(&op->req))
+	else
 		commit_unmapped_sources(op, source, tail);
 	op->charged = 0;
 	op->result = op->moves->dst_addr;

@@ -71,10 +71,13 @@ static const struct request_case request_cases[] = {
 	  -EINVAL },
 	{ "fixed but may not move", FIXED, PAGES(1), 1, 1, -EINVAL },
 	{ "source stays but may not move", DONTUNMAP, PAGES(1), 1, 1, -EINVAL },
-	{ "source stays and grows", MAYMOVE | DONTUNMAP, PAGES(1), 1, PAGES(2),
+	{ "source stays and grows", MAYMOVE | DONTUNMAP, PAGES(1), 1, PAGES(2), 0 },
+	{ "source stays and shrinks", MAYMOVE | DONTUNMAP, PAGES(1), PAGES(2), 1,
 	  -EINVAL },
-	{ "source stays, lengths of the same pages", MAYMOVE | DONTUNMAP,
-	  PAGES(1), 1, 2, -EINVAL },
+	{ "source stays, shorter by a byte", MAYMOVE | DONTUNMAP, PAGES(1), 2, 1,
+	  -EINVAL },
+	{ "source stays, but there is none", MAYMOVE | DONTUNMAP, PAGES(1), 0, 1,
+	  -EINVAL },
 	{ "old address inside of a page", MAYMOVE, PAGES(1) + 1, 1, 1, -EINVAL },
 	{ "address 0", MAYMOVE, 0, 1, 1, 0 },
 	{ "no new length", MAYMOVE, PAGES(1), PAGES(1), 0, -EINVAL },
@@ -671,6 +674,14 @@ static void addition_is_surveyed(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, op->added.data, 4);
 	KUNIT_EXPECT_EQ(test, op->added.locked, 0);
 	KUNIT_EXPECT_EQ(test, op->added.charged, 4);
+
+	/* That, and what it grows by */
+	op->added = (struct range_survey) {};
+	op->req.new_len += PAGES(3);
+	survey_addition(op);
+	KUNIT_EXPECT_EQ(test, op->added.total, 7);
+	KUNIT_EXPECT_EQ(test, op->added.data, 7);
+	KUNIT_EXPECT_EQ(test, op->added.charged, 7);
 	mmap_write_unlock(op->mm);
 	unmap_survey_area(test);
 }

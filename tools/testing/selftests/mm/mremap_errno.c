@@ -119,7 +119,6 @@ ROW(fixed_alone, ANON, SRC, LEN, LEN, MREMAP_FIXED, DST, EINVAL);
 ROW(dontunmap_alone, ANON, SRC, LEN, LEN, MREMAP_DONTUNMAP, 0, EINVAL);
 ROW(dontunmap_fixed_alone, ANON, SRC, LEN, LEN,
     MREMAP_DONTUNMAP | MREMAP_FIXED, DST, EINVAL);
-ROW(dontunmap_grow, ANON, SRC, LEN, LEN + P, DONTUNMAP, 0, EINVAL);
 ROW(dontunmap_shrink, ANON, SRC, LEN, LEN - P, DONTUNMAP, 0, EINVAL);
 ROW(dontunmap_same_pages_not_bytes, ANON, SRC, LEN, LEN - 1, DONTUNMAP, 0,
     EINVAL);

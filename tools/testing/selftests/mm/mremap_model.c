@@ -1071,7 +1071,8 @@ static unsigned int errors_of_one(const struct world *w,
 		errors |= ERROR(EFAULT);
 	if (first->hugetlb && (keeps(call) || call->new > call->old))
 		errors |= ERROR(EINVAL);
-	if (keeps(call) && call->old != call->new)
+	if (keeps(call) && (!call->old || call->old > call->new ||
+			    (call->old < call->new && expect_base())))
 		errors |= ERROR(EINVAL);
 	if (!call->flags && call->new > call->old && !fits(w, call))
 		errors |= ERROR(ENOMEM);

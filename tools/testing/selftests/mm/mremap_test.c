@@ -122,7 +122,7 @@ ONE(grow_to_writable, "**..ww", "", 0, 2, 4);
 
 /* Refused, and nobody is told. */
 ONE(grow_blocked_here, "****r", "", 0, 4, 6);
-ONE(grow_dontunmap, "****", "", 0, 4, 6, DONTUNMAP);
+ONE(shrink_dontunmap, "****", "", 0, 4, 2, DONTUNMAP);
 ONE(overlap, "****", "", 0, 4, 4, FIXED, 2);
 ONE(before_it, ".****", "", 0, 4, 4, FIXED, UP(0));
 ONE(two_grow_over_registered_mended, "**rr", "xxxxxx", 0, 4, 5, FIXED, UP(0));
@@ -133,6 +133,14 @@ ONE(dontunmap, "****", "", 0, 4, 4, DONTUNMAP);
 ONE(dontunmap_hint, "****", "", 0, 4, 4, DONTUNMAP, UP(0));
 ONE(dontunmap_hint_for_tables, "********", "", 0, 8, 8, DONTUNMAP, UP(0));
 ONE(dontunmap_hint_taken, "****", "..r", 0, 4, 4, DONTUNMAP, UP(0));
+
+/* It grows, and its old place stays reserved; stock refuses that. */
+ONE(dontunmap_grow, "****", "", 0, 4, 7, DONTUNMAP);
+ONE(dontunmap_grow_hint, "****", "", 0, 4, 7, DONTUNMAP, UP(0));
+ONE(dontunmap_grow_fixed, "****", "", 0, 4, 7, KEEP, UP(0));
+ONE(dontunmap_grow_over, "****", "wwwwdddddd", 0, 4, 7, KEEP, UP(1));
+ONE(dontunmap_grow_part, "******", "", 1, 3, 5, KEEP, UP(1));
+ONE(dontunmap_grow_just_above, "****", "", 0, 4, 7, KEEP, 4);
 ONE(dontunmap_fixed, "****", "", 0, 4, 4, KEEP, UP(0));
 ONE(dontunmap_over, "****", "dddddd", 0, 4, 4, KEEP, UP(1));
 ONE(dontunmap_part, "******", "", 2, 2, 2, KEEP, UP(2));
@@ -662,6 +670,8 @@ FAILING(shrink_two_mappings_in_place, PAGES, "wwwwrrrr", "", 1, 6, 2);
 /* The source stays mapped. */
 FAILING(dontunmap, UNEVEN, "wwww", "", 0, 4, 4, KEEP, UP(0));
 FAILING(dontunmap_part, PAGES, "wwwwww", "", 1, 4, 4, KEEP, UP(1));
+FAILING(dontunmap_grow, PAGES, "wwwwww", "", 1, 4, 6, KEEP, UP(1));
+FAILING(dontunmap_grow_locked, UNEVEN, "llllll", "", 1, 4, 6, KEEP, UP(1));
 FAILING(dontunmap_shared, PAGES, "ssssss", "", 1, 4, 4, KEEP, UP(1));
 
 /* Something is mapped at the destination. */
