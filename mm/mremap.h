@@ -276,8 +276,8 @@ struct range_survey {
 
 /*
  * What a list has room for: the two ends of a source and the end of what a
- * shrinking move drops, or the two ends of a destination range. Several sources
- * are cut at the start of the first and at the end of the last one only.
+ * shrinking move drops, or the two ends of a destination range. Of several sources
+ * the first may be cut at its start, and the last where source and tail end.
  *
  *	VMA          |          s s s s s s s d d d d       |
  *	after        |  below  |   source    |  tail | above |

@@ -18,6 +18,7 @@
 #include <linux/sched/signal.h>
 #include <linux/secretmem.h>
 #include <linux/security.h>
+#include <linux/shm.h>
 #include <linux/shmem_fs.h>
 #include <linux/slab.h>
 #include <linux/syscalls.h>
@@ -30,6 +31,12 @@
 static struct vma_move *end_of_moves(const struct mremap_op *op)
 {
 	return op->moves + op->nr_moves;
+}
+
+/* The one that grows, if one does. */
+static struct vma_move *last_move(const struct mremap_op *op)
+{
+	return end_of_moves(op) - 1;
 }
 
 #define for_each_move(op, mv) \
@@ -120,19 +127,43 @@ static int check_destination(const struct mremap_request *req)
 	return 0;
 }
 
+/* Only what keeps its size may have gaps, and moves with them. */
+static bool may_have_gaps(const struct mremap_request *req)
+{
+	return req->old_len == req->new_len;
+}
+
 /*
- * Several mappings in one call: it moves them all, and the gaps between them,
- * if they keep their size and are told where to go. A range that ends in a gap
- * is of this kind, too.
+ * Several mappings in one call: it moves them all, and the last one may grow or
+ * shrink meanwhile. A range that ends in a gap is of this kind, too. What only
+ * shrinks, at its place, is not.
  */
 static bool is_for_several(const struct vm_area_struct *vma,
 			   const struct mremap_request *req)
 {
-	return (req->flags & MREMAP_FIXED) && req->old_len == req->new_len &&
-	       req->old_len > vma->vm_end - req->addr;
+	if (moved_len(req) <= vma->vm_end - req->addr)
+		return false;
+	return is_forced_move(req) ||
+	       ((req->flags & MREMAP_MAYMOVE) && growth(req));
 }
 
 /* Checks of the VMAs: they change nothing; all hold mmap_lock for write */
+
+/* Is all mapped from the VMA on up to @end? It may have wrapped. */
+static bool has_no_gaps(struct vm_area_struct *vma, unsigned long end)
+{
+	VMA_ITERATOR(vmi, vma->vm_mm, vma->vm_end);
+	unsigned long mapped = vma->vm_end;
+
+	if (end <= vma->vm_start)
+		return false;
+	for_each_vma_range(vmi, vma, end) {
+		if (vma->vm_start != mapped)
+			break;
+		mapped = vma->vm_end;
+	}
+	return mapped >= end;
+}
 
 /* Round lengths up to what the source is made of, and refuse what it can't do. */
 static int check_hugetlb(struct vm_area_struct *vma, struct mremap_request *req)
@@ -317,7 +348,7 @@ static void survey_kept_sources(struct mremap_op *op)
 static void survey_addition(struct mremap_op *op)
 {
 	unsigned long pages = growth(&op->req) >> PAGE_SHIFT;
-	vm_flags_t vm_flags = op->moves->vm_flags;
+	vm_flags_t vm_flags = last_move(op)->vm_flags;
 	struct range_survey *added = &op->added;
 
 	added->total = pages;
@@ -350,12 +381,25 @@ static int check_limits(const struct mremap_op *op)
 	return 0;
 }
 
+/* Can the last source become as long as asked? */
+static int check_growth(const struct mremap_op *op)
+{
+	const struct vma_move *mv = last_move(op);
+	pgoff_t pgoff = vma_pgoff_offset(mv->src, mv->addr);
+
+	if (!growth(&op->req))
+		return 0;
+	if (pgoff + (mv->dst_len >> PAGE_SHIFT) < pgoff)
+		return -EINVAL;
+	return mv->vm_flags & (VM_DONTEXPAND | VM_PFNMAP) ? -EFAULT : 0;
+}
+
 /* Can the only source be moved or grown as asked? */
 static int check_resize(struct mremap_op *op)
 {
 	const struct mremap_request *req = &op->req;
 	const struct vm_area_struct *vma = op->moves->src;
-	pgoff_t pgoff = vma_pgoff_offset(op->moves->src, req->addr);
+	int err;
 
 	/* A private mapping has no second view: it would be an unrelated one. */
 	if (!req->old_len && !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE)))
@@ -364,10 +408,9 @@ static int check_resize(struct mremap_op *op)
 		return -EINVAL;
 	if (moved_len(req) > vma->vm_end - req->addr)
 		return -EFAULT;
-	if (growth(req) && pgoff + (req->new_len >> PAGE_SHIFT) < pgoff)
-		return -EINVAL;
-	if (growth(req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
-		return -EFAULT;
+	err = check_growth(op);
+	if (err)
+		return err;
 	survey_addition(op);
 	return check_limits(op);
 }
@@ -446,7 +489,9 @@ static int check_map_count_for_all(struct mremap_op *op)
 	struct dst_range *range;
 
 	wanted += !!vma_around(op->mm, req->addr);
-	wanted += !!vma_around(op->mm, req->addr + req->old_len);
+	wanted += !!vma_around(op->mm, req->addr + moved_len(req));
+	if (shrinkage(req))
+		wanted += !!vma_around(op->mm, req->addr + req->old_len);
 	for_each_dst_range(op, range) {
 		wanted += !!vma_around(op->mm, range->start);
 		wanted += !!vma_around(op->mm, range->end);
@@ -661,9 +706,11 @@ static bool find_congruent(struct vma_move *mv, unsigned long size)
 	struct mm_struct *mm = mv->src->vm_mm;
 	bool topdown = test_bit(MMF_TOPDOWN, &mm->flags);
 	unsigned long len = mv->dst_len + size + 2 * PMD_SIZE;
-	unsigned long hole = ask_for_area(mv, 0, len, 0);
-	unsigned long addr;
+	unsigned long hole, addr;
 
+	if (is_vm_hugetlb_page(mv->src))
+		len = ALIGN(len, size);
+	hole = ask_for_area(mv, 0, len, 0);
 	if (IS_ERR_VALUE(hole))
 		return false;
 	addr = congruent_in_hole(ALIGN(hole, PMD_SIZE),
@@ -830,7 +877,7 @@ static void plan_only_move(struct vma_move *mv, struct vm_area_struct *vma,
 static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
 		      const struct mremap_request *req)
 {
-	unsigned long end = min(vma->vm_end, req->addr + req->old_len);
+	unsigned long end = min(vma->vm_end, req->addr + moved_len(req));
 	unsigned long size;
 
 	mv->src = vma;
@@ -843,7 +890,6 @@ static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
 		if (IS_ALIGNED(mv->addr, size))
 			mv->len = ALIGN(mv->len, size);
 	}
-	mv->dst_addr = req->new_addr + (mv->addr - req->addr);
 	mv->dst_len = mv->len;
 }
 
@@ -851,7 +897,7 @@ static void plan_move(struct vma_move *mv, struct vm_area_struct *vma,
 static int make_room_for_moves(struct mremap_op *op)
 {
 	VMA_ITERATOR(vmi, op->mm, op->req.addr);
-	unsigned long end = op->req.addr + op->req.old_len;
+	unsigned long end = op->req.addr + moved_len(&op->req);
 	unsigned long nr = 0, nr_ranges = 0, last_end = 0;
 	struct vm_area_struct *vma;
 
@@ -865,7 +911,7 @@ static int make_room_for_moves(struct mremap_op *op)
 	if (nr > 1)
 		op->moves = kvmalloc_array(nr, sizeof(*op->moves),
 					   GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	if (nr_ranges > 1)
+	if (nr_ranges > 1 && (op->req.flags & MREMAP_FIXED))
 		op->ranges = kvmalloc_array(nr_ranges, sizeof(*op->ranges),
 					    GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	return op->moves && op->ranges ? 0 : -ENOMEM;
@@ -874,7 +920,7 @@ static int make_room_for_moves(struct mremap_op *op)
 static int plan_moves(struct mremap_op *op)
 {
 	VMA_ITERATOR(vmi, op->mm, op->req.addr);
-	unsigned long end = op->req.addr + op->req.old_len;
+	unsigned long end = op->req.addr + moved_len(&op->req);
 	struct vm_area_struct *vma;
 	struct vma_move *mv;
 	int err;
@@ -883,12 +929,82 @@ static int plan_moves(struct mremap_op *op)
 	if (err)
 		return err;
 	mv = op->moves;
-	for_each_vma_range(vmi, vma, end) {
-		plan_move(mv, vma, &op->req);
-		add_dst_range(op, mv->dst_addr, mv->dst_addr + mv->dst_len);
-		mv++;
-	}
+	for_each_vma_range(vmi, vma, end)
+		plan_move(mv++, vma, &op->req);
 	return 0;
+}
+
+/*
+ * What moves may be longer than asked for by now, up to a whole huge page, and what is
+ * cut off a mapping of huge pages is whole ones as well.
+ */
+static void plan_lengths(struct mremap_op *op)
+{
+	struct mremap_request *req = &op->req;
+	struct vma_move *last = last_move(op);
+	unsigned long len = last->addr + last->len - req->addr;
+	unsigned long rest = req->old_len - min(req->old_len, len);
+
+	if (is_vm_hugetlb_page(last->src) && req->addr + req->old_len < last->src->vm_end)
+		rest = ALIGN(rest, huge_page_size(hstate_vma(last->src)));
+	req->old_len = len + rest;
+	req->new_len = max(req->new_len, len);
+	last->dst_len += growth(req);
+}
+
+/* All keep their distances. What they are to replace is noted. */
+static void place_moves(struct mremap_op *op, unsigned long new_addr)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		mv->dst_addr = new_addr + (mv->addr - op->req.addr);
+		if (op->req.flags & MREMAP_FIXED)
+			add_dst_range(op, mv->dst_addr, mv->dst_addr + mv->dst_len);
+	}
+}
+
+/*
+ * The size modulo which the offset must not change for one of them: that of huge pages
+ * of hugetlb, or of what caches tell apart. 0 if there is none.
+ */
+static unsigned long congruence_for_all(const struct mremap_op *op)
+{
+	unsigned long size = 0;
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		if (is_vm_hugetlb_page(mv->src))
+			size = max(size, huge_page_size(hstate_vma(mv->src)));
+		else if ((mv->vm_flags & VM_MAYSHARE) && SHMLBA > PAGE_SIZE)
+			size = max(size, (unsigned long)SHMLBA);
+	}
+	return size;
+}
+
+/* Let the kernel choose one place for all of them, as it would for the first. */
+static int choose_place(struct mremap_op *op)
+{
+	const struct mremap_request *req = &op->req;
+	unsigned long hint = keeps_source(req) ? req->new_addr : 0;
+	unsigned long size = congruence_for_all(op);
+	struct vma_move all = {
+		.src = op->moves->src,
+		.addr = req->addr,
+		.len = moved_len(req),
+		.dst_len = req->new_len,
+	};
+	int err = 0;
+
+	if (req->new_len > TASK_SIZE)
+		return -ENOMEM;
+	if (!size)
+		err = find_destination(&all, hint);
+	else if (!find_congruent(&all, size))
+		err = -ENOMEM;
+	if (!err)
+		place_moves(op, all.dst_addr);
+	return err;
 }
 
 /* No memory is held while a monitor is waited for, as that can take for ever. */
@@ -930,7 +1046,8 @@ static int isolate_source(struct mremap_op *op, struct vma_move *mv)
 		err = split_at(op->mm, mv->addr, &op->splits);
 	if (!err && mv->src->vm_end != end)
 		err = split_at(op->mm, end, &op->splits);
-	if (!err && shrinkage(req))
+	/* That may be in the last one, which is then no longer whole. */
+	if (!err && shrinkage(req) && mv == last_move(op))
 		err = split_at(op->mm, req->addr + req->old_len, &op->splits);
 	return err;
 }
@@ -1606,7 +1723,7 @@ static void commit_unmapped_sources(struct mremap_op *op,
 /* A locked mapping's growth is faulted in, but only after mmap_lock is dropped. */
 static void populate_growth(struct mremap_op *op)
 {
-	if (!(op->moves->vm_flags & VM_LOCKED))
+	if (!(last_move(op)->vm_flags & VM_LOCKED))
 		return;
 	op->populate_addr = op->result + op->req.old_len;
 	op->populate_len = growth(&op->req);
@@ -1615,7 +1732,7 @@ static void populate_growth(struct mremap_op *op)
 /* Where the VMAs have been there is nothing now, and no table of theirs stays. */
 static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 {
-	const struct vma_move *last = end_of_moves(op) - 1;
+	const struct vma_move *last = last_move(op);
 	struct vma_move *first = op->moves, *mv;
 	unsigned long len = last->addr + last->len - first->addr;
 
@@ -1630,7 +1747,7 @@ static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 	/* When the tail was gathered, the new place was not yet its neighbour. */
 	refresh_unmapping(tail, op->mm);
 	complete_unmapping(tail, op->mm);
-	account_growth(op, first);
+	account_growth(op, last);
 	validate_mm(op->mm);
 }
 
@@ -1648,7 +1765,7 @@ static void commit_move(struct mremap_op *op, struct unmapping *source,
 			commit_kept_source(op, mv);
 	}
 	if (keeps_source(&op->req))
-		account_growth(op, op->moves);
+		account_growth(op, last_move(op));
 	else if (is_relocated(op))
 		commit_relocation(op, tail);
 	else
@@ -1830,51 +1947,6 @@ static int mremap_to(struct mremap_op *op)
 	return move_vmas(op);
 }
 
-static int mremap_several(struct mremap_op *op)
-{
-	struct mremap_request *req = &op->req;
-	struct vma_move *mv;
-	int err;
-
-	if (req->addr + req->old_len < req->addr)
-		return -EINVAL;
-	err = check_destination(req);
-	if (err)
-		return err;
-	err = plan_moves(op);
-	if (err)
-		return err;
-	/* Rounding to huge pages can have made it longer. */
-	mv = op->moves + op->nr_moves - 1;
-	req->old_len = max(req->old_len, mv->addr + mv->len - req->addr);
-	req->new_len = req->old_len;
-	err = check_destination(req);
-	if (err)
-		return err;
-
-	for_each_move(op, mv) {
-		err = resched_or_killed(op);
-		if (!err)
-			err = check_planned_move(op, mv);
-		/* hugetlb refuses what does not start, or end, with a huge page. */
-		if (!err)
-			err = fix_destination(mv, mv->dst_addr);
-		if (err)
-			return err;
-	}
-	err = check_dst_ranges(op);
-	if (err)
-		return err;
-	survey_addition(op);
-	err = check_limits(op);
-	if (err)
-		return err;
-	err = check_map_count_for_all(op);
-	if (err)
-		return err;
-	return move_vmas(op);
-}
-
 /* Unmap the end. The range may reach over more VMAs than the first. */
 static int shrink_in_place(struct mremap_op *op)
 {
@@ -1906,7 +1978,7 @@ static int shrink_in_place(struct mremap_op *op)
 static bool can_grow_in_place(const struct mremap_op *op)
 {
 	const struct mremap_request *req = &op->req;
-	const struct vm_area_struct *vma = op->moves->src;
+	const struct vm_area_struct *vma = last_move(op)->src;
 	unsigned long end = vma->vm_end + growth(req);
 	unsigned long addr;
 
@@ -1921,8 +1993,8 @@ static bool can_grow_in_place(const struct mremap_op *op)
 
 static int grow_in_place(struct mremap_op *op)
 {
-	VMA_ITERATOR(vmi, op->mm, op->moves->src->vm_end);
-	struct vma_move *mv = op->moves;
+	VMA_ITERATOR(vmi, op->mm, last_move(op)->src->vm_end);
+	struct vma_move *mv = last_move(op);
 	const struct mremap_request *req = &op->req;
 	struct vm_area_struct *grown;
 	int err;
@@ -1973,6 +2045,97 @@ static int grow(struct mremap_op *op)
 	return can_grow_in_place(op) ? grow_in_place(op) : grow_by_move(op);
 }
 
+/* Every check of several that needs no place. */
+static int check_planned_moves(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for_each_move(op, mv) {
+		err = resched_or_killed(op);
+		if (!err)
+			err = check_planned_move(op, mv);
+		if (err)
+			return err;
+	}
+	err = check_growth(op);
+	if (err)
+		return err;
+	err = check_shrinkage(last_move(op)->src, &op->req);
+	if (err)
+		return err;
+	survey_addition(op);
+	return 0;
+}
+
+/* hugetlb refuses what does not start, or end, with a huge page. */
+static int fix_destinations(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for_each_move(op, mv) {
+		err = resched_or_killed(op);
+		if (!err)
+			err = fix_destination(mv, mv->dst_addr);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int move_several(struct mremap_op *op)
+{
+	int err = 0;
+
+	if (op->req.flags & MREMAP_FIXED)
+		place_moves(op, op->req.new_addr);
+	else
+		err = choose_place(op);
+	if (!err)
+		err = fix_destinations(op);
+	if (!err)
+		err = check_dst_ranges(op);
+	if (!err)
+		err = check_limits(op);
+	if (!err)
+		err = check_map_count_for_all(op);
+	return err ? err : move_vmas(op);
+}
+
+static int mremap_several(struct mremap_op *op)
+{
+	struct mremap_request *req = &op->req;
+	int err = 0;
+
+	if (req->addr + req->old_len < req->addr)
+		return -EINVAL;
+	if (is_forced_move(req))
+		err = check_destination(req);
+	if (err)
+		return err;
+	err = plan_moves(op);
+	if (err)
+		return err;
+	plan_lengths(op);
+	if (is_forced_move(req))
+		err = check_destination(req);
+	if (!err)
+		err = check_planned_moves(op);
+	if (err)
+		return err;
+	if (is_forced_move(req))
+		return move_several(op);
+	/* It may have been rounded away. */
+	op->result = req->addr;
+	if (!growth(req))
+		return 0;
+	if (!can_grow_in_place(op))
+		return move_several(op);
+	err = check_limits(op);
+	return err ? err : grow_in_place(op);
+}
+
 /*
  * mmap_lock is held for write. If op->unlocked is set on return, it is not held
  * any more.
@@ -1983,7 +2146,8 @@ static int mremap_locked(struct mremap_op *op)
 	struct vm_area_struct *vma = vma_lookup(op->mm, req->addr);
 	int err;
 
-	if (vma && is_for_several(vma, req))
+	if (vma && is_for_several(vma, req) &&
+	    (may_have_gaps(req) || has_no_gaps(vma, req->addr + moved_len(req))))
 		return mremap_several(op);
 
 	err = check_source(vma, req);

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Run the real programs, in the guest, and print what came of each.
 
-usage: inside.py DIR    (where realloc, args and moved were built)
+usage: inside.py DIR    (where realloc, args, moved and text were built)
 
 The kernel's own tracing counts the mremap calls of each program and of all its
 children, and the stack shifts of execve. A program that was to move memory
@@ -64,6 +64,10 @@ def programs(built: Path) -> list[Program]:
     criu = [str(HERE / "criu.sh"), str(built / "moved")]
     return [
         Program("realloc to 1 GB", [str(built / "realloc")], "moved"),
+        # Moved by its last steps at least, and not copied.
+        Program("realloc, a part advised", [str(built / "realloc"), "advised"], "moved",
+                least=10),
+        Program("perf, moved text", [str(HERE / "perf.sh"), str(built / "text")], "moved"),
         Program("Python bytearray and list", [python, str(HERE / "grow.py")], "moved"),
         Program("execve, 5.6 MB of arguments", [str(built / "args")], "shifts",
                 least=2),    # the first is its own start

@@ -214,9 +214,20 @@ static void move_is_planned(struct kunit *test)
 		.vm_end = PAGES(20),
 		.vm_flags = VM_READ | VM_WRITE,
 	};
+	struct dst_range range;
 	struct vma_move mv = {};
+	struct mremap_op op = {
+		.req = req,
+		.moves = &mv,
+		.nr_moves = 1,
+		.ranges = &range,
+		.max_ranges = 1,
+	};
 
 	plan_move(&mv, &vma, &req);
+	place_moves(&op, req.new_addr);
+	KUNIT_EXPECT_EQ(test, op.nr_ranges, 1);
+	KUNIT_EXPECT_EQ(test, range.start, PAGES(c->dst));
 	KUNIT_EXPECT_PTR_EQ(test, mv.src, &vma);
 	KUNIT_EXPECT_EQ(test, mv.vm_flags, VM_READ | VM_WRITE);
 	KUNIT_EXPECT_EQ(test, mv.addr, PAGES(c->src));
@@ -228,31 +239,49 @@ static void move_is_planned(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, is_for_several(&vma, &req), c->several);
 }
 
-static void several_need_fixed_and_equal_lengths(struct kunit *test)
+/* Asked of a VMA from page 10 to page 20, for a range that starts at page 10. */
+struct several_case {
+	const char *name;
+	unsigned long flags;
+	unsigned long old_len;
+	unsigned long new_len;
+	bool want;
+};
+
+static const struct several_case several_cases[] = {
+	{ "fixed", MAYMOVE | FIXED, PAGES(11), PAGES(11), true },
+	{ "fixed, source stays", MAYMOVE | FIXED | DONTUNMAP, PAGES(11), PAGES(11),
+	  true },
+	{ "source stays", MAYMOVE | DONTUNMAP, PAGES(11), PAGES(11), true },
+	{ "fixed, grows", MAYMOVE | FIXED, PAGES(11), PAGES(12), true },
+	{ "fixed, shrinks but to several", MAYMOVE | FIXED, PAGES(15), PAGES(11),
+	  true },
+	{ "fixed, shrinks to one", MAYMOVE | FIXED, PAGES(11), PAGES(10), false },
+	{ "one that grows", MAYMOVE, PAGES(10), PAGES(11), false },
+	{ "grows", MAYMOVE, PAGES(11), PAGES(12), true },
+	{ "grows but may not move", 0, PAGES(11), PAGES(12), false },
+	{ "nothing to do", MAYMOVE, PAGES(11), PAGES(11), false },
+	{ "shrinks at its place", MAYMOVE, PAGES(15), PAGES(11), false },
+	{ "so long that it wraps", MAYMOVE | FIXED, -PAGES(5), -PAGES(5), true },
+};
+
+KUNIT_ARRAY_PARAM_DESC(several, several_cases, name);
+
+static void several_are_told_from_one(struct kunit *test)
 {
+	const struct several_case *c = test->param_value;
 	const struct vm_area_struct vma = {
 		.vm_start = PAGES(10),
 		.vm_end = PAGES(20),
 	};
-	struct mremap_request req = {
+	const struct mremap_request req = {
 		.addr = PAGES(10),
-		.old_len = PAGES(11),
-		.new_len = PAGES(11),
-		.flags = MAYMOVE | FIXED | DONTUNMAP,
+		.old_len = c->old_len,
+		.new_len = c->new_len,
+		.flags = c->flags,
 	};
 
-	KUNIT_EXPECT_TRUE(test, is_for_several(&vma, &req));
-	req.flags = MAYMOVE | DONTUNMAP;
-	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
-	req.flags = MAYMOVE | FIXED;
-	req.new_len = PAGES(10);
-	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
-	req.new_len = PAGES(12);
-	KUNIT_EXPECT_FALSE(test, is_for_several(&vma, &req));
-	/* So long that its end wraps */
-	req.old_len = -PAGES(5);
-	req.new_len = -PAGES(5);
-	KUNIT_EXPECT_TRUE(test, is_for_several(&vma, &req));
+	KUNIT_EXPECT_EQ(test, is_for_several(&vma, &req), c->want);
 }
 
 /* A hole, and where in it something goes so that its tables can move. */
@@ -392,7 +421,7 @@ static struct kunit_case request_tests[] = {
 	KUNIT_CASE_PARAM(destination_is_checked, dst_gen_params),
 	KUNIT_CASE(destination_may_not_wrap),
 	KUNIT_CASE_PARAM(move_is_planned, plan_gen_params),
-	KUNIT_CASE(several_need_fixed_and_equal_lengths),
+	KUNIT_CASE_PARAM(several_are_told_from_one, several_gen_params),
 	KUNIT_CASE_PARAM(place_is_congruent, hole_gen_params),
 	KUNIT_CASE_PARAM(whole_tables_are_found, whole_gen_params),
 	KUNIT_CASE(place_is_for_whole_tables),
@@ -1069,6 +1098,7 @@ static void moves_that_never_began_stay(struct kunit *test)
 
 	mmap_write_lock(op->mm);
 	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	place_moves(op, req.new_addr);
 	for (i = 0; i < op->nr_moves; i++)
 		memset(&op->moves[i].tables, 0xa5, sizeof(op->moves[i].tables));
 	init_moves(op);
@@ -1109,6 +1139,7 @@ static void map_count_is_checked_for_all(struct kunit *test)
 
 	mmap_write_lock(mm);
 	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	place_moves(op, req.new_addr);
 	KUNIT_EXPECT_EQ(test, op->nr_moves, 2);
 	KUNIT_EXPECT_EQ(test, op->nr_ranges, 1);
 	mm->map_count = sysctl_max_map_count - wanted - 1;
@@ -1142,6 +1173,7 @@ static void dst_ranges_are_joined(struct kunit *test)
 
 	mmap_write_lock(op->mm);
 	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	place_moves(op, req.new_addr);
 	mmap_write_unlock(op->mm);
 	KUNIT_EXPECT_EQ(test, op->nr_moves, 3);
 	KUNIT_EXPECT_EQ(test, op->nr_ranges, 2);
@@ -1155,6 +1187,42 @@ static void dst_ranges_are_joined(struct kunit *test)
 		kvfree(op->moves);
 	if (op->ranges != op->only_range)
 		kvfree(op->ranges);
+	close_space(test);
+}
+
+/* The last of several grows, and all of it is mapped. */
+static void last_of_several_grows(struct kunit *test)
+{
+	struct mremap_request req = {
+		.addr = SRC_AT,
+		.old_len = PAGES(7),
+		.new_len = PAGES(12),
+		.flags = MAYMOVE,
+	};
+	struct mremap_op *op = new_op(test, &req);
+	struct vm_area_struct *vma;
+
+	map_at(test, SRC_AT, PAGES(4), RW);
+	map_at(test, SRC_AT + PAGES(4), PAGES(4), RWX);
+	map_at(test, SRC_AT + PAGES(9), PAGES(4), RW);
+
+	mmap_write_lock(op->mm);
+	vma = vma_lookup(op->mm, SRC_AT);
+	KUNIT_EXPECT_TRUE(test, has_no_gaps(vma, SRC_AT + PAGES(3)));
+	KUNIT_EXPECT_TRUE(test, has_no_gaps(vma, SRC_AT + PAGES(8)));
+	KUNIT_EXPECT_FALSE(test, has_no_gaps(vma, SRC_AT + PAGES(9)));
+	KUNIT_EXPECT_FALSE(test, has_no_gaps(vma, SRC_AT + PAGES(10)));
+	/* It has wrapped. */
+	KUNIT_EXPECT_FALSE(test, has_no_gaps(vma, 0));
+	KUNIT_EXPECT_FALSE(test, has_no_gaps(vma, PAGES(1)));
+	KUNIT_EXPECT_EQ(test, plan_moves(op), 0);
+	KUNIT_EXPECT_EQ(test, op->nr_moves, 2);
+	plan_lengths(op);
+	KUNIT_EXPECT_EQ(test, op->moves->dst_len, PAGES(4));
+	KUNIT_EXPECT_EQ(test, last_move(op)->len, PAGES(3));
+	KUNIT_EXPECT_EQ(test, last_move(op)->dst_len, PAGES(8));
+	mmap_write_unlock(op->mm);
+	free_plans(op);
 	close_space(test);
 }
 
@@ -1201,6 +1269,7 @@ static struct kunit_case vma_tests[] = {
 	KUNIT_CASE(moves_that_never_began_stay),
 	KUNIT_CASE(map_count_is_checked_for_all),
 	KUNIT_CASE(dst_ranges_are_joined),
+	KUNIT_CASE(last_of_several_grows),
 	KUNIT_CASE(soft_dirty_decides_about_tables),
 	{}
 };

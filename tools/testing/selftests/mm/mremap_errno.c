@@ -165,16 +165,10 @@ ROW(source_starts_in_gap, GAP, SRC + 5 * P, P, P, FIXED, DST, EFAULT);
 ROW(source_ends_in_gap_grow, GAP, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
 ROW(source_ends_in_gap_move_grow, GAP, SRC, LEN, 2 * LEN, FIXED, DST, EFAULT,
     DESTROYS);
-ROW(source_ends_in_gap_dontunmap, GAP, SRC, LEN, LEN, DONTUNMAP, 0, EFAULT);
-ROW(two_vmas_grow, TWO_VMAS, SRC, LEN, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
 ROW(two_vmas_grow_in_place, TWO_VMAS, SRC, LEN, 2 * LEN, 0, 0, EFAULT);
-ROW(two_vmas_move_grow, TWO_VMAS, SRC, LEN, 2 * LEN, FIXED, DST, EFAULT,
-    DESTROYS);
-ROW(two_vmas_move_shrink_into_second, TWO_VMAS, SRC, LEN, LEN - P, FIXED, DST,
-    EFAULT, DESTROYS);
-ROW(two_vmas_dontunmap, TWO_VMAS, SRC, LEN, LEN, DONTUNMAP, 0, EFAULT);
-ROW(beyond_the_mapping, ANON, SRC, LEN + P, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
-ROW(beyond_the_mapping_fixed, ANON, SRC, LEN + P, LEN + 2 * P, FIXED, DST,
+ROW(beyond_the_mapping, ANON, SRC, LEN + 2 * P, 2 * LEN, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(beyond_the_end_of_all, ANON, SRC, -2 * P, -P, MREMAP_MAYMOVE, 0, EFAULT);
+ROW(beyond_the_mapping_fixed, ANON, SRC, LEN + 2 * P, LEN + 3 * P, FIXED, DST,
     EFAULT, DESTROYS);
 /* Nothing to do is done without a look at the length. */
 ROW(beyond_the_mapping_same_size, ANON, SRC, 2 * LEN, 2 * LEN, MREMAP_MAYMOVE,

@@ -1003,7 +1003,15 @@ static bool one_mapping(const struct world *w, int first, int nr)
 
 bool moves_several(const struct world *w, const struct call *call)
 {
-	return is_multi(call) && !one_mapping(w, call->from, call->old);
+	const bool grows = call->flags & MREMAP_MAYMOVE && call->new > call->old;
+	const int kept = kept_cells(call);
+
+	/* Only what keeps its size may have gaps. */
+	for (int i = 0; i < kept && call->old != call->new; i++)
+		if (!w->cells[call->from + i].is.mapped)
+			return false;
+	return (fixed(call) || keeps(call) || grows) &&
+	       !one_mapping(w, call->from, kept);
 }
 
 static bool is_free(const struct world *w, int first, int end)
@@ -1030,20 +1038,39 @@ static unsigned int errors_of_several(const struct world *w,
 				      const struct call *call)
 {
 	const bool several = moves_several(w, call);
+	const int kept = kept_cells(call);
 	unsigned int errors = 0;
 
-	for (int i = 0; i < call->old; i++) {
+	for (int i = 0; i < kept; i++) {
 		const struct cell *cell = &w->cells[call->from + i];
 
 		if (!cell->is.mapped)
 			continue;
-		if (cell->sealed || w->cells[call->to + i].sealed)
+		if (cell->sealed || (fixed(call) && w->cells[call->to + i].sealed))
 			errors |= ERROR(EPERM);
 		if (several && (moves_alone(cell) || expect_base()))
 			errors |= ERROR(EFAULT);
 		if (keeps(call) && cell->hugetlb)
 			errors |= ERROR(EINVAL);
 	}
+	return errors;
+}
+
+/* What the last of several grows by, or what is dropped of it, and of others. */
+static unsigned int errors_of_change(const struct world *w, const struct call *call)
+{
+	const int kept = kept_cells(call);
+	unsigned int errors = 0;
+
+	if (any_sealed(w, call->from + kept, call->from + call->old))
+		errors |= ERROR(EPERM);
+	if (fixed(call) && any_sealed(w, call->to + kept, call->to + call->new))
+		errors |= ERROR(EPERM);
+	if (call->new > call->old && w->cells[call->from + kept - 1].hugetlb)
+		errors |= ERROR(EFAULT);
+	if (keeps(call) && (call->old > call->new ||
+			    (call->old < call->new && expect_base())))
+		errors |= ERROR(EINVAL);
 	return errors;
 }
 
@@ -1087,8 +1114,11 @@ unsigned int errors_of(const struct world *w, const struct call *call)
 		errors |= ERROR(EFAULT);
 	if (fixed(call) && overlaps(call))
 		errors |= ERROR(EINVAL);
-	return errors | (is_multi(call) ? errors_of_several(w, call) :
-					  errors_of_one(w, call));
+	if (is_multi(call))
+		return errors | errors_of_several(w, call);
+	if (moves_several(w, call))
+		return errors | errors_of_several(w, call) | errors_of_change(w, call);
+	return errors | errors_of_one(w, call);
 }
 
 /* ---- what becomes of the cells ---- */
@@ -1109,6 +1139,8 @@ static struct cell emptied(const struct cell *cell)
 {
 	struct cell left = *cell;
 
+	if (!cell->is.mapped)
+		return left;
 	if (left.content != BEYOND)
 		left.content = content_below(cell);
 	left.is.locked = false;
@@ -1134,6 +1166,8 @@ static struct cell moved(const struct cell *cell)
 	const bool forgotten = is_registered(cell) && !follows(cell);
 	struct cell dst = *cell;
 
+	if (!cell->is.mapped)
+		return (struct cell) { 0 };
 	if (forgotten)
 		dst.is.flags = flags_without_registration(dst.is.flags);
 	for (int nr = 0; nr < LOOKED; nr++) {
@@ -1176,16 +1210,17 @@ static void apply_several(struct world *w, const struct call *call)
 	}
 }
 
-static void apply_one(struct world *w, const struct call *call,
-		      struct cell *dst)
+/* To where nothing is, or no gap. */
+static void apply_all(struct world *w, const struct call *call, struct cell *dst)
 {
 	struct cell *src = &w->cells[call->from];
-	struct cell first = dst == src ? *src : moved(src);
+	const int last = call->old ? call->old - 1 : 0;
+	const struct cell grows = dst == src ? src[last] : moved(&src[last]);
 	struct cell result[CELLS];
 
 	for (int i = 0; i < call->new; i++) {
 		if (i >= call->old)
-			result[i] = grown(w, &first, i);
+			result[i] = grown(w, &grows, i - last);
 		else
 			result[i] = dst == src ? src[i] : moved(&src[i]);
 	}
@@ -1218,11 +1253,11 @@ void apply(struct world *w, const struct call *call, unsigned long ret)
 	if (is_multi(call)) {
 		apply_several(w, call);
 	} else if (to >= 0) {
-		apply_one(w, call, &w->cells[to]);
+		apply_all(w, call, &w->cells[to]);
 	} else {
 		w->away = ret;
 		w->nr_away = call->new;
-		apply_one(w, call, w->away_cells);
+		apply_all(w, call, w->away_cells);
 	}
 }
 
@@ -1650,19 +1685,34 @@ static const char *check_failed(struct world *w, const struct call *call)
 	return why ?: check_world(w);
 }
 
+/* Where a mapping grows that is new since the call, if it is one of its length. */
+static size_t left_over(const struct world *w, const struct call *call, int first)
+{
+	int end = first + 1;
+
+	while (end < call->old && w->joined[call->from + end])
+		end++;
+	return ((end == call->old ? call->new : end) - first) * w->unit;
+}
+
 /*
- * There may not be the memory to unmap the new mapping again. Where the kernel has
- * put it, only its length tells.
+ * There may not be the memory to unmap the new mappings again. Where the kernel has
+ * put them, only their lengths tell.
  */
 static void unmap_left_over(const struct world *w, const struct call *call)
 {
-	const size_t len = call->new * w->unit;
 	struct vma vmas[256];
-	const int nr = read_vmas(0, 1UL << 56, vmas, ARRAY_SIZE(vmas));
+	const int nr = read_vmas(2 * WINDOW, 1UL << 56, vmas, ARRAY_SIZE(vmas));
 
-	for (int i = 0; target(w, call) < 0 && i < nr && i < 256; i++)
-		if (vmas[i].end - vmas[i].start == len && vmas[i].start > 2 * WINDOW)
-			munmap(at(vmas[i].start), len);
+	for (int first = 0; target(w, call) < 0 && first < call->old; first++) {
+		const size_t len = left_over(w, call, first);
+
+		if (first && w->joined[call->from + first])
+			continue;
+		for (int i = 0; i < nr && i < 256; i++)
+			if (vmas[i].end - vmas[i].start == len)
+				munmap(at(vmas[i].start), len);
+	}
 }
 
 /* Then there is no memory to mend anything, either. But nothing is lost. */

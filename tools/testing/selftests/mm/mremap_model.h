@@ -183,9 +183,9 @@ const char *rewrite(struct world *w);
 bool fixed(const struct call *call);
 bool keeps(const struct call *call);
 bool overlaps(const struct call *call);
-/* May it move more than one mapping? */
+/* Does it move all of its range, with gaps that stay gaps? */
 bool is_multi(const struct call *call);
-/* Does it move more than one, or a gap? */
+/* Does it move, or let grow, more than one mapping, or one and a gap? */
 bool moves_several(const struct world *w, const struct call *call);
 
 /* All that is wrong with a call: the kernel may tell any of it. */

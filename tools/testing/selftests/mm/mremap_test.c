@@ -125,7 +125,7 @@ ONE(grow_blocked_here, "****r", "", 0, 4, 6);
 ONE(shrink_dontunmap, "****", "", 0, 4, 2, DONTUNMAP);
 ONE(overlap, "****", "", 0, 4, 4, FIXED, 2);
 ONE(before_it, ".****", "", 0, 4, 4, FIXED, UP(0));
-ONE(two_grow_over_registered_mended, "**rr", "xxxxxx", 0, 4, 5, FIXED, UP(0));
+ONE(gap_grows_over_registered_mended, "**.r", "xxxxxx", 0, 4, 5, FIXED, UP(0));
 ONE(duplicate_over_registered, "****", "xxxx", 0, 0, 4, FIXED, UP(0));
 
 /* MREMAP_DONTUNMAP. */
@@ -329,6 +329,57 @@ SEVERAL(just_below_in_own_mapping, "wwwwr", "", 3, 2, 1);
 CALL_SEVERAL(shrink_to_one, "wwr.s", "ddd", 0, 5, 1, FIXED, UP(1));
 CALL_SEVERAL(shrink_here, "wwr.s", "", 0, 5, 1);
 CALL_SEVERAL(same_size_here, "wr.s", "", 0, 4, 4, MREMAP_MAYMOVE);
+
+/* The last one grows. */
+CALL_SEVERAL(grow, "wrs", "", 0, 3, 6, FIXED, UP(0));
+CALL_SEVERAL(grow_file, "wps", "", 0, 3, 6, FIXED, UP(0));
+CALL_SEVERAL(grow_locked, "wrlll", "", 0, 4, 7, FIXED, UP(0));
+CALL_SEVERAL(grow_part_of_both, "wwwrrww", "", 1, 5, 8, FIXED, UP(1));
+CALL_SEVERAL(grow_over, "wrs", "ddpp..ww", 0, 3, 6, FIXED, UP(1));
+CALL_SEVERAL(grow_just_above, "wrw", "", 0, 3, 6, FIXED, 3);
+CALL_SEVERAL(grow_in_place, "wlrw", "", 0, 4, 9, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_locked_in_place, "wrll", "", 0, 4, 9, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_tail_in_place, "wwwr", "", 2, 2, 5, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_to_neighbour_in_place, "wree..ee", "", 0, 4, 6, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_after_hugetlb, "**w", "", 0, 3, 6, FIXED, UP(0));
+CALL_SEVERAL(grow_to_any_place, "wrwd", "", 0, 3, 6, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_part_to_any_place, "wwrw", "", 1, 2, 6, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_file_to_any_place, "wrppd", "", 0, 4, 7, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_file_after_hugetlb_to_any_place, "**sd", "", 0, 3, 6, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_after_hugetlb_to_any_place, "**wd", "", 0, 3, 6, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_and_keep, "wrw", "", 0, 3, 6, KEEP, UP(0));
+CALL_SEVERAL(grow_and_keep_at_any_place, "wrl", "", 0, 3, 6, DONTUNMAP);
+
+/* The tail is dropped. */
+CALL_SEVERAL(shrink, "wwrrss", "", 0, 6, 3, FIXED, UP(0));
+CALL_SEVERAL(shrink_part_of_both, "wwwrrss", "", 1, 5, 3, FIXED, UP(1));
+CALL_SEVERAL(shrink_inside_last, "wwrrrrr", "", 0, 5, 3, FIXED, UP(0));
+CALL_SEVERAL(shrink_inside_last_hugetlb, "w****", "", 0, 4, 2, FIXED, UP(0));
+CALL_SEVERAL(shrink_gap_in_tail, "wwr.s.l", "", 0, 7, 3, FIXED, UP(0));
+CALL_SEVERAL(shrink_over, "wwrrss", "ddpp", 0, 6, 3, FIXED, UP(1));
+CALL_SEVERAL(shrink_registered_tail, "wwrrxx22", "", 0, 8, 3, FIXED, UP(0));
+CALL_SEVERAL(shrink_just_above, "wwrrss", "", 0, 6, 3, FIXED, 6);
+CALL_SEVERAL(shrink_just_below, "...wwrrss", "", 3, 6, 3, FIXED);
+
+/* Refused before anything happens. */
+CALL_SEVERAL(grow_with_gap, "w.r", "", 0, 3, 6, FIXED, UP(0));
+CALL_SEVERAL(grow_into_gap, "wr.", "", 0, 3, 6, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_hugetlb, "w**", "", 0, 3, 6, FIXED, UP(0));
+CALL_SEVERAL(grow_may_not_move, "wr", "", 0, 2, 4);
+CALL_SEVERAL(grow_sealed, "wRw", "", 0, 3, 6, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_registered, "wxw", "", 0, 3, 6, MREMAP_MAYMOVE);
+CALL_SEVERAL(grow_last_registered, "wx", "", 0, 2, 4, MREMAP_MAYMOVE);
+CALL_SEVERAL(shrink_with_gap, "w.rr", "", 0, 4, 3, FIXED, UP(0));
+CALL_SEVERAL(shrink_sealed_tail, "wrR", "", 0, 3, 2, FIXED, UP(0));
+CALL_SEVERAL(shrink_over_sealed, "wrs", "dR", 0, 3, 2, FIXED, UP(0));
+CALL_SEVERAL(grow_over_sealed, "wr", "dddR", 0, 2, 4, FIXED, UP(0));
+CALL_SEVERAL(shrink_and_keep, "wrs", "", 0, 3, 2, KEEP, UP(0));
+
+/* Kept at the old place, with the new one chosen by the kernel. */
+CALL_SEVERAL(dontunmap_anywhere, "wwrr.lw", "", 1, 6, 6, DONTUNMAP);
+CALL_SEVERAL(dontunmap_hint, "wwrr.lw", "", 1, 6, 6, DONTUNMAP, UP(1));
+CALL_SEVERAL(dontunmap_hint_taken, "wwrr.lw", "..d", 1, 6, 6, DONTUNMAP, UP(1));
+CALL_SEVERAL(dontunmap_trailing_gap, "ww..", "", 0, 4, 4, DONTUNMAP);
 
 /* Kept at the old place. */
 CALL_SEVERAL(dontunmap, "wwwwrr.pps.ddd", "", 2, 11, 11, KEEP, UP(2));
@@ -719,6 +770,16 @@ FAILING_MOVE(several_locked, PAGES, "llllrr.lls.lll", "", 2, 11);
 FAILING_MOVE(several_over, PAGES, "wwwwrr.pps.ddd", "wwwwwwwrrrrrddwd", 2, 11);
 FAILING(several_dontunmap, PAGES, "wwwwrr.pps.ddd", "", 2, 11, 11, KEEP, UP(2));
 FAILING(several_into_gaps, PAGES, "e.e", "e.e", 0, 3, 3, FIXED, UP(1));
+FAILING(several_grow, PAGES, "wwrrw", "", 1, 4, 6, FIXED, UP(1));
+FAILING(several_grow_over, PAGES, "wwrrw", "ddpp.ww", 1, 4, 6, FIXED, UP(1));
+FAILING(several_grow_locked, UNEVEN, "wwrlll", "", 1, 4, 6, FIXED, UP(1));
+FAILING(several_grow_in_place, PAGES, "wwrr", "", 1, 3, 6, MREMAP_MAYMOVE);
+FAILING(several_grow_anywhere, PARTS, "wwrrwwp", "", 1, 5, 9, MREMAP_MAYMOVE);
+FAILING(several_grow_and_keep, PAGES, "wwrrl", "", 1, 4, 6, KEEP, UP(1));
+FAILING(several_shrink, PAGES, "wwrrssxx", "", 1, 7, 4, FIXED, UP(1));
+FAILING(several_shrink_inside_ksm, PAGES, "wwcccccc", "", 1, 5, 3, FIXED, UP(1));
+FAILING(several_shrink_over, PARTS, "wwrrss", "ddd", 1, 5, 3, FIXED, UP(0));
+FAILING(several_dontunmap_anywhere, PARTS, "wwwwrr.pps.ddd", "", 2, 11, 11, DONTUNMAP);
 FAILING_MOVE(several_with_own_tables, PARTS, "ww....rr....www", "", 0, 14);
 FAILING_MOVE(several_parts, PARTS, "wwwwrr.pps.ddd", "", 2, 11);
 FAILING_MOVE(several_uneven, UNEVEN, "wwwwrr.pps.ddd", "", 2, 11);

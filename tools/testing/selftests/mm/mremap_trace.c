@@ -442,6 +442,13 @@ ROW(several_mappings_by_tables, FIFTHS(tables(2)),
 ROW(several_mappings_dontunmap, FIFTHS(bytes(8)),
     CALLED(SRC, bytes(40), bytes(40), KEEP, DST,
 	   .counts = { .vmas = 4, .ptes = 32, .flushes = 4 }))
+/* Only what has been adjacent to the others: these are three. */
+ROW(several_mappings_that_grow_mended, FIFTHS(bytes(8)),
+    CALLED(SRC, bytes(24), bytes(30), FIXED, DST + bytes(1),
+	   .counts = { .vmas = 3, .relocated = 3, .ptes = 24, .flushes = 3 }))
+ROW(several_mappings_that_shrink_mended, FIFTHS(bytes(8)),
+    CALLED(SRC, bytes(24), bytes(12), FIXED, DST + bytes(1),
+	   .counts = { .vmas = 2, .relocated = 2, .ptes = 12, .flushes = 2 }))
 
 WHOLE(huge_pages, HUGE, SRC, tables(4), 1, DST, RELOCATED(.huge = 4, .flushes = 1))
 WHOLE(huge_pages_not_congruent, HUGE, SRC, tables(4), 1, DST + bytes(1),
@@ -736,7 +743,7 @@ TEST_F(trace, refused_calls)
 	REFUSED(EINVAL, SRC, len, len, MREMAP_DONTUNMAP);
 	REFUSED(EINVAL, SRC + 1, len, len, MREMAP_MAYMOVE);
 	REFUSED(EINVAL, SRC, len, 0, MREMAP_MAYMOVE);
-	REFUSED(EINVAL, SRC, len, bytes(5), KEEP, DST);
+	REFUSED(EINVAL, SRC, len, bytes(3), KEEP, DST);
 	/* After the destination was looked at. */
 	REFUSED(EINVAL, SRC, len, len, FIXED, DST + 1);
 	REFUSED(EINVAL, SRC, len, len, FIXED, SRC + bytes(2));
