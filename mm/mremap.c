@@ -509,29 +509,28 @@ static bool move_pte_entries(struct pagetable_move *pm, pte_t *old_pte,
 	struct mm_struct *mm = pm->src->vm_mm;
 	unsigned long old_addr = pm->cursor;
 	unsigned long new_addr = new_addr_of(pm);
-	unsigned long i, batch, moved = 0;
-	bool was_present = false;
+	unsigned long batch, moved = 0;
+	int present = 0;	/* as bool it would cost more for each entry */
 	pte_t pte;
 
-	for (i = 0; i < nr; i += batch) {
+	for (; nr; nr -= batch, old_pte += batch, new_pte += batch) {
 		batch = 1;
-		pte = ptep_get(old_pte + i);
+		pte = ptep_get(old_pte);
 		if (pte_none(pte))
-			continue;
-		if (pte_present(pte)) {
-			batch = min(pte_batch_hint(old_pte + i, pte), nr - i);
-			was_present = true;
-		}
-		pte = get_and_clear_full_ptes(mm, old_addr + i * PAGE_SIZE,
-					      old_pte + i, batch, 0);
-		pte = move_pte(pte, old_addr + i * PAGE_SIZE,
-			       new_addr + i * PAGE_SIZE);
-		set_ptes(mm, new_addr + i * PAGE_SIZE, new_pte + i,
-			 move_soft_dirty_pte(pte), batch);
+			goto next;
+		if (pte_present(pte))
+			batch = min(pte_batch_hint(old_pte, pte), nr);
+		pte = get_and_clear_full_ptes(mm, old_addr, old_pte, batch, 0);
+		present |= pte_present(pte);
+		pte = move_pte(pte, old_addr, new_addr);
+		set_ptes(mm, new_addr, new_pte, move_soft_dirty_pte(pte), batch);
 		moved += batch;
+next:
+		old_addr += batch * PAGE_SIZE;
+		new_addr += batch * PAGE_SIZE;
 	}
 	pm->stats.ptes += moved;
-	return was_present;
+	return present;
 }
 
 /*
@@ -1008,19 +1007,26 @@ static void drop_spare_tables(struct pagetable_move *pm, struct move_window *win
 		pte_free(pm->dst->vm_mm, win->spares[--win->nr_spares]);
 }
 
-/* Does this move as one entry, as far as can be seen without locks? */
+/* Does all of what an entry covers move as one, as far as can be seen without locks? */
 static bool moves_whole(const struct pagetable_move *pm,
-			const struct move_window *win, unsigned long addr,
-			unsigned long extent)
+			const struct move_window *win, unsigned long addr)
 {
 	pmd_t pmd = pmdp_get_lockless(old_pmd_at(win, addr));
 	enum pmd_kind kind = classify_pmd(pmd);
 
-	if (extent != PMD_SIZE ||
-	    !pmd_none(pmdp_get_lockless(new_pmd_at(pm, win, addr))))
+	if (!pmd_none(pmdp_get_lockless(new_pmd_at(pm, win, addr))))
 		return false;
 	return kind == PMD_IS_HUGE ||
 	       (kind == PMD_IS_TABLE && can_move_pte_tables(pm));
+}
+
+/* The entry for @addr in a table that can be detached, and may be already. */
+static pte_t *own_pte_at(struct move_window *win, unsigned long addr)
+{
+	pmd_t *pmd = is_detached(win, addr) ? detached_at(win, addr) :
+					      old_pmd_at(win, addr);
+
+	return pte_offset_kernel(pmd, addr);
 }
 
 static bool are_all_none(pte_t *pte, unsigned long nr)
@@ -1032,7 +1038,9 @@ static bool are_all_none(pte_t *pte, unsigned long nr)
 
 /*
  * Are there no entries of the range in the page table of the extent at @addr?
- * mmap_lock and the VMA locks keep empty entries empty.
+ * mmap_lock and the VMA locks keep empty entries empty. While the rmap locks are not
+ * held, one that is being replaced may look so for a moment: then a table too few is
+ * planned.
  */
 static bool is_empty_extent(const struct pagetable_move *pm,
 			    struct move_window *win, unsigned long addr,
@@ -1057,6 +1065,45 @@ static bool is_empty_extent(const struct pagetable_move *pm,
 }
 
 /*
+ * Does the table at @next have entries for the new table that the one below it goes
+ * to, if at all? They come later, but then there is a table for them without an
+ * allocation. A move back depends on that: where a table has left, all that comes
+ * back may be in the upper one of the two that its entries had gone to.
+ */
+static bool is_wanted_by_next(const struct pagetable_move *pm,
+			      struct move_window *win, unsigned long next)
+{
+	unsigned long rest = -(next + pm->shift) & ~PMD_MASK;
+
+	/* In another table of PMDs it is in another window, and provides for itself. */
+	return rest && next < pm->end && pmd_index(next) &&
+	       !is_empty_extent(pm, win, next, rest);
+}
+
+static noinline bool has_entries_for_new_table(const struct pagetable_move *pm,
+					       struct move_window *win,
+					       unsigned long addr,
+					       unsigned long extent, bool reuse)
+{
+	return !is_empty_extent(pm, win, addr, extent) ||
+	       (reuse && is_wanted_by_next(pm, win, addr + extent));
+}
+
+/*
+ * Is a page table needed at the new place of [addr, addr + extent), where none is?
+ * Only if there are entries for it. With @reuse it would be the one that they are in,
+ * which nobody takes away meanwhile; mostly a look at the first of them will do.
+ */
+static __always_inline bool needs_new_table(const struct pagetable_move *pm,
+					    struct move_window *win,
+					    unsigned long addr,
+					    unsigned long extent, bool reuse)
+{
+	return (reuse && !pte_none(ptep_get(own_pte_at(win, addr)))) ||
+	       has_entries_for_new_table(pm, win, addr, extent, reuse);
+}
+
+/*
  * What a PMD entry's move needs and cannot do under the rmap locks, because
  * reclaim takes them: split a huge page of which only a part moves, and
  * allocate the table that single entries go to. None may be installed yet: it
@@ -1071,7 +1118,7 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
 	bool reuse;
 
-	if (moves_whole(pm, win, addr, extent))
+	if (extent == PMD_SIZE && moves_whole(pm, win, addr))
 		return 0;
 	if (classify_pmd(pmdp_get_lockless(old_pmd)) == PMD_IS_HUGE) {
 		if (plan->locked)
@@ -1087,7 +1134,7 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 		return 0;
 	reuse = can_detach_table(pm, addr) &&
 		may_reuse_table(pm, addr, extent, new_pmd, plan->last_new);
-	if (!reuse && is_empty_extent(pm, win, addr, extent))
+	if (!needs_new_table(pm, win, addr, extent, reuse))
 		return 0;
 	plan->last_new = new_pmd;
 	if (reuse)
@@ -1141,8 +1188,8 @@ static int plan_window(struct pagetable_move *pm, struct move_window *win,
 	win->tables = 0;
 	while (win->end < limit && !is_window_full(win, &plan)) {
 		extent = get_extent_at(pm, win->end, PMD_SIZE);
-		if (can_move_pte_tables(pm) &&
-		    moves_whole(pm, win, win->end, extent)) {
+		if (extent == PMD_SIZE && can_move_pte_tables(pm) &&
+		    moves_whole(pm, win, win->end)) {
 			if (win->end == win->start)
 				win->end = limit;
 			return 0;
@@ -1162,15 +1209,18 @@ static int move_extent(struct pagetable_move *pm, struct move_window *win,
 	pmd_t *old_pmd = old_pmd_at(win, pm->cursor);
 	pmd_t *new_pmd = new_pmd_at(pm, win, pm->cursor);
 	bool detached = is_detached(win, pm->cursor);
+	bool reuse;
 
 	if (!detached && pmd_none(pmdp_get_lockless(old_pmd)))
 		return 0;
-	if (detached && may_reuse_table(pm, pm->cursor, extent, new_pmd, NULL) &&
-	    reuse_detached_table(pm, win, pm->cursor, extent))
-		return 0;
-	if (pmd_none(pmdp_get_lockless(new_pmd)) &&
-	    is_empty_extent(pm, win, pm->cursor, extent))
-		return 0;
+	if (pmd_none(pmdp_get_lockless(new_pmd))) {
+		reuse = detached &&
+			may_reuse_table(pm, pm->cursor, extent, new_pmd, NULL);
+		if (!needs_new_table(pm, win, pm->cursor, extent, reuse))
+			return 0;
+		if (reuse && reuse_detached_table(pm, win, pm->cursor, extent))
+			return 0;
+	}
 	return detached ? move_detached_ptes(pm, win, pm->cursor, extent) :
 			  move_ptes(pm, win, old_pmd, new_pmd, extent);
 }
@@ -1250,16 +1300,54 @@ static void skip_empty_pmds(struct pagetable_move *pm,
 	pm->cursor = addr;
 }
 
-/* Move on in the two tables of PMDs, by up to @extent bytes. */
-static int move_next_window(struct pagetable_move *pm, struct move_window *win,
-			    unsigned long extent)
+/*
+ * Is there no entry in [cursor, cursor + extent), which is of one page table? The
+ * rmap locks are not held: who replaces an entry may have cleared it for a moment,
+ * but does so under the lock of the table.
+ */
+static bool is_empty_at_cursor(const struct pagetable_move *pm,
+			       const struct move_window *win, unsigned long extent)
 {
-	unsigned long room_end = pm->cursor + extent;
+	pmd_t *old_pmd = old_pmd_at(win, pm->cursor);
+	spinlock_t *ptl = NULL;
+	bool is_empty;
+	pte_t *pte;
+
+	pte = pte_offset_map_lock(pm->src->vm_mm, old_pmd, pm->cursor, &ptl);
+	if (!pte)
+		return pmd_none(pmdp_get_lockless(old_pmd));
+	is_empty = are_all_none(pte, extent >> PAGE_SHIFT);
+	pte_unmap_unlock(pte, ptl);
+	return is_empty;
+}
+
+/*
+ * Move the cursor to the first entry that is not empty, nor a page table without
+ * entries of the range, or to @end. Tables that can move whole are not looked into.
+ */
+static void skip_to_entries(struct pagetable_move *pm,
+			    const struct move_window *win, unsigned long end)
+{
+	unsigned long extent;
+
+	skip_empty_pmds(pm, win, end);
+	while (!can_move_pte_tables(pm) && pm->cursor < end) {
+		extent = get_extent(pm, PMD_SIZE);
+		if (!is_empty_at_cursor(pm, win, extent))
+			break;
+		pm->cursor += extent;
+		skip_empty_pmds(pm, win, end);
+	}
+}
+
+/* Move on in the two tables of PMDs, up to @room_end. */
+static int move_next_window(struct pagetable_move *pm, struct move_window *win,
+			    unsigned long room_end)
+{
 	unsigned int tries = WINDOW_TRIES;
 	unsigned long start;
 	int err;
 
-	win->old_pmds = table_of_pmds(win->old_pud, pm->cursor);
 	skip_empty_pmds(pm, win, room_end);
 	if (pm->cursor == room_end)
 		return 0;
@@ -1298,6 +1386,13 @@ static int drop_leaf_pud(struct vm_area_struct *vma, pud_t *pud,
 	return pud_leaf(pudp_get(pud)) ? -EINVAL : 0;
 }
 
+/* Is what is at the cursor as much as a table of PMDs, which may move whole? */
+static bool fits_table_of_pmds(const struct pagetable_move *pm)
+{
+	return IS_ENABLED(CONFIG_HAVE_MOVE_PUD) && can_move_tables(pm) &&
+	       get_extent(pm, PUD_SIZE) == PUD_SIZE;
+}
+
 /* Is the next PUD in the same table as the last one, at both places, and whole? */
 static bool step_to_next_pud(const struct pagetable_move *pm,
 			     struct move_window *win)
@@ -1333,21 +1428,60 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 }
 
 /*
- * The entry for a table of PMDs at the new place. A move back makes none: what
- * it brings back has left tables of these levels behind, or takes its own along.
+ * There is no table of PMDs at the new place. One is made, and what is above it, for
+ * the first entry from the cursor on to @end only, to which the cursor moves. Seldom
+ * called, and not to cost others their registers.
  */
-static pud_t *get_new_pud(struct pagetable_move *pm)
+static noinline int make_new_pud(struct pagetable_move *pm, struct move_window *win,
+				 unsigned long end)
 {
-	struct mm_struct *mm = pm->dst->vm_mm;
+	if (!fits_table_of_pmds(pm))
+		skip_to_entries(pm, win, end);
+	if (win->new_pud || pm->cursor == end)
+		return 0;
+	win->new_pud = alloc_new_pud(pm->dst->vm_mm, new_addr_of(pm));
+	return win->new_pud ? 0 : -ENOMEM;
+}
 
-	return pm->back ? find_pud(mm, new_addr_of(pm)) :
-			  alloc_new_pud(mm, new_addr_of(pm));
+/*
+ * Find the entry for the table of PMDs at the new place of the cursor. A move back
+ * makes none: what it brings back has left tables of these levels behind, or takes
+ * its own along.
+ */
+static __always_inline int find_new_pud(struct pagetable_move *pm,
+					struct move_window *win, unsigned long end)
+{
+	win->new_pud = find_pud(pm->dst->vm_mm, new_addr_of(pm));
+	if (pm->back || (win->new_pud && !pud_none(pudp_get(win->new_pud))))
+		return 0;
+	/* Where page tables can move whole, empty entries are all there is to skip. */
+	if (win->new_pud && can_move_pte_tables(pm))
+		return 0;
+	return make_new_pud(pm, win, end);
+}
+
+/* Move what the table of PMDs at the cursor has up to @end, or the first part of it. */
+static int move_table_of_pmds(struct pagetable_move *pm, struct move_window *win,
+			      unsigned long end)
+{
+	int err;
+
+	win->old_pmds = table_of_pmds(win->old_pud, pm->cursor);
+	err = find_new_pud(pm, win, end);
+	if (err || pm->cursor == end)
+		return err;
+	if (win->new_pud && fits_table_of_pmds(pm) && move_pud_tables(pm, win))
+		return 0;
+	if (win->new_pud && (!pm->back || !pud_none(pudp_get(win->new_pud))))
+		return move_next_window(pm, win, end);
+	pm->cursor = end;
+	return 0;
 }
 
 /* Move what there is under the PUD at the cursor, or the first part of it. */
 static int move_next(struct pagetable_move *pm, struct move_window *win)
 {
-	unsigned long extent = get_extent(pm, PUD_SIZE);
+	unsigned long end = pm->cursor + get_extent(pm, PUD_SIZE);
 	int err = 0;
 	pud_t pud;
 
@@ -1356,26 +1490,15 @@ static int move_next(struct pagetable_move *pm, struct move_window *win)
 		skip_hole(pm);
 		return 0;
 	}
-	win->new_pud = get_new_pud(pm);
-	if (!win->new_pud && !pm->back)
-		return -ENOMEM;
 
 	/* A leaf may be gone by now, with the device; a table stays one. */
 	pud = pudp_get(win->old_pud);
-	if (pud_none(pud) || !win->new_pud)
-		goto advance;
-	if (pud_leaf(pud)) {
+	if (!pud_none(pud) && !pud_leaf(pud))
+		return move_table_of_pmds(pm, win, end);
+	if (!pud_none(pud))
 		err = drop_leaf_pud(pm->src, win->old_pud, pm->cursor);
-		goto advance;
-	}
-	if (IS_ENABLED(CONFIG_HAVE_MOVE_PUD) && extent == PUD_SIZE &&
-	    can_move_tables(pm) && move_pud_tables(pm, win))
-		return 0;
-	if (!pm->back || !pud_none(pudp_get(win->new_pud)))
-		return move_next_window(pm, win, extent);
-advance:
 	if (!err)
-		pm->cursor += extent;
+		pm->cursor = end;
 	return err;
 }
 
@@ -1509,9 +1632,7 @@ bool can_relocate_page_tables(const struct pagetable_move *pm)
 static bool is_one_pud_table(const struct pagetable_move *pm,
 			     const struct move_window *win)
 {
-	return IS_ENABLED(CONFIG_HAVE_MOVE_PUD) && can_move_tables(pm) &&
-	       get_extent(pm, PUD_SIZE) == PUD_SIZE &&
-	       pud_none(pudp_get(win->new_pud));
+	return fits_table_of_pmds(pm) && pud_none(pudp_get(win->new_pud));
 }
 
 /*
@@ -1558,7 +1679,7 @@ static int plan_all(struct pagetable_move *pm, struct move_window *win, bool loc
 		if (err)
 			return err;
 	}
-	pm->tables_stay = plan.tables;
+	pm->tables_stay |= plan.tables;
 	return 0;
 }
 
@@ -1566,6 +1687,8 @@ static int plan_all(struct pagetable_move *pm, struct move_window *win, bool loc
 static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 {
 	struct mm_struct *mm = pm->src->vm_mm;
+	unsigned long first;
+	int err;
 
 	win->old_pud = get_old_pud(mm, pm->cursor);
 	if (!win->old_pud || pud_none(pudp_get(win->old_pud))) {
@@ -1580,7 +1703,10 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 		skip_empty_pmds(pm, win, pm->wide_end);
 	if (pm->cursor == pm->wide_end)
 		return 0;
-	win->new_pud = alloc_new_pud(mm, new_addr_of(pm));
+	first = pm->cursor;
+	err = find_new_pud(pm, win, pm->wide_end);
+	if (err || pm->cursor == pm->wide_end)
+		return err;
 	if (!win->new_pud)
 		return -ENOMEM;
 	win->new_pmds = NULL;
@@ -1589,6 +1715,8 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 	if (!pmd_alloc(mm, win->new_pud, new_addr_of(pm)))
 		return -ENOMEM;
 	win->new_pmds = table_of_pmds(win->new_pud, new_addr_of(pm));
+	/* What was passed by are page tables without entries, if anything. */
+	pm->tables_stay = pm->cursor != first;
 	return plan_all(pm, win, /* locked = */ false);
 }
 
@@ -1658,6 +1786,8 @@ int relocate_page_tables(struct pagetable_move *pm)
 		drop_rmap_locks(vma);
 	}
 	end_move(pm, &win, &range);
+	if (err)
+		pm->tables_stay = true;
 	/* That some have moved is not to happen, but no page is to be lost if it does. */
 	if (err == -EIO)
 		err = move_page_tables_back(pm) ?: -EAGAIN;

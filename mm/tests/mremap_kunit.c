@@ -343,6 +343,15 @@ static const struct move_case move_cases[] = {
 		     WINDOW_TABLES * TABLE_PAGES + 1,
 		     (WINDOW_TABLES + 2) * TABLE_PAGES,
 		     (WINDOW_TABLES + 8) * TABLE_PAGES - 1 }, .ptes = 6 },
+	{ .name = "to one page above, in the lower part of a table",
+	  .dst = PAGES(1), .len = 3 * PMD_SIZE, .nr_pages = 1,
+	  .pages = { TABLE_PAGES }, .ptes = 1 },
+	{ .name = "to one page above, in the upper part of a table",
+	  .dst = PAGES(1), .len = 3 * PMD_SIZE, .nr_pages = 1,
+	  .pages = { 2 * TABLE_PAGES - 1 }, .ptes = 1 },
+	{ .name = "to one page above, in the lower parts of two tables",
+	  .dst = PAGES(1), .len = 3 * PMD_SIZE, .nr_pages = 2,
+	  .pages = { TABLE_PAGES, 2 * TABLE_PAGES }, .ptes = 2 },
 	{ .name = "one table", .len = PMD_SIZE, .nr_pages = 2,
 	  .pages = { 0, TABLE_PAGES - 1 }, .pmds = 1 },
 	{ .name = "two tables with none between", .len = 3 * PMD_SIZE,
@@ -897,6 +906,27 @@ static void tables_relocate_back(struct kunit *test)
 	close_space(test);
 }
 
+/*
+ * A table of the VMA's own that stays empty at the old place is freed, also where the
+ * table above it is somebody else's as well: close_space() would miss it.
+ */
+static void tables_that_stay_are_freed(struct kunit *test)
+{
+	const struct move_case c = { .dst = PAGES(1), .len = 2 * PMD_SIZE, .nr_pages = 1 };
+	struct page *pages[MAX_PAGES];
+	struct pagetable_move pm;
+	int err;
+
+	set_up_relocation(test, &c, &pm, pages);
+	map_at(test, SRC_AT + ROOM - PAGES(1), PAGES(1), RW);
+	stamp(test, SRC_AT + ROOM - PAGES(1));
+	err = begin_relocation(&pm);
+	end_relocation(&pm, err);
+	KUNIT_ASSERT_EQ(test, err, 0);
+	expect_pages(test, &c, pages, DST_AT + PAGES(1), SRC_AT);
+	close_space(test);
+}
+
 struct fit_case {
 	unsigned long src, dst, len;	/* from SRC_AT, from DST_AT, in bytes */
 	bool fits;
@@ -1040,12 +1070,33 @@ static void add_neighbour(struct kunit *test, struct layout *l)
 	}
 }
 
-static void draw_layout(struct kunit *test, struct layout *l, bool congruent)
+struct layout_case {
+	const char *name;
+	bool congruent;
+	bool keep_tables;
+	bool across;		/* from and to several tables of PMDs */
+};
+
+static const struct layout_case layout_cases[] = {
+	{ "entries move" },
+	{ "entries move across tables of PMDs", .across = true },
+	{ "tables move", .congruent = true },
+	{ "tables have to stay", .congruent = true, .keep_tables = true },
+};
+
+KUNIT_ARRAY_PARAM_DESC(layout, layout_cases, name);
+
+static void draw_layout(struct kunit *test, struct layout *l,
+			const struct layout_case *c)
 {
 	l->src = SRC_AT + PAGES(draw(l, TABLE_PAGES));
 	l->dst = DST_AT + PAGES(draw(l, TABLE_PAGES));
-	if (congruent)
+	if (c->congruent)
 		l->dst = DST_AT + (l->src & ~PMD_MASK);
+	if (c->across) {
+		l->src -= draw(l, LAYOUT_TABLES) * PMD_SIZE;
+		l->dst -= draw(l, LAYOUT_TABLES) * PMD_SIZE;
+	}
 	l->nr_pages = 1 + draw(l, LAYOUT_PAGES);
 	l->stop = draw(l, 2) ? l->nr_pages : 1 + draw(l, l->nr_pages);
 	memset(l->pages, 0, LAYOUT_PAGES * sizeof(*l->pages));
@@ -1056,6 +1107,30 @@ static void draw_layout(struct kunit *test, struct layout *l, bool congruent)
 	/* So that there is a table of PMDs at the old place, whatever was touched. */
 	map_at(test, SRC_AT + ROOM - PAGES(1), PAGES(1), RW);
 	stamp(test, SRC_AT + ROOM - PAGES(1));
+	if (c->across) {
+		map_at(test, SRC_AT - ROOM / 2, PAGES(1), RW);
+		stamp(test, SRC_AT - ROOM / 2);
+	}
+}
+
+/* Page tables at the place that have no entry, of whomever. */
+static unsigned long nr_empty_tables(unsigned long start, unsigned long len)
+{
+	unsigned long addr, page, nr = 0;
+	pmd_t *pmd;
+	pte_t pte;
+
+	for (addr = start & PMD_MASK; addr < start + len; addr += PMD_SIZE) {
+		pmd = mm_find_pmd(current->mm, addr);
+		if (!pmd || pmd_none(*pmd))
+			continue;
+		for (page = 0; page < TABLE_PAGES; page++) {
+			if (entry_at(addr + PAGES(page), &pte))
+				break;
+		}
+		nr += page == TABLE_PAGES;
+	}
+	return nr;
 }
 
 static unsigned long nr_misplaced(struct layout *l, unsigned long start,
@@ -1075,15 +1150,18 @@ static void layout_moves_back(struct kunit *test, struct layout *l,
 {
 	struct pagetable_move pm;
 	unsigned long tables;
+	bool left = !draw(l, 3);
 
 	copy_mapping(test, &pm, l->src, PAGES(l->nr_pages), l->dst,
 		     PAGES(l->nr_pages));
 	pm.keep_tables = keep_tables;
 	pm.end = l->src + PAGES(l->stop);
-	if (draw(l, 3) == 0)
+	if (left)
 		leave_table(test, l->dst + PAGES(draw(l, l->nr_pages)));
 	expect_moved(test, &pm);
 	KUNIT_EXPECT_EQ(test, nr_misplaced(l, l->dst, l->stop, l->src), 0);
+	if (!left)
+		KUNIT_EXPECT_EQ(test, nr_empty_tables(l->dst, PAGES(l->nr_pages)), 0);
 
 	pm.end = l->src + PAGES(l->nr_pages);
 	tables = mm_pgtables_bytes(current->mm);
@@ -1092,20 +1170,6 @@ static void layout_moves_back(struct kunit *test, struct layout *l,
 	KUNIT_EXPECT_EQ(test, nr_misplaced(l, l->src, l->nr_pages, 0), 0);
 	KUNIT_EXPECT_PTR_EQ(test, page_at(l->beside), l->beside_page);
 }
-
-struct layout_case {
-	const char *name;
-	bool congruent;
-	bool keep_tables;
-};
-
-static const struct layout_case layout_cases[] = {
-	{ "entries move" },
-	{ "tables move", .congruent = true },
-	{ "tables have to stay", .congruent = true, .keep_tables = true },
-};
-
-KUNIT_ARRAY_PARAM_DESC(layout, layout_cases, name);
 
 static void random_layouts_move_back(struct kunit *test)
 {
@@ -1119,11 +1183,67 @@ static void random_layouts_move_back(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, l.pages);
 	prandom_seed_state(&l.rnd, 1);
 	for (i = 0; i < NR_LAYOUTS; i++) {
-		draw_layout(test, &l, c->congruent);
+		draw_layout(test, &l, c);
 		layout_moves_back(test, &l, c->keep_tables);
 		KUNIT_ASSERT_EQ(test, vm_munmap(0, TASK_SIZE), 0);
 		cond_resched();
 	}
+	close_space(test);
+}
+
+/*
+ * The table of the first page moves to no place of its own, as the pages go to the
+ * one below. What would go there from the next table is in another table of PMDs,
+ * and the table at its index in this one is somebody else's.
+ */
+static void next_table_of_pmds_is_another(struct kunit *test)
+{
+	const unsigned long src = SRC_AT + ROOM - PMD_SIZE, len = 2 * PMD_SIZE;
+	const unsigned long dst = DST_AT + PAGES(1);
+	struct pagetable_move pm;
+
+	map_at(test, SRC_AT, PMD_SIZE, RW);
+	stamp(test, SRC_AT);
+	map_at(test, src, len, RW);
+	stamp(test, src);
+	copy_mapping(test, &pm, src, len, dst, len);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_NOT_NULL(test, page_at(dst));
+	KUNIT_EXPECT_EQ(test, nr_empty_tables(dst, len), 0);
+	close_space(test);
+}
+
+/* No table of any level is made for tables without entries. */
+static void no_table_for_nothing(struct kunit *test)
+{
+	const unsigned long src = SRC_AT, len = PMD_SIZE;
+	const unsigned long dst = DST_AT + PAGES(1);
+	struct pagetable_move pm;
+	unsigned long tables;
+
+	map_at(test, src, len, RW);
+	leave_table(test, src);
+	copy_mapping(test, &pm, src, len, dst, len);
+	tables = mm_pgtables_bytes(current->mm);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
+	close_space(test);
+}
+
+/* It moves whole although its first entry is empty, and no upper table is there. */
+static void table_of_pmds_moves_far(struct kunit *test)
+{
+	const unsigned long last = PUD_SIZE - PAGES(1), dst = SRC_AT + P4D_SIZE;
+	struct pagetable_move pm;
+
+	if (!IS_ENABLED(CONFIG_64BIT) || !IS_ENABLED(CONFIG_HAVE_MOVE_PUD))
+		kunit_skip(test, "needs CONFIG_HAVE_MOVE_PUD");
+	map_at(test, SRC_AT, PUD_SIZE, RW);
+	stamp(test, SRC_AT + last);
+	copy_mapping(test, &pm, SRC_AT, PUD_SIZE, dst, PUD_SIZE);
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.puds, 1);
+	KUNIT_EXPECT_EQ(test, peek(test, dst + last), stamp_of(SRC_AT + last));
 	close_space(test);
 }
 
@@ -2493,9 +2613,13 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(tables_move_back, move_gen_params),
 	KUNIT_CASE_PARAM(tables_relocate, move_gen_params),
 	KUNIT_CASE_PARAM(tables_relocate_back, move_gen_params),
+	KUNIT_CASE(tables_that_stay_are_freed),
 	KUNIT_CASE(one_window_can_be_relocated),
 	KUNIT_CASE_PARAM(part_moves_back, move_gen_params),
 	KUNIT_CASE_PARAM(random_layouts_move_back, layout_gen_params),
+	KUNIT_CASE(next_table_of_pmds_is_another),
+	KUNIT_CASE(no_table_for_nothing),
+	KUNIT_CASE(table_of_pmds_moves_far),
 	KUNIT_CASE(holes_are_passed_at_once),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_in_a_table, entry_gen_params),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_alone, entry_gen_params),

@@ -1499,6 +1499,89 @@ TEST(page_table_of_two_old_destinations_is_freed_mended)
 	EXPECT_OK(check_zero(dst + bytes(8), bytes(4)));
 }
 
+/* ---- sparse memory, moved back and forth out of step ---- */
+
+#define ROUNDS		7
+#define TOUCHED		200
+#define TB		(1024 * GB)
+
+FIXTURE(sparse)
+{
+	size_t pages[TOUCHED];		/* from the start of the mapping */
+	unsigned long places[ROUNDS + 1];
+	long tables[ROUNDS + 1];	/* that the same memory has which never moved */
+};
+
+FIXTURE_VARIANT(sparse)
+{
+	size_t len;
+	int share;
+	bool keep;		/* MREMAP_DONTUNMAP, and what stays is unmapped */
+};
+
+static unsigned long map_sparse(unsigned long addr, size_t len, int share)
+{
+	return map_at(addr, len, PROT_READ | PROT_WRITE,
+		      share | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+FIXTURE_SETUP(sparse)
+{
+	const int table_pages = pmd_span() / psize();
+
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	random_state = 13;
+	for (int i = 0; i < TOUCHED; i++) {
+		self->pages[i] = variant->len / pmd_span() * i / TOUCHED * table_pages +
+				 pick(table_pages);
+	}
+	for (int i = 0; i <= ROUNDS; i++) {
+		const unsigned long addr = ((i % 2) ? 40 : 20) * TB + bytes(pick(table_pages));
+
+		self->places[i] = addr;
+		ASSERT_EQ(addr, map_sparse(addr, variant->len, variant->share));
+		for (int page = 0; page < TOUCHED; page++)
+			stamp(addr + bytes(self->pages[page]), page);
+		self->tables[i] = page_tables();
+		ASSERT_EQ(0, munmap(at(addr), variant->len));
+	}
+}
+
+FIXTURE_TEARDOWN(sparse)
+{
+}
+
+FIXTURE_VARIANT_ADD(sparse, terabytes) { .len = 12 * TB, .share = MAP_PRIVATE };
+FIXTURE_VARIANT_ADD(sparse, shared_terabytes) { .len = 12 * TB, .share = MAP_SHARED };
+FIXTURE_VARIANT_ADD(sparse, kept_terabytes) {
+	.len = 12 * TB, .share = MAP_PRIVATE, .keep = true,
+};
+FIXTURE_VARIANT_ADD(sparse, tables) { .len = 128 * MB, .share = MAP_PRIVATE };
+FIXTURE_VARIANT_ADD(sparse, window) { .len = 60 * MB, .share = MAP_PRIVATE };
+FIXTURE_VARIANT_ADD(sparse, shared_window) { .len = 60 * MB, .share = MAP_SHARED };
+
+TEST_F(sparse, has_tables_only_where_pages_are_mended)
+{
+	unsigned long addr = self->places[0], to;
+
+	SKIP_STOCK("stock 6.12 makes page tables where no page goes");
+	ASSERT_EQ(addr, map_sparse(addr, variant->len, variant->share));
+	for (int page = 0; page < TOUCHED; page++)
+		stamp(addr + bytes(self->pages[page]), page);
+	for (int round = 1; round <= ROUNDS; round++, addr = to) {
+		to = self->places[round];
+		ASSERT_EQ(to, do_mremap(addr, variant->len, variant->len,
+					FIXED | (variant->keep ? MREMAP_DONTUNMAP : 0), to));
+		if (variant->keep)
+			ASSERT_EQ(0, munmap(at(addr), variant->len));
+		EXPECT_EQ(self->tables[round], page_tables())
+			TH_LOG("round %d", round);
+		for (int page = 0; page < TOUCHED; page++)
+			ASSERT_OK(check_stamp(to + bytes(self->pages[page]), page));
+	}
+	ASSERT_EQ(0, munmap(at(addr), variant->len));
+}
+
 /* ---- growing by moving, again and again ---- */
 
 /* What blocks it above is the neighbour that the next block moves away from. */
