@@ -1316,6 +1316,8 @@ static bool is_empty_at_cursor(const struct pagetable_move *pm,
 	pte = pte_offset_map_lock(pm->src->vm_mm, old_pmd, pm->cursor, &ptl);
 	if (!pte)
 		return pmd_none(pmdp_get_lockless(old_pmd));
+	/* What is passed by is never locked again (T5). */
+	flush_tlb_batched_pending(pm->src->vm_mm);
 	is_empty = are_all_none(pte, extent >> PAGE_SHIFT);
 	pte_unmap_unlock(pte, ptl);
 	return is_empty;
@@ -1336,6 +1338,7 @@ static void skip_to_entries(struct pagetable_move *pm,
 		if (!is_empty_at_cursor(pm, win, extent))
 			break;
 		pm->cursor += extent;
+		cond_resched();
 		skip_empty_pmds(pm, win, end);
 	}
 }
@@ -1683,6 +1686,17 @@ static int plan_all(struct pagetable_move *pm, struct move_window *win, bool loc
 	return 0;
 }
 
+/*
+ * Is there a table of PMDs, or room for one that went as a whole? What has left neither
+ * behind was nothing.
+ */
+static bool is_place_for_return(const struct pagetable_move *pm,
+				const struct move_window *win)
+{
+	return win->new_pud &&
+	       (!pud_none(pudp_get(win->new_pud)) || fits_table_of_pmds(pm));
+}
+
 /* Find the tables, and make those that are missing. */
 static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 {
@@ -1705,10 +1719,12 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 		return 0;
 	first = pm->cursor;
 	err = find_new_pud(pm, win, pm->wide_end);
-	if (err || pm->cursor == pm->wide_end)
+	if (err)
 		return err;
-	if (!win->new_pud)
-		return -ENOMEM;
+	if (pm->back && !is_place_for_return(pm, win))
+		pm->cursor = pm->wide_end;
+	if (pm->cursor == pm->wide_end)
+		return 0;
 	win->new_pmds = NULL;
 	if (is_one_pud_table(pm, win))
 		return 0;

@@ -927,6 +927,40 @@ static void tables_that_stay_are_freed(struct kunit *test)
 	close_space(test);
 }
 
+/* What has no page, nor any table, needs none to go back. */
+static void nothing_is_relocated_back(struct kunit *test)
+{
+	const unsigned long src = SRC_AT + P4D_SIZE, dst = DST_AT, len = PAGES(2);
+	struct pagetable_move pm = {
+		.start = src,
+		.end = src + len,
+		.shift = dst - src,
+		.new_len = len,
+	};
+	unsigned long tables;
+	int err;
+
+	if (CONFIG_PGTABLE_LEVELS < 4)
+		kunit_skip(test, "needs tables of four levels");
+	map_at(test, src, len, RW);
+	map_at(test, dst + PAGES(8), PAGES(1), RW);
+	stamp(test, dst + PAGES(8));
+	pm.src = vma_at(src);
+	pm.dst = pm.src;
+	tables = mm_pgtables_bytes(current->mm);
+	err = begin_relocation(&pm);
+	KUNIT_EXPECT_EQ(test, err, 0);
+	if (!err)
+		err = relocate_page_tables_back(&pm);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
+	end_relocation(&pm, -EAGAIN);
+	KUNIT_ASSERT_EQ(test, err, 0);
+	KUNIT_EXPECT_NULL(test, vma_at(dst));
+	KUNIT_EXPECT_PTR_EQ(test, vma_at(src), pm.src);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_start, src);
+	close_space(test);
+}
+
 struct fit_case {
 	unsigned long src, dst, len;	/* from SRC_AT, from DST_AT, in bytes */
 	bool fits;
@@ -2614,6 +2648,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(tables_relocate, move_gen_params),
 	KUNIT_CASE_PARAM(tables_relocate_back, move_gen_params),
 	KUNIT_CASE(tables_that_stay_are_freed),
+	KUNIT_CASE(nothing_is_relocated_back),
 	KUNIT_CASE(one_window_can_be_relocated),
 	KUNIT_CASE_PARAM(part_moves_back, move_gen_params),
 	KUNIT_CASE_PARAM(random_layouts_move_back, layout_gen_params),
