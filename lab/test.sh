@@ -24,7 +24,7 @@ expect=patched
 arguments=()
 flavor_given=0
 
-declare -A seconds=([prod]=600 [lean]=600 [debug]=2400 [rt]=2400)	# limit for one suite
+declare -A seconds=([prod]=600 [lean]=600 [debug]=3600 [rt]=3600)	# limit for one suite
 declare -A append=([mremap_race]="numa=fake=2")	# on the command line
 
 is_one_of() {

@@ -982,15 +982,10 @@ REFUSAL(alone_before_gap, "**..", "dddd", 0, 4, UP(0), EFAULT);
 REFUSAL(alone_rest_before_gap, "****..", "dddd", 2, 4, UP(0), EFAULT);
 REFUSAL(sealed_with_registered_destination, "w.rS", "xxxxxx", 0, 4, UP(1), EPERM);
 
-/* Only moves of the same size to a given place. */
-CALL_REFUSAL(grow, "wr", "ddd", 0, 2, 3, FIXED, UP(0), EFAULT);
+/* With another size, only what may move and has no gaps. */
 CALL_REFUSAL(grow_into_gap, "w.", "ddd", 0, 2, 3, FIXED, UP(0), EFAULT);
-CALL_REFUSAL(grow_anywhere, "wr", "", 0, 2, 3, MREMAP_MAYMOVE, 0, EFAULT);
 CALL_REFUSAL(grow_here, "wr", "", 0, 2, 3, 0, 0, EFAULT);
-CALL_REFUSAL(shrink_to_two, "wrs", "ddd", 0, 3, 2, FIXED, UP(0), EFAULT);
 CALL_REFUSAL(shrink_to_gap, "w.s", "ddd", 0, 3, 2, FIXED, UP(0), EFAULT);
-CALL_REFUSAL(dontunmap_anywhere, "wr", "", 0, 2, 2, DONTUNMAP, 0, EFAULT);
-CALL_REFUSAL(dontunmap_anywhere_gap, "w.", "", 0, 2, 2, DONTUNMAP, 0, EFAULT);
 
 /* It is refused however often it is asked, and with MREMAP_DONTUNMAP, too. */
 static const char *refused_again(struct world *w, const struct call *call,
