@@ -11,7 +11,7 @@ name=spin_in_moved_text
 
 # There is no performance counter in the guest, but a timer of the kernel's own.
 perf record --quiet --event cpu-clock --freq 200 --output "$scratch/data" -- "$1"
-perf script --input "$scratch/data" --fields sym --comm "${1##*/}" >"$scratch/symbols"
+perf script --input "$scratch/data" --fields ip,sym --comm "${1##*/}" >"$scratch/symbols"
 all=$(wc -l <"$scratch/symbols")
 found=$(grep -c "$name" "$scratch/symbols" || true)
 echo "$found of $all samples are in $name()"
