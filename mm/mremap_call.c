@@ -1974,8 +1974,11 @@ static int shrink_in_place(struct mremap_op *op)
 	return err;
 }
 
-/* Is the range at the end of its VMA, with room for the growth behind it? */
-static bool can_grow_in_place(const struct mremap_op *op)
+/*
+ * Is the range at the end of its VMA, with room for the growth behind it? @vmi is at
+ * the VMA, and goes to the gap behind it.
+ */
+static bool can_grow_in_place(const struct mremap_op *op, struct vma_iterator *vmi)
 {
 	const struct mremap_request *req = &op->req;
 	const struct vm_area_struct *vma = last_move(op)->src;
@@ -1984,16 +1987,16 @@ static bool can_grow_in_place(const struct mremap_op *op)
 
 	if (req->addr + req->old_len != vma->vm_end || end < vma->vm_end)
 		return false;
-	if (find_vma_intersection(op->mm, vma->vm_end, end))
+	if (vma_iter_next_range(vmi) || vmi->mas.last < end - 1)
 		return false;
 	addr = get_unmapped_area(NULL, vma->vm_start, end - vma->vm_start, 0,
 				 MAP_FIXED);
 	return !offset_in_page(addr);
 }
 
-static int grow_in_place(struct mremap_op *op)
+/* @vmi is at the gap behind the VMA. */
+static int grow_in_place(struct mremap_op *op, struct vma_iterator *vmi)
 {
-	VMA_ITERATOR(vmi, op->mm, last_move(op)->src->vm_end);
 	struct vma_move *mv = last_move(op);
 	const struct mremap_request *req = &op->req;
 	struct vm_area_struct *grown;
@@ -2003,7 +2006,7 @@ static int grow_in_place(struct mremap_op *op)
 	if (err)
 		return err;
 	/* Grows the VMA, and joins it with the next one if they meet. */
-	grown = vma_merge_extend(&vmi, mv->src, growth(req));
+	grown = vma_merge_extend(vmi, mv->src, growth(req));
 	if (!grown) {
 		uncharge(op);
 		return -ENOMEM;
@@ -2036,13 +2039,15 @@ static int grow_by_move(struct mremap_op *op)
 	return move_vmas(op);
 }
 
-static int grow(struct mremap_op *op)
+static int grow(struct mremap_op *op, struct vma_iterator *vmi)
 {
 	int err = check_resize(op);
 
 	if (err)
 		return err;
-	return can_grow_in_place(op) ? grow_in_place(op) : grow_by_move(op);
+	if (can_grow_in_place(op, vmi))
+		return grow_in_place(op, vmi);
+	return grow_by_move(op);
 }
 
 /* Every check of several that needs no place. */
@@ -2103,6 +2108,18 @@ static int move_several(struct mremap_op *op)
 	return err ? err : move_vmas(op);
 }
 
+static int grow_several(struct mremap_op *op)
+{
+	VMA_ITERATOR(vmi, op->mm, last_move(op)->addr);
+	int err;
+
+	vma_iter_load(&vmi);
+	if (!can_grow_in_place(op, &vmi))
+		return move_several(op);
+	err = check_limits(op);
+	return err ? err : grow_in_place(op, &vmi);
+}
+
 static int mremap_several(struct mremap_op *op)
 {
 	struct mremap_request *req = &op->req;
@@ -2130,10 +2147,7 @@ static int mremap_several(struct mremap_op *op)
 	op->result = req->addr;
 	if (!growth(req))
 		return 0;
-	if (!can_grow_in_place(op))
-		return move_several(op);
-	err = check_limits(op);
-	return err ? err : grow_in_place(op);
+	return grow_several(op);
 }
 
 /*
@@ -2142,8 +2156,9 @@ static int mremap_several(struct mremap_op *op)
  */
 static int mremap_locked(struct mremap_op *op)
 {
+	VMA_ITERATOR(vmi, op->mm, op->req.addr);
+	struct vm_area_struct *vma = vma_iter_load(&vmi);
 	struct mremap_request *req = &op->req;
-	struct vm_area_struct *vma = vma_lookup(op->mm, req->addr);
 	int err;
 
 	if (vma && is_for_several(vma, req) &&
@@ -2157,7 +2172,7 @@ static int mremap_locked(struct mremap_op *op)
 	if (is_forced_move(req))
 		return mremap_to(op);
 	if (growth(req))
-		return grow(op);
+		return grow(op, &vmi);
 	if (shrinkage(req))
 		return shrink_in_place(op);
 	op->result = req->addr;

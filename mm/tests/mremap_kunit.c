@@ -2418,22 +2418,45 @@ static void foreign_tables_are_not_detached(struct kunit *test)
 
 #ifdef CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH
 /* Reclaim has announced a flush for what it has unmapped, and not made it yet. */
-static void owed_flush_is_made_up_for(struct kunit *test)
+static void expect_owed_flush(struct kunit *test, struct pagetable_move *pm)
 {
 	const int owed = 1;
+
+	atomic_set(&current->mm->tlb_flush_batched, owed);
+	expect_moved(test, pm);
+	KUNIT_EXPECT_NE(test, atomic_read(&current->mm->tlb_flush_batched), owed);
+}
+
+static void owed_flush_is_made_up_for(struct kunit *test)
+{
+	struct pagetable_move pm;
+
+	map_at(test, SRC_AT, PMD_SIZE, RW);
+	stamp(test, SRC_AT);
+	copy_mapping(test, &pm, SRC_AT, PMD_SIZE, DST_AT, PMD_SIZE);
+	expect_owed_flush(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.pmds, 1);
+	close_space(test);
+}
+
+static void owed_flush_where_nothing_moves(struct kunit *test)
+{
 	struct pagetable_move pm;
 
 	map_at(test, SRC_AT, PAGES(1), RW);
-	stamp(test, SRC_AT);
+	leave_table(test, SRC_AT);
 	copy_mapping(test, &pm, SRC_AT, PAGES(1), DST_AT + PAGES(1), PAGES(1));
-	atomic_set(&current->mm->tlb_flush_batched, owed);
-	expect_moved(test, &pm);
-	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 1);
-	KUNIT_EXPECT_NE(test, atomic_read(&current->mm->tlb_flush_batched), owed);
+	expect_owed_flush(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 0);
 	close_space(test);
 }
 #else
 static void owed_flush_is_made_up_for(struct kunit *test)
+{
+	kunit_skip(test, "needs CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH");
+}
+
+static void owed_flush_where_nothing_moves(struct kunit *test)
 {
 	kunit_skip(test, "needs CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH");
 }
@@ -2675,6 +2698,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(stack_moves_down, stack_gen_params),
 	KUNIT_CASE(foreign_tables_are_not_detached),
 	KUNIT_CASE(owed_flush_is_made_up_for),
+	KUNIT_CASE(owed_flush_where_nothing_moves),
 	KUNIT_CASE(window_not_as_planned_flushes),
 	KUNIT_CASE(accessed_table_is_the_same),
 	KUNIT_CASE(relocation_not_as_planned_stays),
