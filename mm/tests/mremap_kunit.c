@@ -774,6 +774,20 @@ static void cut_at(struct kunit *test, unsigned long addr)
 	KUNIT_ASSERT_EQ(test, err, 0);
 }
 
+static void init_relocation(struct pagetable_move *pm, unsigned long src,
+			    unsigned long len, unsigned long dst)
+{
+	*pm = (struct pagetable_move) {
+		.src = vma_at(src),
+		.dst = vma_at(src),
+		.start = src,
+		.end = src + len,
+		.shift = dst - src,
+		.new_len = len,
+		.count_ptes = true,
+	};
+}
+
 /* A VMA of its own that is to change its place. */
 static void set_up_relocation(struct kunit *test, const struct move_case *c,
 			      struct pagetable_move *pm, struct page **pages)
@@ -786,16 +800,9 @@ static void set_up_relocation(struct kunit *test, const struct move_case *c,
 	cut_at(test, src);
 	cut_at(test, src + c->len);
 	set_up_neighbours(test, c);
-	*pm = (struct pagetable_move) {
-		.src = vma_at(src),
-		.dst = vma_at(src),
-		.start = src,
-		.end = src + c->len,
-		.shift = DST_AT + c->dst - src,
-		.new_len = c->len + page_if(c, GROWS),
-		.keep_tables = c->flags & KEEP_TABLES,
-		.count_ptes = true,
-	};
+	init_relocation(pm, src, c->len, DST_AT + c->dst);
+	pm->new_len += page_if(c, GROWS);
+	pm->keep_tables = c->flags & KEEP_TABLES;
 }
 
 static void set_range(unsigned long start, unsigned long len,
@@ -884,6 +891,7 @@ static void tables_relocate_back(struct kunit *test)
 	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
 	struct page *pages[MAX_PAGES];
 	struct pagetable_move pm;
+	unsigned long tables;
 	int err;
 
 	if (c->flags & GROWS)
@@ -891,11 +899,13 @@ static void tables_relocate_back(struct kunit *test)
 	set_up_relocation(test, c, &pm, pages);
 	if (!can_relocate_page_tables(&pm))
 		kunit_skip(test, "takes more than one window");
+	tables = mm_pgtables_bytes(current->mm);
 	err = begin_relocation(&pm);
 	if (!err)
 		err = relocate_page_tables_back(&pm);
 	end_relocation(&pm, -EAGAIN);
 	KUNIT_ASSERT_EQ(test, err, 0);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
 	KUNIT_EXPECT_NULL(test, vma_at(dst));
 	KUNIT_EXPECT_PTR_EQ(test, vma_at(src), pm.src);
 	KUNIT_EXPECT_EQ(test, pm.src->vm_start, src);
@@ -1147,22 +1157,50 @@ static void draw_layout(struct kunit *test, struct layout *l,
 	}
 }
 
+static bool is_empty_table(unsigned long start)
+{
+	unsigned long page;
+	pte_t pte;
+
+	for (page = 0; page < TABLE_PAGES; page++) {
+		if (entry_at(start + PAGES(page), &pte))
+			return false;
+	}
+	return true;
+}
+
+static bool is_empty_pmd_table(pmd_t *table)
+{
+	unsigned int i;
+
+	for (i = 0; i < PTRS_PER_PMD; i++) {
+		if (!pmd_none(table[i]))
+			return false;
+	}
+	return true;
+}
+
 /* Page tables at the place that have no entry, of whomever. */
 static unsigned long nr_empty_tables(unsigned long start, unsigned long len)
 {
-	unsigned long addr, page, nr = 0;
+	unsigned long addr, nr = 0;
 	pmd_t *pmd;
-	pte_t pte;
 
 	for (addr = start & PMD_MASK; addr < start + len; addr += PMD_SIZE) {
 		pmd = mm_find_pmd(current->mm, addr);
-		if (!pmd || pmd_none(*pmd))
-			continue;
-		for (page = 0; page < TABLE_PAGES; page++) {
-			if (entry_at(addr + PAGES(page), &pte))
-				break;
-		}
-		nr += page == TABLE_PAGES;
+		nr += pmd && !pmd_none(*pmd) && is_empty_table(addr);
+	}
+	return nr;
+}
+
+static unsigned long nr_empty_pmd_tables(unsigned long start, unsigned long len)
+{
+	unsigned long addr, nr = 0;
+	pud_t *pud;
+
+	for (addr = start & PUD_MASK; addr < start + len; addr += PUD_SIZE) {
+		pud = find_pud(current->mm, addr);
+		nr += pud && !pud_none(*pud) && is_empty_pmd_table(pmd_offset(pud, 0));
 	}
 	return nr;
 }
@@ -1196,6 +1234,9 @@ static void layout_moves_back(struct kunit *test, struct layout *l,
 	KUNIT_EXPECT_EQ(test, nr_misplaced(l, l->dst, l->stop, l->src), 0);
 	if (!left)
 		KUNIT_EXPECT_EQ(test, nr_empty_tables(l->dst, PAGES(l->nr_pages)), 0);
+	/* Those that can move whole are not looked into before there is one above. */
+	if (!left && !can_move_pte_tables(&pm))
+		KUNIT_EXPECT_EQ(test, nr_empty_pmd_tables(l->dst, PAGES(l->nr_pages)), 0);
 
 	pm.end = l->src + PAGES(l->nr_pages);
 	tables = mm_pgtables_bytes(current->mm);
@@ -1205,7 +1246,39 @@ static void layout_moves_back(struct kunit *test, struct layout *l,
 	KUNIT_EXPECT_PTR_EQ(test, page_at(l->beside), l->beside_page);
 }
 
-static void random_layouts_move_back(struct kunit *test)
+/* All of it, and then back or not. Nobody has left a table at the new place. */
+static void layout_relocates(struct kunit *test, struct layout *l,
+			     bool keep_tables)
+{
+	unsigned long len = PAGES(l->nr_pages), tables;
+	struct pagetable_move pm;
+	bool back = draw(l, 2);
+	int err;
+
+	init_relocation(&pm, l->src, len, l->dst);
+	pm.keep_tables = keep_tables;
+	if (!can_relocate_page_tables(&pm))
+		return;
+	tables = mm_pgtables_bytes(current->mm);
+	err = begin_relocation(&pm);
+	KUNIT_EXPECT_EQ(test, nr_misplaced(l, l->dst, l->nr_pages, 0), 0);
+	KUNIT_EXPECT_EQ(test, nr_empty_tables(l->dst, len), 0);
+	if (!can_move_pte_tables(&pm))
+		KUNIT_EXPECT_EQ(test, nr_empty_pmd_tables(l->dst, len), 0);
+	if (!err && back)
+		err = relocate_page_tables_back(&pm);
+	end_relocation(&pm, err || back ? -EAGAIN : 0);
+	KUNIT_ASSERT_EQ(test, err, 0);
+	KUNIT_EXPECT_EQ(test, nr_misplaced(l, back ? l->src : l->dst,
+					   l->nr_pages, 0), 0);
+	/* What reaches into a neighbour's range stays for it. */
+	if (back && !vma_at(l->beside))
+		KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
+	KUNIT_EXPECT_PTR_EQ(test, page_at(l->beside), l->beside_page);
+}
+
+static void for_random_layouts(struct kunit *test,
+			       void (*check)(struct kunit *, struct layout *, bool))
 {
 	const struct layout_case *c = test->param_value;
 	struct layout l = {
@@ -1218,11 +1291,21 @@ static void random_layouts_move_back(struct kunit *test)
 	prandom_seed_state(&l.rnd, 1);
 	for (i = 0; i < NR_LAYOUTS; i++) {
 		draw_layout(test, &l, c);
-		layout_moves_back(test, &l, c->keep_tables);
+		check(test, &l, c->keep_tables);
 		KUNIT_ASSERT_EQ(test, vm_munmap(0, TASK_SIZE), 0);
 		cond_resched();
 	}
 	close_space(test);
+}
+
+static void random_layouts_move_back(struct kunit *test)
+{
+	for_random_layouts(test, layout_moves_back);
+}
+
+static void random_layouts_relocate(struct kunit *test)
+{
+	for_random_layouts(test, layout_relocates);
 }
 
 /*
@@ -2675,6 +2758,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(one_window_can_be_relocated),
 	KUNIT_CASE_PARAM(part_moves_back, move_gen_params),
 	KUNIT_CASE_PARAM(random_layouts_move_back, layout_gen_params),
+	KUNIT_CASE_PARAM(random_layouts_relocate, layout_gen_params),
 	KUNIT_CASE(next_table_of_pmds_is_another),
 	KUNIT_CASE(no_table_for_nothing),
 	KUNIT_CASE(table_of_pmds_moves_far),

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <linux/mempolicy.h>
+#include <linux/mman.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -541,6 +542,55 @@ TEST_F(hugetlb, end_is_rounded_mended)
 					       cell_addr(w, UP(0))));
 	apply(w, &call, 0);
 	EXPECT_OK(check_world(w));
+}
+
+/* So does what is cut off: of both huge pages nothing is left where they were. */
+TEST_F(hugetlb, tail_is_rounded_mended)
+{
+	const struct call call = { 0, 3, 2, FIXED, UP(0) };
+	struct world *w = &self->w;
+
+	ASSERT_EQ(cell_addr(w, UP(0)), move_to(w->base, 2 * w->unit + psize(),
+					       w->unit + psize(), cell_addr(w, UP(0))));
+	apply(w, &call, 0);
+	EXPECT_OK(check_world(w));
+}
+
+/* Both lengths end in one huge page. */
+TEST_F(hugetlb, growth_is_rounded_away_mended)
+{
+	struct world *w = &self->w;
+
+	save_state();
+	ASSERT_EQ(w->base, (unsigned long)mremap((void *)w->base, w->unit + psize(),
+						 w->unit + 2 * psize(), MREMAP_MAYMOVE));
+	EXPECT_OK(check_state());
+	EXPECT_OK(check_layout(w));
+	EXPECT_OK(check_world(w));
+}
+
+/* The huge page is first, so the place has to suit it. None is taken. */
+TEST(gigantic_page_finds_a_place_mended)
+{
+	const size_t len = GB + psize();
+	const unsigned long end = SRC + len;
+	unsigned long dst;
+
+	SKIP_STOCK();
+	if (map_at(SRC, GB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS |
+		   MAP_HUGETLB | MAP_HUGE_1GB | MAP_NORESERVE, -1, 0) != SRC)
+		SKIP(return, "needs huge pages of 1 GB");
+	ASSERT_EQ(end - psize(), map_anon(end - psize(), psize()));
+	ASSERT_EQ(end, map_anon(end, psize()));
+	ASSERT_EQ(0, mprotect((void *)end, psize(), PROT_READ));
+	stamp(end - psize(), 1);
+
+	dst = (unsigned long)mremap((void *)SRC, len, len + psize(), MREMAP_MAYMOVE);
+	ASSERT_EQ(0, error_of(dst));
+	EXPECT_EQ(0, dst % GB);
+	EXPECT_OK(check_unmapped(SRC, len));
+	EXPECT_OK(check_stamp(dst + GB, 1));
+	EXPECT_OK(check_zero(dst + len, psize()));
 }
 
 /*
