@@ -1947,10 +1947,23 @@ static int mremap_to(struct mremap_op *op)
 	return move_vmas(op);
 }
 
-/* Unmap the end. The range may reach over more VMAs than the first. */
-static int shrink_in_place(struct mremap_op *op)
+/* As do_vmi_munmap(), which would look the VMA up that @vmi is at. */
+static int unmap_end(struct mremap_op *op, struct vma_iterator *vmi,
+		     unsigned long start, unsigned long len)
 {
-	VMA_ITERATOR(vmi, op->mm, op->req.addr + op->req.new_len);
+	struct vm_area_struct *vma = op->moves->src;
+
+	if (start < vma->vm_end)
+		return do_vmi_align_munmap(vmi, vma, op->mm, start, start + len,
+					   &op->uffd_unmap_src, /* unlock = */ true);
+	vma_iter_set(vmi, start);
+	return do_vmi_munmap(vmi, op->mm, start, len, &op->uffd_unmap_src,
+			     /* unlock = */ true);
+}
+
+/* Unmap the end. The range may reach over more VMAs than the first, which @vmi is at. */
+static int shrink_in_place(struct mremap_op *op, struct vma_iterator *vmi)
+{
 	struct vm_area_struct *vma = op->moves->src;
 	unsigned long start = op->req.addr + op->req.new_len;
 	unsigned long len = shrinkage(&op->req);
@@ -1964,8 +1977,7 @@ static int shrink_in_place(struct mremap_op *op)
 	expect_split(op, start + len);
 
 	/* Drops mmap_lock, if and only if it succeeds. */
-	err = do_vmi_munmap(&vmi, op->mm, start, len, &op->uffd_unmap_src,
-			    /* unlock = */ true);
+	err = unmap_end(op, vmi, start, len);
 	op->unlocked = !err;
 	if (err) {
 		userfaultfd_unmap_abort(&op->uffd_unmap_src);
@@ -2174,7 +2186,7 @@ static int mremap_locked(struct mremap_op *op)
 	if (growth(req))
 		return grow(op, &vmi);
 	if (shrinkage(req))
-		return shrink_in_place(op);
+		return shrink_in_place(op, &vmi);
 	op->result = req->addr;
 	return 0;
 }
