@@ -506,7 +506,7 @@ TEST_F_TIMEOUT(third, keeps_its_table_mended, 120)
 /* ---- a call that fails lets go of the monitors that it was about to tell ---- */
 
 #define CONTEXTS	"/sys/kernel/slab/userfaultfd_ctx_cache/"
-#define MONITORS	100
+#define MONITORS	50
 
 /* Without those that the allocator has not taken back yet; -1 if it does not tell. */
 static long count_contexts(void)
@@ -583,7 +583,7 @@ FIXTURE_TEARDOWN(monitors)
 {
 }
 
-TEST_F_TIMEOUT(monitors, are_let_go_mended, 120)
+TEST_F_TIMEOUT(monitors, are_let_go_mended, 300)
 {
 	const long before = count_contexts();
 
