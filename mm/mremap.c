@@ -133,6 +133,14 @@ static unsigned long get_extent(const struct pagetable_move *pm,
 	return get_extent_at(pm, pm->cursor, size);
 }
 
+/* Takes two thirds of what find_vma_intersection() does. */
+static bool is_unmapped(struct mm_struct *mm, unsigned long start, unsigned long end)
+{
+	MA_STATE(mas, &mm->mm_mt, start, start);
+
+	return start == end || (!mas_walk(&mas) && mas.last >= end - 1);
+}
+
 /*
  * Does the table that holds @addr, where the range starts, hold nothing else
  * below? Only if nothing is mapped there. The stack's VMA covers both ranges, so
@@ -147,7 +155,7 @@ static bool can_align_down(struct vm_area_struct *vma, unsigned long addr,
 		return true;
 	if (!in_stack && vma->vm_start != addr)
 		return false;
-	return !find_vma_intersection(vma->vm_mm, aligned, vma->vm_start);
+	return is_unmapped(vma->vm_mm, aligned, vma->vm_start);
 }
 
 /* Does the table that holds @end, where the range ends, hold nothing above? */
@@ -156,7 +164,7 @@ static bool can_align_up(struct vm_area_struct *vma, unsigned long end)
 	unsigned long aligned = ALIGN(end, PMD_SIZE);
 
 	return vma->vm_end == end &&
-	       !find_vma_intersection(vma->vm_mm, end, aligned);
+	       is_unmapped(vma->vm_mm, end, aligned);
 }
 
 /* The same where the range goes to. A VMA that is relocated is not there yet. */
@@ -166,7 +174,7 @@ static bool can_align_down_new(const struct pagetable_move *pm)
 
 	if (!pm->new_len)
 		return can_align_down(pm->dst, addr, pm->in_stack);
-	return !find_vma_intersection(pm->dst->vm_mm, addr & PMD_MASK, addr);
+	return is_unmapped(pm->dst->vm_mm, addr & PMD_MASK, addr);
 }
 
 /*
@@ -184,7 +192,7 @@ static bool can_align_up_new(const struct pagetable_move *pm)
 	if (pm->new_len)
 		vma_end = pm->start + pm->shift + pm->new_len;
 	return aligned <= vma_end ||
-	       !find_vma_intersection(pm->dst->vm_mm, vma_end, aligned);
+	       is_unmapped(pm->dst->vm_mm, vma_end, aligned);
 }
 
 #ifndef arch_supports_page_table_move
