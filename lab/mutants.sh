@@ -12,6 +12,7 @@
 #   Suite:      what has to go red: kunit, or a selftest
 #   Test:       only these: SUITE.CASE for kunit, a pattern; else all tests of a
 #               name, or the one FIXTURE.VARIANT.NAME
+#   Flavor:     the kernel, if that is not debug: see lab/image.sh
 #   Quick: yes  is one of the few for --quick
 #   Hangs: yes  the guest may come to a standstill, which counts as caught
 #   Survives:   why no test can notice
@@ -253,7 +254,7 @@ fi
 
 broken=0 in_guest=""
 
-# There is one guest of a debug kernel at a time.
+# There is one guest at a time.
 finish_guest() {
 	[[ $in_guest ]] || return 0
 	wait
@@ -268,7 +269,9 @@ for name in "${names[@]}"; do
 	if [[ $(head_of "$name" Suite) == kunit ]]; then
 		run_kunit "$name"
 		report "$name"
-	elif image=$($scratch/lab/image.sh patched debug 2>"$results/$name.err" | tail -n 1) &&
+	elif flavor=$(head_of "$name" Flavor) &&
+		image=$($scratch/lab/image.sh patched "${flavor:-debug}" 2>"$results/$name.err" |
+			tail -n 1) &&
 		[[ $image ]]; then
 		finish_guest
 		cp "$scratch/$image" $scratch/build/image

@@ -15,7 +15,7 @@ memory=3072 # MB; the largest program holds 1 GB, and sort's files are in memory
 image=$(lab/image.sh "$tree" "$flavor" | tail -n 1)
 lab/deps.sh guest run
 
-lab/programs.sh build/run lab/run/{realloc,args,moved,text}.c
+lab/programs.sh build/run lab/run/{realloc,hugetlb,args,moved,text}.c
 
 lab/guest.py --image "$image" --root host --mem "$memory" --timeout 1800 \
 	--log build/run/kernel.log -- lab/run/inside.py build/run

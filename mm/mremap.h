@@ -17,10 +17,10 @@
  *   check     the request, then the VMAs. Nothing is changed, so that what is
  *             wrong with a call is told before it has done anything (C1). Only
  *             a driver's own vm_ops->mremap is asked later, when all is ready.
- *   prepare   what can fail while all mappings are still whole: break KSM
- *             pages (K1), charge (A1), split the sources out of their VMAs, and
- *             take the VMAs in the destination ranges off. Then unmap these,
- *             which cannot fail.
+ *   prepare   what can fail while all mappings are still whole: charge (A1),
+ *             reserve huge pages (H2), break KSM pages (K1), split the sources
+ *             out of their VMAs, and take the VMAs in the destination ranges
+ *             off. Then unmap these, which cannot fail.
  *   move      copy the VMAs and move the page tables under them, with the
  *             sources still linked; then take these off for unmapping. Or, if
  *             the entries of each fit in a window, relocate them (R1).
@@ -39,6 +39,10 @@
  *   move a window     write      write, both write, both        both
  *   commit, revert    write      write, both as move            as move
  *   after the call    -          -           -                  -
+ *
+ * While hugetlb grows, from prepare to commit or revert, the lock of its inode is held,
+ * under mmap_lock and the locks of all VMAs that are to be changed, and before all
+ * others. It grows alone, so that nothing else is waited for meanwhile.
  *
  * TLB contract (T1): between the moment an entry leaves its old place and the
  * end of the flush of that place, the rmap locks are not dropped, on no path.
@@ -60,6 +64,7 @@
 #ifndef _MM_MREMAP_H
 #define _MM_MREMAP_H
 
+#include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/userfaultfd_k.h>
 
@@ -385,6 +390,7 @@ struct dst_range {
  * @added: what the call adds to the address space
  * @charged: pages charged for this call and not yet owned by a VMA
  * @owed: pages whose charge is still to be taken over from destination ranges
+ * @hugetlb: huge pages reserved for this call and not yet owned by a VMA
  * @splits: where the source's VMAs were split
  * @uffd_unmap_dst: contexts to be told of the unmapped destination
  * @uffd_unmap_src: contexts to be told of unmapped parts of the source
@@ -417,6 +423,9 @@ struct mremap_op {
 	unsigned long charged;
 	unsigned long owed;
 
+	/* By reserve_hugetlb(): */
+	struct hugetlb_growth hugetlb;
+
 	/* Set while preparing, moving and unmapping: */
 	struct split_list splits;
 	struct list_head uffd_unmap_dst;
@@ -439,6 +448,7 @@ struct mremap_op {
  * a test to hit.
  */
 enum delay_point {
+	DELAY_RESERVED,		/* hugetlb that grows is reserved, its inode locked */
 	DELAY_PLANNED,		/* a window is planned, rmap locks not taken */
 	DELAY_DETACHED,		/* tables are detached, the TLBs not flushed */
 	DELAY_DETACH_FLUSHED,	/* that is flushed, no entry has moved */

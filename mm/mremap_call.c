@@ -175,15 +175,21 @@ static int check_hugetlb(struct vm_area_struct *vma, struct mremap_request *req)
 	/* A length near the end of the address space is not to become none. */
 	if (old_len < req->old_len || new_len < req->new_len)
 		return -EINVAL;
+	/*
+	 * munmap() does not round: who asks for less than whole huge pages, and gets
+	 * more, would not get rid of them.
+	 */
+	if (new_len > old_len && new_len != req->new_len)
+		return -EINVAL;
+	/* There are no second views of hugetlb. */
+	if (new_len > old_len && !old_len)
+		return -EINVAL;
 	req->old_len = old_len;
 	req->new_len = new_len;
 
 	if (!IS_ALIGNED(req->addr, size))
 		return -EINVAL;
 	if (is_forced_move(req) && !IS_ALIGNED(req->new_addr, size))
-		return -EINVAL;
-	/* Reservations were made for the old length only. */
-	if (growth(req))
 		return -EINVAL;
 	return 0;
 }
@@ -381,7 +387,17 @@ static int check_limits(const struct mremap_op *op)
 	return 0;
 }
 
-/* Can the last source become as long as asked? */
+/* It does so only alone: its inode is locked meanwhile. */
+static bool grows_hugetlb(const struct mremap_op *op)
+{
+	return op->nr_moves == 1 && growth(&op->req) &&
+	       is_vm_hugetlb_page(op->moves->src);
+}
+
+/*
+ * Can the last source become as long as asked? hugetlb may grow although it is marked
+ * as what may not: huge pages can be reserved.
+ */
 static int check_growth(const struct mremap_op *op)
 {
 	const struct vma_move *mv = last_move(op);
@@ -391,6 +407,9 @@ static int check_growth(const struct mremap_op *op)
 		return 0;
 	if (pgoff + (mv->dst_len >> PAGE_SHIFT) < pgoff)
 		return -EINVAL;
+	if (grows_hugetlb(op))
+		return hugetlb_check_growth(mv->src, mv->addr, mv->addr + mv->len,
+					    growth(&op->req));
 	return mv->vm_flags & (VM_DONTEXPAND | VM_PFNMAP) ? -EFAULT : 0;
 }
 
@@ -599,6 +618,43 @@ static void uncharge(struct mremap_op *op)
 {
 	vm_unacct_memory(op->charged);
 	op->charged = 0;
+}
+
+/* Huge pages for what the call adds */
+
+/*
+ * Who holds the lock of a VMA may wait for somebody who wants that of the inode: a
+ * fault for the daemon of FUSE. So lock first all VMAs that are to be changed.
+ */
+static void lock_all_vmas(struct mremap_op *op)
+{
+	struct vm_area_struct *vma;
+	struct dst_range *range;
+
+	vma_start_write(op->moves->src);
+	for_each_dst_range(op, range) {
+		VMA_ITERATOR(vmi, op->mm, range->start);
+
+		for_each_vma_range(vmi, vma, range->end)
+			vma_start_write(vma);
+	}
+}
+
+/* For the growth of what starts at @start, which is, or will be, a VMA of its own. */
+static int reserve_hugetlb(struct mremap_op *op, unsigned long start)
+{
+	struct vma_move *mv = op->moves;
+	unsigned long end = mv->addr + mv->len;
+	int err;
+
+	if (!grows_hugetlb(op))
+		return 0;
+	lock_all_vmas(op);
+	err = hugetlb_reserve_growth(mv->src, start, end, end + growth(&op->req),
+				     &op->hugetlb);
+	if (!err)
+		mremap_delay(DELAY_RESERVED);
+	return err;
 }
 
 /* Placement */
@@ -1117,6 +1173,7 @@ static void undo_prepare(struct mremap_op *op)
 {
 	struct dst_range *range;
 
+	hugetlb_unreserve_growth(&op->hugetlb);
 	uncharge(op);
 	for (range = op->ranges + op->nr_ranges; range-- > op->ranges;)
 		undo_splits(op->mm, &range->splits);
@@ -1132,6 +1189,9 @@ static int prepare_move(struct mremap_op *op)
 	err = charge(op);
 	if (err)
 		return err;
+	err = reserve_hugetlb(op, op->moves->addr);
+	if (err)
+		goto undo;
 	for_each_move(op, mv) {
 		err = resched_or_killed(op);
 		if (!err)
@@ -1770,6 +1830,7 @@ static void commit_move(struct mremap_op *op, struct unmapping *source,
 		commit_relocation(op, tail);
 	else
 		commit_unmapped_sources(op, source, tail);
+	hugetlb_commit_growth(&op->hugetlb);
 	op->charged = 0;
 	op->result = op->moves->dst_addr;
 	populate_growth(op);
@@ -2001,9 +2062,28 @@ static bool can_grow_in_place(const struct mremap_op *op, struct vma_iterator *v
 		return false;
 	if (vma_iter_next_range(vmi) || vmi->mas.last < end - 1)
 		return false;
-	addr = get_unmapped_area(NULL, vma->vm_start, end - vma->vm_start, 0,
-				 MAP_FIXED);
+	/* Only a file of huge pages knows where these can be. */
+	addr = get_unmapped_area(is_vm_hugetlb_page(vma) ? vma->vm_file : NULL,
+				 vma->vm_start, end - vma->vm_start, 0, MAP_FIXED);
 	return !offset_in_page(addr);
+}
+
+/*
+ * Grow the VMA, and join it with the next one if they meet; hugetlb is never joined.
+ * @vmi is at the gap behind it.
+ */
+static struct vm_area_struct *extend_vma(struct vma_iterator *vmi,
+					 struct vm_area_struct *vma,
+					 unsigned long delta)
+{
+	if (is_vm_hugetlb_page(vma)) {
+		VMG_VMA_STATE(vmg, vmi, NULL, vma, vma->vm_start,
+			      vma->vm_end + delta);
+
+		vma_iter_set(vmi, vma->vm_start);
+		return vma_expand(&vmg) ? NULL : vma;
+	}
+	return vma_merge_extend(vmi, vma, delta);
 }
 
 /* @vmi is at the gap behind the VMA. */
@@ -2011,19 +2091,20 @@ static int grow_in_place(struct mremap_op *op, struct vma_iterator *vmi)
 {
 	struct vma_move *mv = last_move(op);
 	const struct mremap_request *req = &op->req;
-	struct vm_area_struct *grown;
+	struct vm_area_struct *grown = NULL;
 	int err;
 
 	err = charge(op);
-	if (err)
-		return err;
-	/* Grows the VMA, and joins it with the next one if they meet. */
-	grown = vma_merge_extend(vmi, mv->src, growth(req));
+	if (!err)
+		err = reserve_hugetlb(op, mv->src->vm_start);
+	if (!err)
+		grown = extend_vma(vmi, mv->src, growth(req));
 	if (!grown) {
-		uncharge(op);
-		return -ENOMEM;
+		undo_prepare(op);
+		return err ?: -ENOMEM;
 	}
 
+	hugetlb_commit_growth(&op->hugetlb);
 	tell_profilers(grown);
 	op->charged = 0;
 	op->result = req->addr;

@@ -21,6 +21,7 @@ static int __init create_delay_files(void)
 {
 	struct dentry *dir = debugfs_create_dir("mremap_delay_us", NULL);
 
+	debugfs_create_u32("reserved", 0600, dir, &delay_usecs[DELAY_RESERVED]);
 	debugfs_create_u32("planned", 0600, dir, &delay_usecs[DELAY_PLANNED]);
 	debugfs_create_u32("detached", 0600, dir, &delay_usecs[DELAY_DETACHED]);
 	debugfs_create_u32("detach_flushed", 0600, dir,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Run the real programs, in the guest, and print what came of each.
 
-usage: inside.py DIR    (where realloc, args, moved and text were built)
+usage: inside.py DIR    (where realloc, hugetlb, args, moved and text were built)
 
 The kernel's own tracing counts the mremap calls of each program and of all its
 children, and the stack shifts of execve. A program that was to move memory
@@ -38,6 +38,7 @@ ERRNO_MIN = 2**64 - 4095
 class Counts:
     """What the programs of one row asked of mremap."""
     calls: int = 0
+    refused: int = 0
     moved: int = 0
     shifts: int = 0
 
@@ -68,6 +69,7 @@ def programs(built: Path) -> list[Program]:
         Program("realloc, a part advised", [str(built / "realloc"), "advised"], "moved",
                 least=5),
         Program("perf, moved text", [str(HERE / "perf.sh"), str(built / "text")], "moved"),
+        Program("realloc, hugetlb to 96 MB", [str(built / "hugetlb")], "moved"),
         Program("Python bytearray and list", [python, str(HERE / "grow.py")], "moved"),
         Program("execve, 5.6 MB of arguments", [str(built / "args")], "shifts",
                 least=2),    # the first is its own start
@@ -108,7 +110,9 @@ def read_trace() -> Counts:
             elif match["old"]:
                 counts.calls += 1
                 old_address[match["task"]] = match["old"]
-            elif int(match["new"], 16) < ERRNO_MIN:
+            elif int(match["new"], 16) >= ERRNO_MIN:
+                counts.refused += 1
+            else:
                 old = old_address.pop(match["task"], match["new"])
                 counts.moved += int(old, 16) != int(match["new"], 16)
     return counts
@@ -149,11 +153,13 @@ def run(program: Program) -> Row:
 
 def print_table(rows: list[Row]) -> None:
     """One line a program."""
-    form = "{:<28} {:<14} {:>7} {:>7} {:>13} {:>8}"
-    print(form.format("program", "result", "mremap", "moved", "stack shifts", "seconds"))
+    form = "{:<28} {:<14} {:>7} {:>8} {:>7} {:>13} {:>8}"
+    print(form.format("program", "result", "mremap", "refused", "moved", "stack shifts",
+                      "seconds"))
     for row in rows:
-        print(form.format(row.program.name, row.result, row.counts.calls, row.counts.moved,
-                          row.counts.shifts, f"{row.seconds:.1f}"))
+        print(form.format(row.program.name, row.result, row.counts.calls,
+                          row.counts.refused, row.counts.moved, row.counts.shifts,
+                          f"{row.seconds:.1f}"))
 
 
 def main() -> int:

@@ -1221,6 +1221,9 @@ static void last_of_several_grows(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, op->moves->dst_len, PAGES(4));
 	KUNIT_EXPECT_EQ(test, last_move(op)->len, PAGES(3));
 	KUNIT_EXPECT_EQ(test, last_move(op)->dst_len, PAGES(8));
+	KUNIT_EXPECT_EQ(test, check_planned_moves(op), 0);
+	last_move(op)->vm_flags |= VM_DONTEXPAND;
+	KUNIT_EXPECT_EQ(test, check_planned_moves(op), -EFAULT);
 	mmap_write_unlock(op->mm);
 	free_plans(op);
 	close_space(test);

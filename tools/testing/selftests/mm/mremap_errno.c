@@ -24,6 +24,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,6 +74,7 @@ enum stage {
 	MAP_COUNT,	/* not one mapping more */
 	HUGETLB,	/* the source is two private huge pages */
 	HUGETLB_SHARED,
+	HUGETLB_FILE,	/* of a file that is sealed against growth */
 	VDSO,		/* the source is the vDSO: it can neither grow nor split */
 	VDSO_OF_PAGES,	/* and it is longer than a page */
 	UNSPLITTABLE,	/* two huge pages are mapped at WHOLE, LEN below them */
@@ -246,9 +248,30 @@ ROW(sealed_tail_move_shrink, SEALED_TAIL, SRC, LEN, P, FIXED, DST, EPERM,
 ROW(hugetlb_addr_unaligned, HUGETLB, SRC + P, H, H, MREMAP_MAYMOVE, 0, EINVAL);
 ROW(hugetlb_new_addr_unaligned, HUGETLB, SRC, H, H, FIXED, DST + P, EINVAL);
 ROW(hugetlb_hint_unaligned, HUGETLB, SRC, H, H, DONTUNMAP, FREE + P, EINVAL);
-ROW(hugetlb_grow, HUGETLB, SRC, 2 * H, 3 * H, MREMAP_MAYMOVE, 0, EINVAL);
-ROW(hugetlb_grow_fixed, HUGETLB, SRC, 2 * H, 3 * H, FIXED, DST, EINVAL);
-ROW(hugetlb_grow_in_place, HUGETLB, SRC, H, H + P, 0, 0, EINVAL);
+ROW(hugetlb_grow_blocked, HUGETLB, SRC, 2 * H, 3 * H, 0, 0, ENOMEM, .base = EINVAL);
+ROW(hugetlb_grow_blocked_shared, HUGETLB_SHARED, SRC, 2 * H, 3 * H, 0, 0, ENOMEM,
+    .base = EINVAL);
+/* As munmap() does not round, either. */
+ROW(hugetlb_grow_to_no_whole, HUGETLB, SRC, 2 * H, 3 * H - P, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(hugetlb_grow_to_no_whole_fixed, HUGETLB, SRC, 2 * H, 2 * H + P, FIXED, DST, EINVAL);
+ROW(hugetlb_grow_to_no_whole_in_place, HUGETLB, SRC, H, H + P, 0, 0, EINVAL);
+/* A private mapping has reservations only as a whole. */
+ROW(hugetlb_grow_part_fixed, HUGETLB, SRC, H, 3 * H, FIXED, DST, EINVAL);
+ROW(hugetlb_grow_part_in_place, HUGETLB, SRC + H, H, 2 * H, 0, 0, EINVAL);
+ROW(hugetlb_grow_part_to_any_place, HUGETLB, SRC, H, 2 * H, MREMAP_MAYMOVE, 0, EINVAL);
+ROW(hugetlb_grow_dontunmap, HUGETLB, SRC, 2 * H, 3 * H, DONTUNMAP, 0, EINVAL);
+/* More than there are. */
+ROW(hugetlb_grow_without_pages, HUGETLB, SRC, 2 * H, GB * 4, MREMAP_MAYMOVE, 0, ENOMEM,
+    .base = EINVAL);
+ROW(hugetlb_grow_without_pages_fixed, HUGETLB, SRC, 2 * H, GB * 4, FIXED, FREE, ENOMEM,
+    .base = EINVAL);
+ROW(hugetlb_grow_without_pages_shared, HUGETLB_SHARED, SRC, 2 * H, GB * 4,
+    MREMAP_MAYMOVE, 0, ENOMEM, .base = EINVAL);
+ROW(hugetlb_grow_sealed_file, HUGETLB_FILE, SRC, 2 * H, 3 * H, MREMAP_MAYMOVE, 0, EPERM,
+    .base = EINVAL);
+ROW(hugetlb_grow_sealed_file_fixed, HUGETLB_FILE, SRC, 2 * H, 3 * H, FIXED, DST, EPERM,
+    .base = EINVAL);
+ROW(hugetlb_grow_beyond_files, HUGETLB, SRC, 2 * H, 1UL << 63, MREMAP_MAYMOVE, 0, EINVAL);
 ROW(hugetlb_duplicate_private, HUGETLB, SRC, 0, H, MREMAP_MAYMOVE, 0, EINVAL);
 ROW(hugetlb_duplicate_shared, HUGETLB_SHARED, SRC, 0, H, MREMAP_MAYMOVE, 0,
     EINVAL);
@@ -267,8 +290,8 @@ ROW(hugetlb_new_addr_not_given, HUGETLB, SRC, 2 * H, 2 * H, 0, P, 0,
     .base = EINVAL);
 ROW(hugetlb_new_addr_not_given_maymove, HUGETLB, SRC, 2 * H, 2 * H,
     MREMAP_MAYMOVE, 1, 0, .base = EINVAL);
-ROW(hugetlb_grow_new_addr_not_given, HUGETLB, SRC, 2 * H, 3 * H,
-    MREMAP_MAYMOVE, P, EINVAL);
+ROW(hugetlb_grow_new_addr_not_given, HUGETLB, SRC, 2 * H, 3 * H, 0, P, ENOMEM,
+    .base = EINVAL);
 
 /* ---- mappings of a fixed size ---- */
 
@@ -337,7 +360,7 @@ ROW(both_memlock_and_blocked, LOCKED, SRC, LEN, LEN + P, 0, 0, EAGAIN);
 ROW(both_as_and_beyond, LIMIT_AS, SRC, 2 * LEN, 3 * LEN, MREMAP_MAYMOVE, 0,
     EFAULT);
 ROW(both_hugetlb_grow_and_source_beyond, HUGETLB, SRC, 3 * H, 4 * H,
-    MREMAP_MAYMOVE, 0, EINVAL);
+    MREMAP_MAYMOVE, 0, EFAULT, .base = EINVAL);
 ROW(both_hugetlb_grow_and_overlap, HUGETLB, SRC, 2 * H, 3 * H, FIXED, SRC,
     EINVAL);
 ROW(both_hugetlb_new_addr_and_beyond, HUGETLB, SRC, 4 * H, 3 * H, FIXED, DST + P,
@@ -361,6 +384,13 @@ static const char *map_source(FIXTURE_DATA(call) *self, enum stage stage)
 	case HUGETLB:
 		flags |= MAP_HUGETLB;
 		len = 2 * H;
+		break;
+	case HUGETLB_FILE:
+		fd = memfd_create("mremap_errno", MFD_HUGETLB | MFD_ALLOW_SEALING);
+		len = 2 * H;
+		if (ftruncate(fd, len) || fcntl(fd, F_ADD_SEALS, F_SEAL_GROW))
+			return "cannot seal a memfd";
+		flags = MAP_SHARED;
 		break;
 	case MEMFD_SHARED:
 	case MEMFD_PRIVATE:
@@ -495,7 +525,7 @@ static bool apply_limits(enum stage stage)
 
 static bool is_hugetlb(enum stage stage)
 {
-	return stage == HUGETLB || stage == HUGETLB_SHARED;
+	return stage == HUGETLB || stage == HUGETLB_SHARED || stage == HUGETLB_FILE;
 }
 
 FIXTURE_SETUP(call)

@@ -295,7 +295,7 @@ static const struct kind kinds[] = {
 	{ .letter = 't', .path = "/dev/zero", .stays_blank = true },
 	{ .letter = 'a', .flags = MAP_SHARED | MAP_ANONYMOUS, .is_object = true },
 	{ .letter = 'h', .flags = MAP_PRIVATE | MAP_HUGETLB },
-	{ .letter = 'k', .flags = MAP_SHARED | MAP_HUGETLB },
+	{ .letter = 'k', .flags = MAP_SHARED | MAP_HUGETLB, .is_object = true },
 	{ .letter = 'i', .flags = MAP_PRIVATE | MAP_HUGETLB, .registered = true,
 	  .protected = true },
 	{ .letter = 'c', .same_pages = true },		/* merged by KSM, if a cell is a page */
@@ -437,7 +437,7 @@ static const char *lay_run(struct world *w, int first, int nr, char letter)
 			.hugetlb = kind->flags & MAP_HUGETLB,
 			.monitor = kind->monitor,
 			.protected = kind->protected,
-			.object = kind->letter == 'a' ? nr : 0,
+			.object = kind->is_object ? nr : 0,
 			.id = FILE_ID + i,
 		};
 		fill_cell(w, kind, first + i);
@@ -1074,6 +1074,38 @@ static unsigned int errors_of_change(const struct world *w, const struct call *c
 	return errors;
 }
 
+static bool is_outside(const struct call *call, int nr)
+{
+	return nr < call->from || nr >= call->from + call->old;
+}
+
+/* Private hugetlb grows only as a whole. Each mapping has a file of its own. */
+static bool is_part_of_file(const struct world *w, const struct call *call)
+{
+	const unsigned long inode = w->cells[call->from].is.inode;
+
+	for (int i = 0; i < CELLS; i++) {
+		if (is_outside(call, i) && w->cells[i].is.inode == inode)
+			return true;
+		if (w->away_cells[i].is.inode == inode)
+			return true;
+	}
+	return false;
+}
+
+static unsigned int errors_of_hugetlb(const struct world *w, const struct call *call)
+{
+	const bool private = w->cells[call->from].is.perms[3] == 'p';
+
+	if (keeps(call))
+		return ERROR(EINVAL);
+	if (call->new <= call->old)
+		return 0;
+	if (!call->old || expect_base() || (private && is_part_of_file(w, call)))
+		return ERROR(EINVAL);
+	return 0;
+}
+
 static unsigned int errors_of_one(const struct world *w,
 				  const struct call *call)
 {
@@ -1096,8 +1128,8 @@ static unsigned int errors_of_one(const struct world *w,
 		errors |= ERROR(EINVAL);
 	if (!call->old && fixed(call) && call->to == call->from)
 		errors |= ERROR(EFAULT);
-	if (first->hugetlb && (keeps(call) || call->new > call->old))
-		errors |= ERROR(EINVAL);
+	if (first->hugetlb)
+		errors |= errors_of_hugetlb(w, call);
 	if (keeps(call) && (!call->old || call->old > call->new ||
 			    (call->old < call->new && expect_base())))
 		errors |= ERROR(EINVAL);
@@ -1129,8 +1161,11 @@ static void set_bits(struct cell *cell, uint64_t bits)
 		cell->bits[nr] = bits;
 }
 
+/* What nobody has of a file: an anonymous private mapping has one only by name. */
 static enum content content_below(const struct cell *cell)
 {
+	if (cell->hugetlb && cell->is.perms[3] == 'p')
+		return ZERO;
 	return cell->is.inode && !cell->blank ? FROM_FILE : ZERO;
 }
 
@@ -1192,8 +1227,9 @@ static struct cell grown(const struct world *w, const struct cell *first,
 
 	cell.content = content_below(&cell);
 	cell.is.offset += cell.is.inode ? behind * w->unit : 0;
+	/* An object of small pages does not grow, and hugetlb is blank there. */
 	if (cell.object && cell.is.offset / w->unit >= cell.object)
-		cell.content = BEYOND;
+		cell.content = cell.hugetlb ? ZERO : BEYOND;
 	set_bits(&cell, !cell.is.locked ? 0 : failure.fd < 0 ? PM_PRESENT : ANY_BITS);
 	return cell;
 }

@@ -271,7 +271,7 @@ static const char *lay_out(META, SELF, const struct row *row)
 	if (row->detached)
 		return "page tables that can be detached";
 #endif
-	if (row->memory == HUGETLB && meminfo_kb("HugePages_Free") < 2)
+	if (row->memory == HUGETLB && meminfo_kb("HugePages_Free") < 3)
 		return "free huge pages (vm.nr_hugepages)";
 	prctl(PR_SET_THP_DISABLE, row->memory != HUGE, 0, 0, 0);
 	ASSERT_EQ(start, map_at(start, row->len, PROT_READ | PROT_WRITE,
@@ -464,6 +464,9 @@ ROW(huge_pages_cut, HUGE, SRC, tables(4),
 	   RELOCATED(.huge = 2, .ptes = table_pages() - 100, .flushes = 1)))
 /* They have a mover of their own, which does not count. */
 WHOLE(hugetlb, HUGETLB, SRC, 2 * default_huge_page_size(), 1, DST, COPIED())
+ROW(hugetlb_grows_mended, HUGETLB, SRC, 2 * default_huge_page_size(),
+    CALLED(SRC, 2 * default_huge_page_size(), 3 * default_huge_page_size(), FIXED, DST,
+	   COPIED()))
 /* What is swapped out is an entry, too, whose table is moved like any other. */
 WHOLE(swapped_tables, SWAPPED, SRC, tables(2), 1, DST, RELOCATED(.pmds = 2, .flushes = 1))
 
