@@ -390,8 +390,8 @@ static int check_limits(const struct mremap_op *op)
 /* It does so only alone: its inode is locked meanwhile. */
 static bool grows_hugetlb(const struct mremap_op *op)
 {
-	return op->nr_moves == 1 && growth(&op->req) &&
-	       is_vm_hugetlb_page(op->moves->src);
+	return is_vm_hugetlb_page(op->moves->src) && op->nr_moves == 1 &&
+	       growth(&op->req);
 }
 
 /*
@@ -647,8 +647,6 @@ static int reserve_hugetlb(struct mremap_op *op, unsigned long start)
 	unsigned long end = mv->addr + mv->len;
 	int err;
 
-	if (!grows_hugetlb(op))
-		return 0;
 	lock_all_vmas(op);
 	err = hugetlb_reserve_growth(mv->src, start, end, end + growth(&op->req),
 				     &op->hugetlb);
@@ -1189,7 +1187,8 @@ static int prepare_move(struct mremap_op *op)
 	err = charge(op);
 	if (err)
 		return err;
-	err = reserve_hugetlb(op, op->moves->addr);
+	if (grows_hugetlb(op))
+		err = reserve_hugetlb(op, op->moves->addr);
 	if (err)
 		goto undo;
 	for_each_move(op, mv) {
@@ -2095,7 +2094,7 @@ static int grow_in_place(struct mremap_op *op, struct vma_iterator *vmi)
 	int err;
 
 	err = charge(op);
-	if (!err)
+	if (!err && grows_hugetlb(op))
 		err = reserve_hugetlb(op, mv->src->vm_start);
 	if (!err)
 		grown = extend_vma(vmi, mv->src, growth(req));
