@@ -650,9 +650,11 @@ static int reserve_hugetlb(struct mremap_op *op, unsigned long start)
 	lock_all_vmas(op);
 	err = hugetlb_reserve_growth(mv->src, start, end, end + growth(&op->req),
 				     &op->hugetlb);
-	if (!err)
-		mremap_delay(DELAY_RESERVED);
-	return err;
+	if (err)
+		return err;
+	mremap_delay(DELAY_RESERVED);
+	/* That may have taken long: huge pages may have been made for it. */
+	return fatal_signal_pending(current) ? -EINTR : 0;
 }
 
 /* Placement */
