@@ -15,6 +15,7 @@
  *   relocate_page_tables()   one window, and the VMA along with it
  *     move_all_entries()     one round of the rmap locks, and one flush
  *       move_at_cursor()     as above
+ *       move_set_aside()     where the two places overlap
  */
 
 #include <linux/cacheflush.h>
@@ -225,7 +226,7 @@ static inline bool arch_can_detach_page_tables(void)
 
 static bool can_detach_tables(const struct pagetable_move *pm)
 {
-	return arch_can_detach_page_tables() && !pm->per_table &&
+	return arch_can_detach_page_tables() && !pm->per_table && !pm->aside &&
 	       !can_move_pte_tables(pm);
 }
 
@@ -1744,6 +1745,87 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 	return plan_all(pm, win, /* locked = */ false);
 }
 
+/* Set the entries aside that are under the PMD entry at @addr, up to @end. */
+static unsigned long set_entries_aside(struct pagetable_move *pm,
+				       struct move_window *win, unsigned long addr,
+				       unsigned long end, unsigned long nr)
+{
+	struct mm_struct *mm = pm->src->vm_mm;
+	struct entry_aside *entry = pm->aside + nr;
+	spinlock_t *ptl = NULL;
+	pte_t *start, *pte;
+
+	start = pte_offset_map_lock(mm, old_pmd_at(win, addr), addr, &ptl);
+	/* No table: it was planned that there is no huge page either. */
+	if (!start)
+		return nr;
+	arch_enter_lazy_mmu_mode();
+	for (pte = start; addr < end; pte++, addr += PAGE_SIZE) {
+		if (pte_none(ptep_get(pte)))
+			continue;
+		entry->addr = addr;
+		entry->pte = ptep_get_and_clear(mm, addr, pte);
+		if (pte_present(entry->pte))
+			note_flush(win, addr, PAGE_SIZE, true);
+		entry++;
+	}
+	arch_leave_lazy_mmu_mode();
+	pte_unmap_unlock(start, ptl);
+	return entry - pm->aside;
+}
+
+/* Let entries arrive that go to one table, and return how many those are. */
+static unsigned long place_entries(struct pagetable_move *pm,
+				   struct move_window *win,
+				   const struct entry_aside *entry, unsigned long max)
+{
+	struct mm_struct *mm = pm->src->vm_mm;
+	unsigned long table = (entry->addr + pm->shift) & PMD_MASK;
+	pmd_t *pmd = new_pmd_at(pm, win, entry->addr);
+	spinlock_t *ptl = NULL;
+	unsigned long nr, addr;
+	pte_t *start, pte;
+
+	install_table(mm, win, pmd);
+	start = pte_offset_map_lock(mm, pmd, table, &ptl);
+	if (WARN_ON_ONCE(!start))
+		return max;
+	arch_enter_lazy_mmu_mode();
+	for (nr = 0; nr < max; nr++, entry++) {
+		addr = entry->addr + pm->shift;
+		if (addr - table >= PMD_SIZE)
+			break;
+		pte = move_pte(entry->pte, entry->addr, addr);
+		set_pte_at(mm, addr, start + pte_index(addr),
+			   move_soft_dirty_pte(pte));
+	}
+	arch_leave_lazy_mmu_mode();
+	pte_unmap_unlock(start, ptl);
+	return nr;
+}
+
+/*
+ * Where the two places overlap, all entries leave the old one, and the TLB is flushed,
+ * before the first arrives: none is replaced by another one that is valid, which some
+ * architectures do not allow. The plan has been made under these locks, and what it
+ * found stays: of a table that holds others, too, nobody can take away what is left.
+ */
+static void move_set_aside(struct pagetable_move *pm, struct move_window *win)
+{
+	unsigned long addr, end, nr = 0, placed = 0;
+
+	for (addr = pm->cursor; addr < pm->end; addr = end) {
+		end = min(ALIGN(addr + 1, PMD_SIZE), pm->end);
+		nr = set_entries_aside(pm, win, addr, end, nr);
+	}
+	flush_window(pm, win);
+	mremap_delay(DELAY_DETACH_FLUSHED);
+	while (placed < nr)
+		placed += place_entries(pm, win, pm->aside + placed, nr - placed);
+	pm->stats.ptes += nr;
+	pm->cursor = pm->end;
+}
+
 /*
  * Once all has been found as planned under the locks, nothing can fail any more:
  * what it takes is there, and whoever could change entries of this VMA waits for
@@ -1752,7 +1834,8 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
  */
 static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
 {
-	bool is_one = get_extent(pm, PMD_SIZE) == pm->wide_end - pm->cursor;
+	bool is_one = !pm->aside &&
+		      get_extent(pm, PMD_SIZE) == pm->wide_end - pm->cursor;
 	int err = 0;
 
 	if (pm->cursor == pm->wide_end)
@@ -1767,6 +1850,8 @@ static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
 		err = plan_all(pm, win, /* locked = */ true);
 	if (err)
 		return err;
+	if (pm->aside)
+		move_set_aside(pm, win);
 	detach_tables(pm, win);
 	while (!err && pm->cursor < pm->wide_end)
 		err = move_at_cursor(pm, win);
@@ -1835,6 +1920,7 @@ int relocate_page_tables_back(const struct pagetable_move *pm)
 		.start = pm->start + pm->shift,
 		.end = pm->end + pm->shift,
 		.shift = -pm->shift,
+		.aside = pm->aside,
 		.new_len = pm->end - pm->start,
 		.wide_start = pm->wide_start + pm->shift,
 		.wide_end = max(pm->end, pm->moved_end) + pm->shift,
@@ -1886,6 +1972,89 @@ void free_left_tables(const struct pagetable_move *pm, unsigned long start,
 	tlb_gather_mmu(&tlb, pm->src->vm_mm);
 	free_pgd_range(&tlb, start, start + len, floor, ceiling);
 	tlb_finish_mmu(&tlb);
+}
+
+static bool is_empty_table(pmd_t *pmd, unsigned long addr)
+{
+	bool is_empty;
+	pte_t *pte;
+
+	if (classify_pmd(pmdp_get_lockless(pmd)) != PMD_IS_TABLE)
+		return false;
+	pte = pte_offset_map(pmd, addr);
+	if (!pte)
+		return false;
+	is_empty = are_all_none(pte, PTRS_PER_PTE);
+	pte_unmap(pte);
+	return is_empty;
+}
+
+/* What free_empty_tables() does, under one PUD entry and one round of the rmap locks. */
+static void free_empty_tables_of(struct vm_area_struct *vma, pud_t *pud,
+				 unsigned long addr, unsigned long end)
+{
+	pmd_t *pmd = pmd_offset(pud, addr);
+	struct mmu_gather tlb;
+
+	take_rmap_locks(vma);
+	tlb_gather_mmu(&tlb, vma->vm_mm);
+	for (; addr < end; addr += PMD_SIZE, pmd++) {
+		if (is_empty_table(pmd, addr))
+			free_pgd_range(&tlb, addr, addr + PMD_SIZE, addr,
+				       addr + PMD_SIZE);
+	}
+	tlb_finish_mmu(&tlb);
+	drop_rmap_locks(vma);
+}
+
+/**
+ * free_empty_tables - free what entries have left behind that moved within a VMA
+ * @vma: the VMA
+ * @start: start of the range where they have been
+ * @end: end of that
+ *
+ * Only page tables that lie in the range and the VMA as a whole, so that nobody but
+ * rmap walks of this VMA can be in one, and lockless readers.
+ *
+ * Context: mmap_lock held for write, the VMA write-locked. Takes i_mmap_rwsem and the
+ *	    anon_vma lock by itself.
+ */
+void free_empty_tables(struct vm_area_struct *vma, unsigned long start,
+		       unsigned long end)
+{
+	unsigned long addr = ALIGN(max(start, vma->vm_start), PMD_SIZE);
+	unsigned long next, size;
+
+	mmap_assert_write_locked(vma->vm_mm);
+	end = ALIGN_DOWN(min(end, vma->vm_end), PMD_SIZE);
+	for (; addr < end; addr = next) {
+		pud_t *pud = get_old_pud(vma->vm_mm, addr);
+
+		size = pud ? PUD_SIZE : get_hole_size(vma->vm_mm, addr);
+		next = min(addr | (size - 1), end - 1) + 1;
+		cond_resched();
+		if (pud && !pud_none(pudp_get(pud)) && !pud_leaf(pudp_get(pud)))
+			free_empty_tables_of(vma, pud, addr, next);
+	}
+}
+
+/**
+ * relocate_empty_vma - give a VMA that has no page table entries another address
+ * @vma: the VMA
+ * @addr: its new start
+ *
+ * Rmap walks get from the VMA at what address to look for a page. While there is none
+ * at either, it does not matter which of the two they find, but it has to be one.
+ *
+ * Context: mmap_lock held for write, the VMA write-locked. Takes i_mmap_rwsem and the
+ *	    anon_vma lock by itself.
+ */
+void relocate_empty_vma(struct vm_area_struct *vma, unsigned long addr)
+{
+	mmap_assert_write_locked(vma->vm_mm);
+	take_rmap_locks(vma);
+	vma_relocate(vma, addr, vma->vm_end - vma->vm_start);
+	drop_rmap_locks(vma);
 }
 
 /**

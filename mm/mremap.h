@@ -23,9 +23,10 @@
  *             off. Then unmap these, which cannot fail.
  *   move      copy the VMAs and move the page tables under them, with the
  *             sources still linked; then take these off for unmapping. Or, if
- *             the entries of each fit in a window, relocate them (R1).
- *   commit    cannot fail. It starts at the point of no return that
- *             move_vmas() marks.
+ *             the entries of each fit in a window, relocate them (R1). Where the
+ *             old and the new range overlap, do both, by way of a third (O1).
+ *   commit    cannot fail. It starts at the point of no return that move_vmas()
+ *             and move_through_staging() mark.
  *   revert    undoes prepare and move, last step first (C2). Only a destination
  *             that was unmapped for MREMAP_FIXED cannot be brought back.
  *
@@ -93,6 +94,24 @@ struct move_stats {
 	unsigned long flushes;
 };
 
+/*
+ * A VMA of up to so many pages can be relocated to a place that the old one overlaps.
+ * For more, it takes less to go by way of a staging place, where tables are detached.
+ * The places are less than the length apart. So if that is no more than a table maps,
+ * they are not congruent, and no table and no huge page can move whole.
+ */
+#define MAX_ASIDE	min(512UL, (unsigned long)PTRS_PER_PTE)
+
+/**
+ * struct entry_aside - an entry that has left its old place and not yet arrived
+ * @addr: its old address
+ * @pte: what it is
+ */
+struct entry_aside {
+	unsigned long addr;
+	pte_t pte;
+};
+
 /**
  * struct pagetable_move - a move of page table entries, and how far it got
  * @src: VMA that the entries leave
@@ -105,6 +124,8 @@ struct move_stats {
  * @in_stack: @src and @dst are one VMA that covers both ranges
  * @new_len: if not 0, @src itself changes its place, see relocate_page_tables(),
  *	     and becomes so long
+ * @aside: if not NULL, the two places of a VMA that is relocated overlap: room for all
+ *	   its entries, MAX_ASIDE at most, which leave before the first one arrives
  * @count_ptes: somebody wants to know how many single entries move
  * @back: undoes an earlier move; needs no memory, and does not give up
  * @per_table: flush for each table, before its lock is dropped (T7)
@@ -146,6 +167,7 @@ struct pagetable_move {
 	bool keep_tables;
 	bool in_stack;
 	unsigned long new_len;
+	struct entry_aside *aside;
 	bool count_ptes;
 	bool back;
 
@@ -171,9 +193,12 @@ int move_page_tables_back(const struct pagetable_move *pm);
 bool can_relocate_page_tables(const struct pagetable_move *pm);
 int relocate_page_tables(struct pagetable_move *pm);
 int relocate_page_tables_back(const struct pagetable_move *pm);
+void relocate_empty_vma(struct vm_area_struct *vma, unsigned long addr);
 void free_left_tables(const struct pagetable_move *pm, unsigned long start,
 		      unsigned long len, unsigned long floor,
 		      unsigned long ceiling);
+void free_empty_tables(struct vm_area_struct *vma, unsigned long start,
+		       unsigned long end);
 void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr);
 
 /* Page tables: for mm/mremap.c alone */

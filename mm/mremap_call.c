@@ -86,6 +86,12 @@ static bool keeps_source(const struct mremap_request *req)
 	return req->flags & MREMAP_DONTUNMAP;
 }
 
+/* To a place that the old one is a part of; without this flag it is refused. */
+static bool may_overlap(const struct mremap_request *req)
+{
+	return req->flags & MREMAP_OVERLAP;
+}
+
 /* Checks of the request: they change nothing */
 
 /*
@@ -94,9 +100,12 @@ static bool keeps_source(const struct mremap_request *req)
  */
 static int check_request(const struct mremap_request *req)
 {
-	if (req->flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP))
+	if (req->flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP |
+			   MREMAP_OVERLAP))
 		return -EINVAL;
 	if (is_forced_move(req) && !(req->flags & MREMAP_MAYMOVE))
+		return -EINVAL;
+	if (may_overlap(req) && (!(req->flags & MREMAP_FIXED) || keeps_source(req)))
 		return -EINVAL;
 	if (keeps_source(req) && (!req->old_len || req->old_len > req->new_len))
 		return -EINVAL;
@@ -116,15 +125,18 @@ static bool ranges_overlap(const struct mremap_request *req)
 	       req->new_addr + req->new_len > req->addr;
 }
 
-static int check_destination(const struct mremap_request *req)
+static int check_new_range(const struct mremap_request *req)
 {
 	if (offset_in_page(req->new_addr))
 		return -EINVAL;
 	if (req->new_len > TASK_SIZE || req->new_addr > TASK_SIZE - req->new_len)
 		return -EINVAL;
-	if (ranges_overlap(req))
-		return -EINVAL;
 	return 0;
+}
+
+static int check_destination(const struct mremap_request *req)
+{
+	return ranges_overlap(req) ? -EINVAL : check_new_range(req);
 }
 
 /* Only what keeps its size may have gaps, and moves with them. */
@@ -1909,23 +1921,27 @@ static void revert_move(struct mremap_op *op)
 
 /* All of a move, from prepare to commit or revert */
 
-static void sum_up_stats(struct mremap_op *op)
+static void add_stats(struct mremap_op *op, const struct move_stats *stats)
 {
 	struct move_stats *sum = &op->stats;
+
+	sum->relocated += stats->relocated;
+	sum->puds += stats->puds;
+	sum->pmds += stats->pmds;
+	sum->huge += stats->huge;
+	sum->ptes += stats->ptes;
+	sum->flushes += stats->flushes;
+}
+
+static void sum_up_stats(struct mremap_op *op)
+{
 	const struct vma_move *mv;
 
 	if (!trace_mremap_enabled())
 		return;
 	for_each_move(op, mv) {
-		const struct move_stats *stats = &mv->tables.stats;
-
-		sum->vmas += !!mv->dst;
-		sum->relocated += stats->relocated;
-		sum->puds += stats->puds;
-		sum->pmds += stats->pmds;
-		sum->huge += stats->huge;
-		sum->ptes += stats->ptes;
-		sum->flushes += stats->flushes;
+		op->stats.vmas += !!mv->dst;
+		add_stats(op, &mv->tables.stats);
 	}
 }
 
@@ -2245,6 +2261,559 @@ static int mremap_several(struct mremap_op *op)
 }
 
 /*
+ * Overlap: a move by less than its length (MREMAP_OVERLAP)
+ *
+ * In place, where each VMA can be relocated. The one in front goes first, so that the
+ * next one finds room. Else the pages go to a staging place and from there to the new
+ * one. In between, when no page is at the old place and none at the new one, the VMAs
+ * change their addresses:
+ *
+ *	               old place               staging place
+ *	1 copies       |  VMA  |               | copy  |
+ *	2 pages go     |  VMA  |               | pages |
+ *	3 VMAs go         |  VMA  |            | pages |
+ *	4 pages go on     | pages |            | copy  |
+ *	5 copies off      | pages |
+ *
+ * Each of these can be undone, as with any other move: moves of pages back need no
+ * memory, and what the tree of VMAs needs it waits for. So all goes back if something
+ * fails. Of a struct vma_move, the destination is the staging place from 1 on.
+ */
+
+/* What is added to an old address, modulo the word. */
+static unsigned long shift_of(const struct mremap_op *op)
+{
+	return op->req.new_addr - op->req.addr;
+}
+
+static bool goes_up(const struct mremap_op *op)
+{
+	return op->req.new_addr > op->req.addr;
+}
+
+static unsigned long distance(const struct mremap_op *op)
+{
+	return goes_up(op) ? shift_of(op) : -shift_of(op);
+}
+
+static unsigned long end_of_sources(const struct mremap_op *op)
+{
+	return last_move(op)->addr + last_move(op)->len;
+}
+
+/* The VMA changes its address, so whoever must hear of that is in the way. */
+static int check_overlapping_move(const struct mremap_op *op, struct vma_move *mv)
+{
+	int err;
+
+	if (!can_modify_vma(mv->src))
+		return -EPERM;
+	if (!can_relocate_vma(mv->src) || !can_move_with_others(mv->src))
+		return -EINVAL;
+	err = check_move_out(mv->src, mv->addr, mv->addr + mv->len);
+	return err ? err : fix_destination(mv, mv->addr + shift_of(op));
+}
+
+static int check_overlapping_moves(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		int err = resched_or_killed(op);
+
+		if (!err)
+			err = check_overlapping_move(op, mv);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* What is in the old range leaves it by itself. */
+static void add_ranges_beside_sources(struct mremap_op *op)
+{
+	unsigned long start, end;
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		start = mv->addr + shift_of(op);
+		end = start + mv->len;
+		if (goes_up(op))
+			start = max(start, end_of_sources(op));
+		else
+			end = min(end, op->req.addr);
+		if (start < end)
+			add_dst_range(op, start, end);
+	}
+}
+
+/* Where nothing is mapped in [start, end) now, no table is to stay. */
+static void free_tables_of_gaps(struct mremap_op *op, unsigned long start,
+				unsigned long end)
+{
+	struct vma_move *mv = op->moves;
+
+	mv->tables.tables_stay = true;
+	while (start < end) {
+		MA_STATE(mas, &op->mm->mm_mt, start, start);
+		bool is_gap = !mas_walk(&mas);
+		unsigned long next = min(mas.last, end - 1) + 1;
+
+		cond_resched();
+		if (is_gap)
+			free_tables_of_gap(op, mv, start, next - start);
+		start = next;
+	}
+}
+
+/* In place */
+
+/* A single one does, and of several those that are longer than the way they go. */
+static bool overlaps_itself(const struct mremap_op *op, const struct vma_move *mv)
+{
+	return distance(op) < mv->len;
+}
+
+/* As far as the addresses tell; what is found there may say no still. */
+static bool can_shift_in_place(const struct mremap_op *op)
+{
+	const struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		struct pagetable_move pm = {
+			.start = mv->addr,
+			.end = mv->addr + mv->len,
+			.shift = shift_of(op),
+			.keep_tables = vma_soft_dirty_enabled(mv->src),
+		};
+
+		if (overlaps_itself(op, mv) && mv->len > MAX_ASIDE * PAGE_SIZE)
+			return false;
+		if (!can_relocate_page_tables(&pm))
+			return false;
+	}
+	return true;
+}
+
+/* Each moves to where those before it have been: from the end if they go up. */
+static struct vma_move *nth_to_shift(const struct mremap_op *op, unsigned long nr)
+{
+	return goes_up(op) ? last_move(op) - nr : op->moves + nr;
+}
+
+/* Also where it is linked already, or in part. The tree waits for what it needs. */
+static void link_range(struct vm_area_struct *vma, unsigned long start,
+		       unsigned long len)
+{
+	MA_STATE(mas, &vma->vm_mm->mm_mt, start, start + len - 1);
+
+	WARN_ON_ONCE(mas_store_gfp(&mas, vma, GFP_KERNEL | __GFP_NOFAIL));
+}
+
+/* A VMA is linked at both places: leave it at @kept alone. */
+static void unlink_beside(struct vm_area_struct *vma, unsigned long left,
+			  unsigned long kept, unsigned long len)
+{
+	unsigned long part = min(len, kept > left ? kept - left : left - kept);
+
+	unlink_range(vma->vm_mm, kept > left ? left : left + len - part, part);
+}
+
+static int shift_vma(struct mremap_op *op, struct vma_move *mv,
+		     struct entry_aside *aside)
+{
+	int err;
+
+	init_pagetable_move(&mv->tables, mv);
+	mv->tables.dst = mv->src;
+	mv->tables.new_len = mv->len;
+	mv->tables.keep_tables = vma_soft_dirty_enabled(mv->src);
+	if (overlaps_itself(op, mv))
+		mv->tables.aside = aside;
+	err = link_at_new_place(op, mv);
+	if (err)
+		return err;
+	err = relocate_page_tables(&mv->tables);
+	if (!err) {
+		unlink_beside(mv->src, mv->addr, mv->dst_addr, mv->len);
+		return 0;
+	}
+	link_range(mv->src, mv->addr, mv->len);
+	unlink_beside(mv->src, mv->dst_addr, mv->addr, mv->len);
+	return err;
+}
+
+/*
+ * The first @nr of them go back. What cannot go back stays with its VMA, and then so do
+ * those that went before it.
+ */
+static int shift_back(struct mremap_op *op, unsigned long nr)
+{
+	while (nr--) {
+		struct vma_move *mv = nth_to_shift(op, nr);
+
+		cond_resched();
+		link_range(mv->src, mv->addr, mv->len);
+		if (relocate_page_tables_back(&mv->tables)) {
+			link_range(mv->src, mv->dst_addr, mv->len);
+			unlink_beside(mv->src, mv->addr, mv->dst_addr, mv->len);
+			return -ENOMEM;
+		}
+		unlink_beside(mv->src, mv->dst_addr, mv->addr, mv->len);
+	}
+	return 0;
+}
+
+/* -EAGAIN: they are where they were. By way of a staging place it may still do. */
+static int shift_in_place(struct mremap_op *op)
+{
+	unsigned long pages = (end_of_sources(op) - op->req.addr) >> PAGE_SHIFT;
+	struct entry_aside *aside;
+	struct vma_move *mv;
+	unsigned long nr;
+	int err = 0;
+
+	aside = kmalloc_array(min(pages, MAX_ASIDE), sizeof(*aside),
+			      GFP_KERNEL | __GFP_NOWARN);
+	if (!aside)
+		return -EAGAIN;
+	for (nr = 0; nr < op->nr_moves; nr++) {
+		err = resched_or_killed(op);
+		if (!err)
+			err = shift_vma(op, nth_to_shift(op, nr), aside);
+		if (err)
+			break;
+	}
+	if (err)
+		err = shift_back(op, nr) ?: -EAGAIN;
+	kfree(aside);
+	for_each_move(op, mv) {
+		if (!err)
+			mv->dst = mv->src;
+		else
+			mv->tables = (struct pagetable_move) { .src = mv->src };
+	}
+	if (err)
+		free_tables_of_gaps(op, op->req.new_addr,
+				    end_of_sources(op) + shift_of(op));
+	return err;
+}
+
+/* By way of a staging place */
+
+/*
+ * Choose the staging place: in a hole, without a neighbour in the same page tables, and
+ * congruent with the new place. So what the distance makes necessary, as to split huge
+ * pages, is done at the old place, and the way back from the staging place finds it so. A
+ * part of the hole may be of the new place; as no more than a gap is between that and
+ * the sources, all that is left of the hole is on the other side of it.
+ */
+static int choose_staging(struct mremap_op *op)
+{
+	bool topdown = test_bit(MMF_TOPDOWN, &op->mm->flags);
+	unsigned long start = op->req.addr, len = end_of_sources(op) - start;
+	unsigned long size = len + distance(op) + 3 * PMD_SIZE;
+	unsigned long new_start = start + shift_of(op), new_end = new_start + len;
+	unsigned long hole, hole_end, addr;
+	struct vma_move *mv;
+
+	if (size < len)
+		return -ENOMEM;
+	hole = __get_unmapped_area(NULL, 0, size, 0, 0, 0);
+	if (IS_ERR_VALUE(hole))
+		return hole;
+	hole_end = hole + size;
+	if (hole < new_end && hole_end > new_start) {
+		if (goes_up(op))
+			hole = new_end;
+		else
+			hole_end = new_start;
+	}
+	addr = congruent_in_hole(ALIGN(hole, PMD_SIZE),
+				 ALIGN_DOWN(hole_end, PMD_SIZE), len, PMD_SIZE,
+				 new_start, topdown);
+	for_each_move(op, mv)
+		mv->dst_addr = addr + (mv->addr - start);
+	return 0;
+}
+
+/* They are not merged, not even with each other: they will not stay. */
+static int copy_to_staging(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		int err = resched_or_killed(op);
+
+		if (err)
+			return err;
+		mv->dst = copy_vma(mv->src, mv->dst_addr, mv->dst_len,
+				   vma_pgoff_offset(mv->src, mv->addr));
+		if (!mv->dst)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/*
+ * Where soft-dirty is tracked, entries move one by one and are marked, rather than
+ * the VMA: it is to become one with its neighbours again.
+ */
+static int move_to_staging(struct mremap_op *op)
+{
+	struct vma_move *mv;
+	int err;
+
+	for_each_move(op, mv) {
+		init_pagetable_move(&mv->tables, mv);
+		mv->tables.keep_tables = vma_soft_dirty_enabled(mv->src);
+		err = move_page_tables(&mv->tables);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/*
+ * Move the VMAs themselves, by @shift. None has a page now, so there may be a
+ * hole meanwhile for who walks the tree under RCU: it will wait for mmap_lock. All
+ * leave before the first one arrives, which may be where another one was.
+ */
+static void shift_sources(struct mremap_op *op, unsigned long shift)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		cond_resched();
+		unlink_range(op->mm, mv->src->vm_start, mv->len);
+	}
+	for_each_move(op, mv) {
+		VMA_ITERATOR(vmi, op->mm, mv->src->vm_start + shift);
+
+		cond_resched();
+		relocate_empty_vma(mv->src, mv->src->vm_start + shift);
+		WARN_ON_ONCE(vma_iter_store_gfp(&vmi, mv->src,
+						GFP_KERNEL | __GFP_NOFAIL));
+	}
+}
+
+static int move_on(struct mremap_op *op, struct pagetable_move *onward)
+{
+	struct vma_move *mv;
+	int err;
+
+	for_each_move(op, mv) {
+		struct pagetable_move *pm = &onward[mv - op->moves];
+
+		pm->src = mv->dst;
+		pm->dst = mv->src;
+		pm->start = mv->dst_addr;
+		pm->end = mv->dst_addr + mv->len;
+		pm->shift = mv->src->vm_start - mv->dst_addr;
+		pm->keep_tables = mv->tables.keep_tables;
+		pm->count_ptes = mv->tables.count_ptes;
+		err = move_page_tables(pm);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/*
+ * Pages that cannot go back stay where they are, which is a rare exception as with
+ * any other move. Then no VMA can go back, as it may be in the way of another: all of
+ * them stay, at both places, and are counted as what they are.
+ */
+static int move_back_to_staging(struct mremap_op *op, struct pagetable_move *onward)
+{
+	unsigned long nr;
+	struct vma_move *mv;
+	int err = 0;
+
+	for (nr = op->nr_moves; nr--;) {
+		cond_resched();
+		if (move_page_tables_back(&onward[nr]))
+			err = -ENOMEM;
+	}
+	if (!err)
+		return 0;
+	account_copies(op);
+	for_each_move(op, mv)
+		mv->dst = NULL;
+	return err;
+}
+
+/* All that can still fail once all is prepared, see above. */
+static int do_staged_move(struct mremap_op *op, struct pagetable_move *onward,
+			  struct unmapping *copies)
+{
+	unsigned long start = op->moves->dst_addr;
+	unsigned long len = end_of_sources(op) - op->req.addr;
+	int err;
+
+	err = copy_to_staging(op);
+	if (!err)
+		err = move_to_staging(op);
+	if (err)
+		return err;
+	shift_sources(op, shift_of(op));
+	err = move_on(op, onward);
+	if (!err)
+		err = gather_unmapping(copies, op->mm, start, start + len,
+				       &op->uffd_unmap_src);
+	if (!err || move_back_to_staging(op, onward))
+		return err;
+	shift_sources(op, -shift_of(op));
+	free_tables_of_gaps(op, op->req.new_addr, op->req.new_addr + len);
+	return err;
+}
+
+static void sum_up_staged_stats(struct mremap_op *op,
+				const struct pagetable_move *onward)
+{
+	unsigned long nr;
+
+	for (nr = 0; trace_mremap_enabled() && nr < op->nr_moves; nr++)
+		add_stats(op, &onward[nr].stats);
+}
+
+/* The charge stays with the VMAs, and nothing is left in their copies. */
+static void remove_staging(struct mremap_op *op, struct unmapping *copies)
+{
+	struct vma_move *mv;
+
+	copies->vms.nr_accounted = 0;
+	copies->vms.emptied = true;
+	complete_unmapping(copies, op->mm);
+	for_each_move(op, mv)
+		account_destination(op, mv);
+}
+
+static int shift_through_staging(struct mremap_op *op)
+{
+	struct unmapping copies __uninitialized;
+	struct pagetable_move *onward;
+	int err;
+
+	/* Empty: no page has gone on yet, should all have to go back. */
+	onward = kvcalloc(op->nr_moves, sizeof(*onward),
+			  GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!onward)
+		return -ENOMEM;
+	err = do_staged_move(op, onward, &copies);
+	sum_up_staged_stats(op, onward);
+	if (!err)
+		remove_staging(op, &copies);
+	kvfree(onward);
+	return err;
+}
+
+/* Both ways */
+
+/* In the order of the addresses: a VMA that merges may be another one then. */
+static void merge_at_new_place(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		cond_resched();
+		undo_split(op->mm, mv->addr + shift_of(op));
+		undo_split(op->mm, mv->addr + shift_of(op) + mv->len);
+	}
+}
+
+static void commit_shift(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		tell_profilers(mv->src);
+		/* Where it is now, others have been, or it itself. */
+		free_empty_tables(mv->src, op->req.addr, end_of_sources(op));
+	}
+	free_tables_of_gaps(op, op->req.addr, end_of_sources(op));
+	merge_at_new_place(op);
+	validate_mm(op->mm);
+	op->result = op->req.new_addr;
+}
+
+static void find_sources(struct mremap_op *op)
+{
+	struct vma_move *mv;
+
+	for_each_move(op, mv) {
+		cond_resched();
+		find_source(op, mv);
+	}
+}
+
+/* If it does not work out in place after all, the staging place is chosen late. */
+static int shift_vmas(struct mremap_op *op, bool in_place)
+{
+	int err;
+
+	init_moves(op);
+	err = prepare_move(op);
+	if (err)
+		return err;
+	find_sources(op);
+	if (in_place)
+		err = shift_in_place(op);
+	if (err == -EAGAIN) {
+		err = choose_staging(op);
+		in_place = false;
+	}
+	if (!err && !in_place)
+		err = shift_through_staging(op);
+	sum_up_stats(op);
+	if (err) {
+		revert_move(op);
+		return err;
+	}
+
+	/* Point of no return */
+	commit_shift(op);
+	return 0;
+}
+
+/*
+ * One mapping or several, with gaps or without; @vma is at the old address. Not to cost
+ * others the stack that it takes.
+ */
+static noinline int mremap_overlapping(struct mremap_op *op, struct vm_area_struct *vma)
+{
+	const struct mremap_request *req = &op->req;
+	int err = check_new_range(req);
+	bool in_place;
+
+	if (err)
+		return err;
+	if (req->old_len != req->new_len || req->addr + req->old_len < req->addr)
+		return -EINVAL;
+	if (!vma)
+		return -EFAULT;
+	err = plan_moves(op);
+	if (!err)
+		err = check_overlapping_moves(op);
+	if (err)
+		return err;
+	if (!shift_of(op)) {
+		op->result = req->addr;
+		return 0;
+	}
+	add_ranges_beside_sources(op);
+	err = check_dst_ranges(op);
+	if (!err)
+		err = check_map_count_for_all(op);
+	if (err)
+		return err;
+	in_place = can_shift_in_place(op);
+	if (!in_place)
+		err = choose_staging(op);
+	return err ? err : shift_vmas(op, in_place);
+}
+
+/*
  * mmap_lock is held for write. If op->unlocked is set on return, it is not held
  * any more.
  */
@@ -2255,6 +2824,8 @@ static int mremap_locked(struct mremap_op *op)
 	struct mremap_request *req = &op->req;
 	int err;
 
+	if (may_overlap(req) && ranges_overlap(req))
+		return mremap_overlapping(op, vma);
 	if (vma && is_for_several(vma, req) &&
 	    (may_have_gaps(req) || has_no_gaps(vma, req->addr + moved_len(req))))
 		return mremap_several(op);

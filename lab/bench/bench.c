@@ -702,6 +702,65 @@ static void call_move_parts(struct setup *setup)
 		die("%s: back", name);
 }
 
+#ifndef MREMAP_OVERLAP
+#define MREMAP_OVERLAP 32
+#endif
+
+/* Up by a page, by way of a place that is mapped for that. */
+static long shift_by_hand(char *from, size_t size, char *to)
+{
+	const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+	char *staging = mmap(NULL, size, PROT_NONE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	long ret;
+
+	if (staging == MAP_FAILED)
+		return -errno;
+	ret = raw_mremap(from, size, size, flags, staging);
+	return ret < 0 ? ret : raw_mremap(staging, size, size, flags, to);
+}
+
+static long shift_in_one(char *from, size_t size, char *to)
+{
+	return raw_mremap(from, size, size,
+			  MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_OVERLAP, to);
+}
+
+static void measure_shift(struct setup *setup, long (*shift)(char *, size_t, char *))
+{
+	const char *name = setup->bench->name;
+	char *src = setup->src, *dst = src + PAGE;
+	size_t size = setup->size;
+	long ret;
+
+	begin();
+	ret = shift(src, size, dst);
+	end();
+	if (ret != (long)dst)
+		die("%s: %ld", name, ret);
+	check(dst, size, 0, name);
+	check_gone(src, PAGE, name);
+	if (shift(dst, size, src) != (long)src)
+		die("%s: back", name);
+}
+
+static void call_shift_by_hand(struct setup *setup)
+{
+	measure_shift(setup, shift_by_hand);
+}
+
+/* Where it is refused, nothing has changed. */
+static void call_shift(struct setup *setup)
+{
+	char *src = setup->src;
+	size_t size = setup->size;
+	int able = shift_in_one(src, size, src + PAGE) >= 0;
+
+	if (able && shift_in_one(src + PAGE, size, src) < 0)
+		die("%s: back", setup->bench->name);
+	measure_shift(setup, able ? shift_in_one : shift_by_hand);
+}
+
 static void map_nothing(struct setup *setup)
 {
 	setup->src = AREA;
@@ -764,6 +823,10 @@ static const struct bench benches[] = {
 	  .from = MB, .to = MB, .tried = { MB } },
 	{ "move-64-calls", map_parts, call_move_parts,
 	  .from = MB, .to = MB, .tried = { MB } },
+	{ "shift", map_alone, call_shift, .src_offset = 37 * PAGE,
+	  .from = 4 * PAGE, .to = 256 * MB, .tried = { 64 * KB, 2 * MB, 64 * MB } },
+	{ "shift-by-hand", map_alone, call_shift_by_hand, .src_offset = 37 * PAGE,
+	  .from = 4 * PAGE, .to = 256 * MB, .tried = { 64 * KB, 2 * MB, 64 * MB } },
 	{ "move-shared", map_file, call_move, .sharing = MAP_SHARED,
 	  .from = 256 * MB, .to = 256 * MB, .tried = { 256 * MB } },
 	{ "move-cached", map_file, call_move, .sharing = MAP_PRIVATE,

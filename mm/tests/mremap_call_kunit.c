@@ -15,6 +15,7 @@
 #define MAYMOVE		MREMAP_MAYMOVE
 #define FIXED		MREMAP_FIXED
 #define DONTUNMAP	MREMAP_DONTUNMAP
+#define OVERLAP		MREMAP_OVERLAP
 
 /* Requests */
 
@@ -67,6 +68,13 @@ static const struct request_case request_cases[] = {
 	{ "source stays", MAYMOVE | DONTUNMAP, PAGES(1), 1, 1, 0 },
 	{ "all flags", MAYMOVE | FIXED | DONTUNMAP, PAGES(1), 1, 1, 0 },
 	{ "unknown flag", MAYMOVE | 8, PAGES(1), 1, 1, -EINVAL },
+	{ "next unknown flag", MAYMOVE | FIXED | 16, PAGES(1), 1, 1, -EINVAL },
+	{ "last unknown flag", MAYMOVE | FIXED | 64, PAGES(1), 1, 1, -EINVAL },
+	{ "may overlap", MAYMOVE | FIXED | OVERLAP, PAGES(1), 1, 1, 0 },
+	{ "may overlap but not move", FIXED | OVERLAP, PAGES(1), 1, 1, -EINVAL },
+	{ "may overlap, but anywhere", MAYMOVE | OVERLAP, PAGES(1), 1, 1, -EINVAL },
+	{ "may overlap what stays", MAYMOVE | FIXED | DONTUNMAP | OVERLAP, PAGES(1),
+	  1, 1, -EINVAL },
 	{ "flag of the upper word", 1UL << (BITS_PER_LONG - 1), PAGES(1), 1, 1,
 	  -EINVAL },
 	{ "fixed but may not move", FIXED, PAGES(1), 1, 1, -EINVAL },

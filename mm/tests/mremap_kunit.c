@@ -971,6 +971,114 @@ static void nothing_is_relocated_back(struct kunit *test)
 	close_space(test);
 }
 
+struct shift_case {
+	const char *name;
+	unsigned long src;	/* from SRC_AT, in pages, as all of these */
+	unsigned long len;
+	long shift;
+	unsigned long neighbour;
+	unsigned int nr_pages;
+	unsigned long pages[4];	/* from the start of the range */
+};
+
+#define TABLE	(PMD_SIZE >> PAGE_SHIFT)
+
+static const struct shift_case shift_cases[] = {
+	{ "up by a page", 3, 4, 1, 20, 4, { 0, 1, 2, 3 } },
+	{ "up by almost all of it", 3, 4, 3, 20, 4, { 0, 1, 2, 3 } },
+	{ "down by a page", 3, 4, -1, 20, 4, { 0, 1, 2, 3 } },
+	{ "down by almost all of it", 3, 4, -3, 20, 4, { 0, 1, 2, 3 } },
+	{ "with its table alone", 3, 100, 50, 0, 3, { 0, 7, 99 } },
+	{ "up across a table's end", TABLE - 2, 4, 3, TABLE + 9, 4, { 0, 1, 2, 3 } },
+	{ "down across a table's end", TABLE - 2, 4, -3, TABLE + 9, 4, { 0, 1, 2, 3 } },
+	{ "up into a table to be made", TABLE - 4, 4, 2, 0, 4, { 0, 1, 2, 3 } },
+	{ "down into a table to be made", TABLE, 4, -2, 0, 4, { 0, 1, 2, 3 } },
+	{ "up, no table to be made", TABLE - 4, 4, 2, 0, 2, { 0, 1 } },
+	{ "all of a table", TABLE, TABLE, 1, 0, 3, { 0, TABLE / 2, TABLE - 1 } },
+	{ "down, all of a table", TABLE + 7, TABLE, -9, 0, 4, { 0, 1, 2, TABLE - 1 } },
+	{ "nothing at all", 3, 4, 1, 20, 0, {} },
+};
+
+KUNIT_ARRAY_PARAM_DESC(shift, shift_cases, name);
+
+/* The old place is linked again, or what is beside it is unlinked. */
+static void leave_at(struct pagetable_move *pm, bool new_place)
+{
+	unsigned long shift = new_place ? pm->shift : -pm->shift;
+	unsigned long start = pm->start + (new_place ? pm->shift : 0);
+	unsigned long len = pm->end - pm->start;
+
+	set_range(start, len, pm->src);
+	if ((long)shift > 0)
+		clear_gap(pm, start - shift, shift);
+	else
+		clear_gap(pm, start + len, -shift);
+}
+
+static void expect_shifted(struct kunit *test, const struct shift_case *c,
+			   struct page **pages, unsigned long start)
+{
+	unsigned int i;
+
+	KUNIT_EXPECT_EQ(test, vma_at(start)->vm_start, start);
+	KUNIT_EXPECT_EQ(test, vma_at(start)->vm_end, start + PAGES(c->len));
+	for (i = 0; i < c->nr_pages; i++) {
+		KUNIT_EXPECT_PTR_EQ(test, page_at(start + PAGES(c->pages[i])), pages[i]);
+		expect_rmap(test, pages[i], start + PAGES(c->pages[i]));
+	}
+}
+
+/* Relocated to where a part of it is: all leave before the first one arrives. */
+static void entries_are_set_aside(struct kunit *test)
+{
+	const struct shift_case *c = test->param_value;
+	unsigned long src = SRC_AT + PMD_SIZE + PAGES(c->src), dst = src + c->shift * PAGE_SIZE;
+	unsigned long neighbour = SRC_AT + PMD_SIZE + PAGES(c->neighbour), tables;
+	struct page *pages[ARRAY_SIZE(c->pages)];
+	struct pagetable_move pm = {
+		.start = src,
+		.end = src + PAGES(c->len),
+		.shift = dst - src,
+		.new_len = PAGES(c->len),
+		.count_ptes = true,
+	};
+	unsigned int i;
+	int err, back;
+
+	map_at(test, src, PAGES(c->len), RW);
+	for (i = 0; i < c->nr_pages; i++) {
+		stamp(test, src + PAGES(c->pages[i]));
+		pages[i] = page_at(src + PAGES(c->pages[i]));
+	}
+	if (c->neighbour) {
+		map_at(test, neighbour, PAGES(1), RW);
+		stamp(test, neighbour);
+	}
+	pm.src = vma_at(src);
+	pm.dst = pm.src;
+	pm.aside = kunit_kmalloc_array(test, MAX_ASIDE, sizeof(*pm.aside), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, pm.aside);
+	KUNIT_ASSERT_TRUE(test, can_relocate_page_tables(&pm));
+
+	for (back = 1; back >= 0; back--) {
+		tables = mm_pgtables_bytes(current->mm);
+		err = begin_relocation(&pm);
+		if (!err && back)
+			err = relocate_page_tables_back(&pm);
+		if (!err)
+			leave_at(&pm, !back);
+		mmap_write_unlock(current->mm);
+		KUNIT_ASSERT_EQ(test, err, 0);
+		expect_shifted(test, c, pages, back ? src : dst);
+		if (back)
+			KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
+		KUNIT_EXPECT_EQ(test, pm.stats.ptes, (2 - back) * c->nr_pages);
+		KUNIT_EXPECT_EQ(test, pm.stats.flushes, (2 - back) * !!c->nr_pages);
+		KUNIT_EXPECT_EQ(test, pm.stats.pmds, 0);
+	}
+	close_space(test);
+}
+
 struct fit_case {
 	unsigned long src, dst, len;	/* from SRC_AT, from DST_AT, in bytes */
 	bool fits;
@@ -1157,7 +1265,7 @@ static void draw_layout(struct kunit *test, struct layout *l,
 	}
 }
 
-static bool is_empty_table(unsigned long start)
+static bool has_no_pte(unsigned long start)
 {
 	unsigned long page;
 	pte_t pte;
@@ -1188,7 +1296,7 @@ static unsigned long nr_empty_tables(unsigned long start, unsigned long len)
 
 	for (addr = start & PMD_MASK; addr < start + len; addr += PMD_SIZE) {
 		pmd = mm_find_pmd(current->mm, addr);
-		nr += pmd && !pmd_none(*pmd) && is_empty_table(addr);
+		nr += pmd && !pmd_none(*pmd) && has_no_pte(addr);
 	}
 	return nr;
 }
@@ -2755,6 +2863,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(tables_relocate_back, move_gen_params),
 	KUNIT_CASE(tables_that_stay_are_freed),
 	KUNIT_CASE(nothing_is_relocated_back),
+	KUNIT_CASE_PARAM(entries_are_set_aside, shift_gen_params),
 	KUNIT_CASE(one_window_can_be_relocated),
 	KUNIT_CASE_PARAM(part_moves_back, move_gen_params),
 	KUNIT_CASE_PARAM(random_layouts_move_back, layout_gen_params),

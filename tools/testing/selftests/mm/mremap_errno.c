@@ -125,6 +125,11 @@ ROW(dontunmap_shrink, ANON, SRC, LEN, LEN - P, DONTUNMAP, 0, EINVAL);
 ROW(dontunmap_same_pages_not_bytes, ANON, SRC, LEN, LEN - 1, DONTUNMAP, 0,
     EINVAL);
 ROW(dontunmap_duplicate, MEMFD_SHARED, SRC, 0, LEN, DONTUNMAP, 0, EINVAL);
+ROW(overlap_alone, ANON, SRC, LEN, LEN, MREMAP_OVERLAP, 0, EINVAL);
+ROW(overlap_may_move, ANON, SRC, LEN, LEN, MREMAP_MAYMOVE | MREMAP_OVERLAP, 0, EINVAL);
+ROW(overlap_fixed_alone, ANON, SRC, LEN, LEN, MREMAP_FIXED | MREMAP_OVERLAP, SRC + P,
+    EINVAL);
+ROW(overlap_dontunmap, ANON, SRC, LEN, LEN, OVERLAP | MREMAP_DONTUNMAP, DST, EINVAL);
 ROW(addr_unaligned, ANON, SRC + 1, LEN, LEN, 0, 0, EINVAL);
 ROW(addr_unaligned_fixed, ANON, SRC + 8, P, P, FIXED, DST, EINVAL);
 ROW(new_len_zero, ANON, SRC, LEN, 0, 0, 0, EINVAL);
@@ -151,6 +156,19 @@ ROW(overlap_head, ANON, SRC, LEN, LEN, FIXED, SRC - LEN + P, EINVAL);
 ROW(overlap_inside, ANON, SRC, LEN, P, FIXED, SRC + P, EINVAL);
 ROW(overlap_around, ANON, SRC + P, P, LEN, FIXED, SRC, EINVAL);
 ROW(overlap_by_growth, ANON, SRC + 4 * P, P, 4 * P, FIXED, SRC + P, EINVAL);
+/* With leave to overlap, of which stock does not know. */
+ROW(overlap_grow, ANON, SRC, LEN, LEN + P, OVERLAP, SRC + P, EINVAL);
+ROW(overlap_shrink, ANON, SRC, LEN, LEN - P, OVERLAP, SRC + P, EINVAL);
+ROW(overlap_duplicate, MEMFD_SHARED, SRC + P, 0, LEN, OVERLAP, SRC, EINVAL);
+ROW(overlap_unaligned, ANON, SRC, LEN, LEN, OVERLAP, SRC + 1, EINVAL);
+ROW(overlap_nothing, ANON, FREE, LEN, LEN, OVERLAP, FREE + P, EFAULT, .base = EINVAL);
+ROW(overlap_sealed, SEALED, SRC, LEN, LEN, OVERLAP, SRC + P, EPERM, .base = EINVAL);
+ROW(overlap_sealed_itself, SEALED, SRC, LEN, LEN, OVERLAP, SRC, EPERM, .base = EINVAL);
+ROW(overlap_hugetlb, HUGETLB, SRC, 2 * H, 2 * H, OVERLAP, SRC + H, EINVAL);
+ROW(overlap_hugetlb_itself, HUGETLB, SRC, 2 * H, 2 * H, OVERLAP, SRC, EINVAL);
+ROW(overlap_vdso, VDSO_OF_PAGES, SRC, 2 * P, 2 * P, OVERLAP, SRC + P, EINVAL);
+ROW(overlap_map_count, MAP_COUNT, SRC, LEN, LEN, OVERLAP, SRC + P, ENOMEM,
+    .base = EINVAL);
 ROW(overlap_dontunmap_hint, ANON, SRC, LEN, LEN, DONTUNMAP, SRC, EINVAL);
 
 /* ---- the source ---- */
@@ -564,9 +582,13 @@ static unsigned long make_call(const FIXTURE_DATA(call) *self,
 			       const FIXTURE_VARIANT(call) *variant)
 {
 	const unsigned long addr = variant->addr - SRC + self->src;
+	unsigned long new_addr = variant->new_addr;
 
+	/* A new place that is to overlap goes along. */
+	if (variant->flags & MREMAP_OVERLAP)
+		new_addr += self->src - SRC;
 	return do_mremap(addr, variant->old_len, variant->new_len,
-			 variant->flags, variant->new_addr);
+			 variant->flags, new_addr);
 }
 
 /*

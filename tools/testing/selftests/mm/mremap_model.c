@@ -985,6 +985,17 @@ bool overlaps(const struct call *call)
 	       call->to + call->new > call->from;
 }
 
+bool shifts(const struct call *call)
+{
+	return call->flags & MREMAP_OVERLAP && overlaps(call);
+}
+
+/* Is this cell of what moves? Then it is not in the way, if it may be overlapped. */
+static bool is_shifted(const struct call *call, int cell)
+{
+	return shifts(call) && cell >= call->from && cell < call->from + call->old;
+}
+
 static bool any_sealed(const struct world *w, int first, int end)
 {
 	for (int i = first; i < end; i++)
@@ -1138,12 +1149,35 @@ static unsigned int errors_of_one(const struct world *w,
 	return errors;
 }
 
+/* To where a part of it is now: whoever would have to be told of it does not go. */
+static unsigned int errors_of_shift(const struct world *w, const struct call *call)
+{
+	unsigned int errors = call->old == call->new ? 0 : ERROR(EINVAL);
+
+	for (int i = 0; i < kept_cells(call); i++) {
+		const struct cell *cell = &w->cells[call->from + i];
+		const int to = call->to + i;
+
+		if (!cell->is.mapped)
+			continue;
+		if (cell->sealed || w->cells[to].sealed)
+			errors |= ERROR(EPERM);
+		if (moves_alone(cell) || cell->hugetlb)
+			errors |= ERROR(EINVAL);
+	}
+	return errors;
+}
+
 unsigned int errors_of(const struct world *w, const struct call *call)
 {
 	unsigned int errors = 0;
 
 	if (!w->cells[call->from].is.mapped)
 		errors |= ERROR(EFAULT);
+	if (call->flags & MREMAP_OVERLAP && (expect_base() || keeps(call) || !fixed(call)))
+		errors |= ERROR(EINVAL);
+	else if (shifts(call))
+		return errors | errors_of_shift(w, call);
 	if (fixed(call) && overlaps(call))
 		errors |= ERROR(EINVAL);
 	if (is_multi(call))
@@ -1236,14 +1270,19 @@ static struct cell grown(const struct world *w, const struct cell *first,
 
 static void apply_several(struct world *w, const struct call *call)
 {
+	struct cell was[CELLS];
+
+	if (call->to == call->from)
+		return;
 	for (int i = 0; i < call->old; i++) {
 		struct cell *src = &w->cells[call->from + i];
 
-		if (!src->is.mapped)
-			continue;
-		w->cells[call->to + i] = moved(src);
+		was[i] = *src;
 		*src = keeps(call) ? emptied(src) : (struct cell) { 0 };
 	}
+	for (int i = 0; i < call->old; i++)
+		if (was[i].is.mapped)
+			w->cells[call->to + i] = moved(&was[i]);
 }
 
 /* To where nothing is, or no gap. */
@@ -1324,7 +1363,8 @@ static void want_destination_unmapped(struct world *w, const struct call *call)
 	if (range)
 		want_cells_unmapped(w, call->to, range);
 	for (int i = 0; !range && i <= call->old; i++) {
-		if (i < call->old && w->cells[call->from + i].is.mapped)
+		if (i < call->old && w->cells[call->from + i].is.mapped &&
+		    !is_shifted(call, call->to + i))
 			continue;
 		if (i > first)
 			want_cells_unmapped(w, call->to + first, i - first);
@@ -1407,8 +1447,24 @@ void disarm_failure(void)
 	set_make_it_fail("0");
 }
 
+#define LAST_ADDR	(1UL << 56)
+
+/* What was mapped before the call, outside of the world. */
+static struct vma elsewhere_before[256];
+static int nr_elsewhere;
+
+static bool was_elsewhere(unsigned long start)
+{
+	for (int i = 0; i < nr_elsewhere && i < 256; i++)
+		if (elsewhere_before[i].start == start)
+			return true;
+	return false;
+}
+
 void begin_call(struct world *w, bool may_fail)
 {
+	if (failure.fd >= 0)
+		nr_elsewhere = read_vmas(2 * WINDOW, LAST_ADDR, elsewhere_before, 256);
 	climb_to_peak(w);
 	note_bits(w);
 	if (may_fail)
@@ -1422,6 +1478,7 @@ unsigned long make_call(struct world *w, const struct call *call, bool may_fail)
 		fixed(call) ? w->base : 0;
 	unsigned long ret;
 
+	w->shifts = shifts(call);
 	begin_call(w, may_fail);
 	arm_failure();
 	ret = do_mremap(addr, call->old * w->unit, call->new * w->unit,
@@ -1429,6 +1486,15 @@ unsigned long make_call(struct world *w, const struct call *call, bool may_fail)
 	disarm_failure();
 	w->at_hint = ret == to;
 	return ret;
+}
+
+/* Is something in the way that goes, and stays away if the call fails later? */
+static bool is_over(const struct world *w, const struct call *call)
+{
+	for (int i = call->to; fixed(call) && i < call->to + call->new; i++)
+		if (w->cells[i].is.mapped && !is_shifted(call, i))
+			return true;
+	return false;
 }
 
 static const char *check_place(const struct world *w, const struct call *call,
@@ -1498,7 +1564,7 @@ static const char *check_all_events(struct world *w)
 const char *check_success(struct world *w, const struct call *call,
 			  unsigned long ret)
 {
-	const bool over = fixed(call) && !is_free(w, call->to, call->to + call->new);
+	const bool over = is_over(w, call);
 	const enum strictness dirty = how_dirty(w, call);
 	const char *why = check_place(w, call, ret);
 
@@ -1516,12 +1582,15 @@ const char *check_success(struct world *w, const struct call *call,
 	return why;
 }
 
-/* Tables that move whole take their pages' bits along, there and back. */
+/*
+ * Tables that move whole take their pages' bits along, there and back. Where ranges
+ * overlap and bits are looked at, none do.
+ */
 static enum strictness dirty_after_refusal(const struct world *w)
 {
 	if (!w->tracked)
 		return ANYTHING;
-	return failure.fd < 0 || w->whole ? AS_TOLD : NONE_IS_LOST;
+	return failure.fd < 0 || (w->whole && !w->shifts) ? AS_TOLD : NONE_IS_LOST;
 }
 
 /* All monitors can go on as before, and have been told nothing. */
@@ -1695,6 +1764,8 @@ static const char *accept_unmapped(struct world *w, const struct call *call,
 
 		if (is_multi(call) && !w->cells[call->from + i].is.mapped)
 			continue;
+		if (is_shifted(call, call->to + i))
+			continue;
 		if (!dst->is.mapped || is[call->to + i].mapped)
 			continue;
 		*dst = (struct cell) { 0 };
@@ -1705,7 +1776,7 @@ static const char *accept_unmapped(struct world *w, const struct call *call,
 
 static const char *check_failed(struct world *w, const struct call *call)
 {
-	const bool over = fixed(call) && !is_free(w, call->to, call->to + call->new);
+	const bool over = is_over(w, call);
 	bool gone = false;
 	const char *why;
 
@@ -1737,16 +1808,18 @@ static size_t left_over(const struct world *w, const struct call *call, int firs
  */
 static void unmap_left_over(const struct world *w, const struct call *call)
 {
+	const bool elsewhere = target(w, call) < 0 || shifts(call);
 	struct vma vmas[256];
-	const int nr = read_vmas(2 * WINDOW, 1UL << 56, vmas, ARRAY_SIZE(vmas));
+	const int nr = read_vmas(2 * WINDOW, LAST_ADDR, vmas, ARRAY_SIZE(vmas));
 
-	for (int first = 0; target(w, call) < 0 && first < call->old; first++) {
+	for (int first = 0; elsewhere && first < call->old; first++) {
 		const size_t len = left_over(w, call, first);
 
 		if (first && w->joined[call->from + first])
 			continue;
 		for (int i = 0; i < nr && i < 256; i++)
-			if (vmas[i].end - vmas[i].start == len)
+			if (vmas[i].end - vmas[i].start == len &&
+			    !was_elsewhere(vmas[i].start))
 				munmap(at(vmas[i].start), len);
 	}
 }
@@ -1754,7 +1827,7 @@ static void unmap_left_over(const struct world *w, const struct call *call)
 /* Then there is no memory to mend anything, either. But nothing is lost. */
 static const char *check_failed_for_good(struct world *w, const struct call *call)
 {
-	const bool over = fixed(call) && !is_free(w, call->to, call->to + call->new);
+	const bool over = is_over(w, call);
 	const enum strictness dirty = w->tracked ? NONE_IS_LOST : ANYTHING;
 	const int told = forget_all_events(w);
 	const char *why = NULL;
@@ -1762,7 +1835,8 @@ static const char *check_failed_for_good(struct world *w, const struct call *cal
 	if (told && !over)
 		return complain("%d events of what has not happened", told);
 	for (int i = call->to; fixed(call) && i < call->to + call->new; i++)
-		w->cells[i] = (struct cell) { 0 };
+		if (!is_shifted(call, i))
+			w->cells[i] = (struct cell) { 0 };
 	why = check_bits(w, dirty) ?: check_contents(w);
 	unmap_left_over(w, call);
 	return why;

@@ -105,6 +105,7 @@ struct world {
 	bool sparse;	/* cells too large to be charged or locked */
 	bool tracked;	/* soft-dirty: something may read as clean */
 	bool whole;	/* tables or huge pages move whole, nothing else does */
+	bool shifts;	/* the last call, by less than its length */
 	int fd;
 	int own_fd;	/* of a file on the current directory's file system */
 	int device_fd;
@@ -183,6 +184,8 @@ const char *rewrite(struct world *w);
 bool fixed(const struct call *call);
 bool keeps(const struct call *call);
 bool overlaps(const struct call *call);
+/* Does it, and may do so? */
+bool shifts(const struct call *call);
 /* Does it move all of its range, with gaps that stay gaps? */
 bool is_multi(const struct call *call);
 /* Does it move, or let grow, more than one mapping, or one and a gap? */

@@ -532,6 +532,67 @@ TEST_F_TIMEOUT(race, file_is_truncated, TIMEOUT)
 	}
 }
 
+/* By less than the length, in place or by way of a staging place. */
+FIXTURE(shift)
+{
+	struct race *race;
+};
+
+FIXTURE_VARIANT(shift)
+{
+	size_t pages;
+	enum point point;
+};
+
+FIXTURE_VARIANT_ADD(shift, planned) { 16, PLANNED };
+FIXTURE_VARIANT_ADD(shift, set_aside) { 16, DETACH_FLUSHED };
+FIXTURE_VARIANT_ADD(shift, moved) { 16, MOVED };
+FIXTURE_VARIANT_ADD(shift, staged) { 600, MOVED };
+FIXTURE_VARIANT_ADD(shift, undelayed) { 16, UNDELAYED };
+FIXTURE_VARIANT_ADD(shift, staged_undelayed) { 600, UNDELAYED };
+
+FIXTURE_SETUP(shift)
+{
+	if (expect_base())
+		SKIP(return, "stock 6.12 does not know of MREMAP_OVERLAP");
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "needs two processors");
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	self->race = new_race(_metadata, variant->point);
+	if (variant->point != UNDELAYED && !self->race->delayed)
+		SKIP(return, NEEDS_DELAYS);
+	self->race->len = bytes(variant->pages);
+	self->race->dst = SRC + bytes(3);
+}
+
+FIXTURE_TEARDOWN(shift)
+{
+	if (self->race)
+		end_race(_metadata, self->race);
+}
+
+/* Who looks for the page finds it at the one place or at the other. */
+TEST_F_TIMEOUT(shift, hole_is_punched_mended, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	race->fd = memfd_create("hole", 0);
+	ASSERT_LE(0, race->fd);
+	ASSERT_EQ(0, ftruncate(race->fd, race->len));
+	start_process(_metadata, race, punch_hole);
+	while (another_round(race)) {
+		map_shared(_metadata, race);
+		start_writer(_metadata, race, SRC, false);
+		ASSERT_EQ(race->dst, raced_move(race, OVERLAP));
+		end_writer(race);
+		EXPECT_OK(complaint_of(race));
+		EXPECT_OK(check_zero(race->dst, psize()));
+		EXPECT_OK(check_stamps(race->dst + psize(),
+				       race->len - psize(), 2));
+		munmap(at(race->dst), race->len);
+	}
+}
+
 /* A table of page tables moves as one entry. */
 TEST(directory_loses_page)
 {

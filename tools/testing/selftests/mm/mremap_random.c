@@ -152,7 +152,7 @@ static uint32_t next_id, next_birth;
 
 /* What the model gets wrong on purpose, so that it has to be found out. */
 static enum mistake {
-	NONE, KEPT_PAGES, GROWN_PAGES, OLD_PROTECTION, OVERLAP, KEPT_OFFSET,
+	NONE, KEPT_PAGES, GROWN_PAGES, OLD_PROTECTION, OVERLAPS, KEPT_OFFSET,
 } mistake;
 
 /* Between the run and who waits for it. */
@@ -1019,7 +1019,7 @@ static bool is_bad_place(const struct call *c)
 {
 	if (c->to == FAR || c->odd & ODD_NEW_ADDR)
 		return true;
-	return mistake != OVERLAP && c->at + c->len > c->to && c->to + c->new > c->at;
+	return mistake != OVERLAPS && c->at + c->len > c->to && c->to + c->new > c->at;
 }
 
 static bool fits(const struct call *c)
@@ -2164,7 +2164,7 @@ FIXTURE_TEARDOWN(wrong)
 FIXTURE_VARIANT_ADD(wrong, kept_pages) { KEPT_PAGES };
 FIXTURE_VARIANT_ADD(wrong, grown_pages) { GROWN_PAGES };
 FIXTURE_VARIANT_ADD(wrong, old_protection) { OLD_PROTECTION };
-FIXTURE_VARIANT_ADD(wrong, overlap) { OVERLAP };
+FIXTURE_VARIANT_ADD(wrong, overlap) { OVERLAPS };
 FIXTURE_VARIANT_ADD(wrong, kept_offset) { KEPT_OFFSET };
 
 /* Where short lists are enough, they are short from the start. */

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -169,6 +170,36 @@ ONE(lower_above_dontunmap, "....****", "", 4, 2, 2, KEEP, 8);
 ONE(upper_below_dontunmap, "....****", "", 6, 2, 2, KEEP, 2);
 ONE(upper_above_dontunmap, "....****", "", 6, 2, 2, KEEP, 8);
 
+/* By less than its length; stock refuses that. */
+ONE(shift_up, "****", "", 0, 4, 4, OVERLAP, 1);
+ONE(shift_up_by_half, "****", "", 0, 4, 4, OVERLAP, 2);
+ONE(shift_up_by_all_but_one, "****", "", 0, 4, 4, OVERLAP, 3);
+ONE(shift_down, ".****", "", 1, 4, 4, OVERLAP);
+ONE(shift_down_by_half, "..****", "", 2, 4, 4, OVERLAP);
+ONE(shift_down_by_all_but_one, "...****", "", 3, 4, 4, OVERLAP);
+ONE(shift_up_over, "****dprr", "", 0, 4, 4, OVERLAP, 2);
+ONE(shift_up_over_its_like, "****wwww", "", 0, 4, 4, OVERLAP, 2);
+ONE(shift_down_over, "ddpr****rr", "", 4, 4, 4, OVERLAP, 2);
+ONE(shift_up_over_registered, "****xxxx", "", 0, 4, 4, OVERLAP, 2);
+ONE(shift_down_over_two_monitors, "x22x****", "", 4, 4, 4, OVERLAP, 1);
+ONE(shift_up_between_neighbours, "ww****.w", "", 2, 4, 4, OVERLAP, 3);
+ONE(shift_down_between_neighbours, "w.****ww", "", 2, 4, 4, OVERLAP, 1);
+ONE(shift_part_up, "********", "", 2, 3, 3, OVERLAP, 3);
+ONE(shift_part_down, "********", "", 3, 3, 3, OVERLAP, 2);
+ONE(shift_head_up, "********", "", 0, 4, 4, OVERLAP, 3);
+ONE(shift_tail_down, "********", "", 4, 4, 4, OVERLAP, 1);
+ONE(shift_long, "****************", "", 0, 16, 16, OVERLAP, 1);
+ONE(shift_by_nothing, "****", "", 0, 4, 4, OVERLAP);
+ONE(shift_part_by_nothing, "******", "", 1, 4, 4, OVERLAP, 1);
+ONE(shift_and_grow, "****", "", 0, 4, 5, OVERLAP, 1);
+ONE(shift_and_shrink, "****", "", 0, 4, 3, OVERLAP, 1);
+ONE(shift_nothing, ".***", "", 0, 4, 4, OVERLAP, 1);
+/* It may overlap, and does not. */
+ONE(may_overlap, "****", "", 0, 4, 4, OVERLAP, UP(0));
+ONE(may_overlap_just_above, "****", "", 0, 4, 4, OVERLAP, 4);
+ONE(may_overlap_grow, "****", "", 0, 4, 7, OVERLAP, UP(0));
+ONE(may_overlap_shrink, "****", "", 0, 4, 2, OVERLAP, 6);
+
 /* What is beside the new place has moved there before: they are one again. */
 FIXTURE_VARIANT_ADD(one, merges_below) {
 	{ "******", "", { 2, 4, 4, FIXED, UP(2) }, { { 0, 2, 2, FIXED, UP(0) } },
@@ -189,6 +220,19 @@ FIXTURE_VARIANT_ADD(one, merges_with_untouched) {
 };
 FIXTURE_VARIANT_ADD(one, returns) {
 	{ "********", "", { UP(2), 4, 4, FIXED, 2 }, { { 2, 4, 4, FIXED, UP(2) } },
+	  .mappings = 1 }
+};
+
+FIXTURE_VARIANT_ADD(one, shift_returns_down) {
+	{ "********", "", { 3, 4, 4, OVERLAP, 2 }, { { 2, 4, 4, OVERLAP, 3 } },
+	  .mappings = 1 }
+};
+FIXTURE_VARIANT_ADD(one, shift_returns_up) {
+	{ "********", "", { 1, 4, 4, OVERLAP, 3 }, { { 3, 4, 4, OVERLAP, 1 } },
+	  .mappings = 1 }
+};
+FIXTURE_VARIANT_ADD(one, shift_returns_alone) {
+	{ "****....", "", { 2, 4, 4, OVERLAP, 0 }, { { 0, 4, 4, OVERLAP, 2 } },
 	  .mappings = 1 }
 };
 
@@ -324,6 +368,50 @@ SEVERAL(just_above_trailing_gap, "wr..dddd", "", 0, 4, 4);
 SEVERAL(down, "dd", "wwrs", UP(0), 4, 0);
 SEVERAL(just_above_in_own_mapping, "wrrrrr", "", 0, 2, 2);
 SEVERAL(just_below_in_own_mapping, "wwwwr", "", 3, 2, 1);
+
+/* By less than their length, among themselves and over others. */
+#define SHIFT(name, low, from, nr, to)					\
+	CALL_SEVERAL(name, low, "", from, nr, nr, OVERLAP, to)
+
+SHIFT(shift_up, "wrs", 0, 3, 1);
+SHIFT(shift_down, ".wrs", 1, 3, 0);
+SHIFT(shift_every_kind_up, "wwrrnnooddllggssqqpp", 0, 20, 1);
+SHIFT(shift_every_kind_up_by_half, "wwrrnnooddllggssqqpp", 0, 20, 10);
+SHIFT(shift_every_kind_up_far, "wwrrnnoddlggsqp", 0, 15, 14);
+SHIFT(shift_every_kind_down, ".wwrrnnooddllggssqqpp", 1, 20, 0);
+SHIFT(shift_every_kind_down_far, "pqsdwgwqprqlwpwwwrrnnoddlggsqp", 15, 15, 1);
+SHIFT(shift_alternating_up, "wrwrwrwrwrwrwrwr", 0, 16, 1);
+SHIFT(shift_alternating_down, "...wrwrwrwrwrwrwrwr", 3, 16, 0);
+SHIFT(shift_part_of_both_up, "wwwwrwwww", 2, 5, 3);
+SHIFT(shift_part_of_both_down, "wwwwrwwww", 2, 5, 1);
+SHIFT(shift_part_of_both_locked, "llllrllll", 2, 5, 4);
+SHIFT(shift_files_of_other_offsets, "ssqqssppqqpp", 0, 12, 5);
+SHIFT(shift_gap_up, "ww..rr", 0, 6, 1);
+SHIFT(shift_gap_up_by_it, "ww..rr", 0, 6, 2);
+SHIFT(shift_gap_up_over, "ww..rrdpp", 0, 6, 3);
+SHIFT(shift_gap_up_by_all_but_one, "ww..rrsddpp", 0, 6, 5);
+SHIFT(shift_gap_down, "..ww..rr", 2, 6, 1);
+SHIFT(shift_gap_down_over, "dppdww..rr", 4, 6, 1);
+SHIFT(shift_many_gaps_up, "w.r.s.p..w", 0, 10, 1);
+SHIFT(shift_many_gaps_over, "w.r.s.p..wlllllll", 0, 10, 5);
+SHIFT(shift_many_gaps_down, "lllllw.r.s.p..w", 5, 10, 2);
+SHIFT(shift_trailing_gap_up, "wr..", 0, 4, 1);
+SHIFT(shift_trailing_gap_far, "wr..dddd", 0, 4, 3);
+SHIFT(shift_one_with_gap, "w...ddd", 0, 4, 2);
+SHIFT(shift_one_with_gap_down, "dddw...", 3, 4, 1);
+SHIFT(shift_over_registered, "wrxx22", 0, 2, 1);
+SHIFT(shift_with_registered, "wrxw", 0, 4, 1);
+SHIFT(shift_with_hugetlb, "w*rs", 0, 4, 1);
+SHIFT(shift_sealed_first, "Wr", 0, 2, 1);
+SHIFT(shift_sealed_last, "wR", 0, 2, 1);
+SHIFT(shift_onto_sealed, "wrsS", 0, 3, 1);
+SHIFT(shift_beside_sealed, "Wwr..W", 1, 2, 2);
+SHIFT(shift_with_sealed_in_gap, "w..rSd", 0, 4, 2);
+SHIFT(shift_by_nothing, "w.rs", 0, 4, 0);
+FIXTURE_VARIANT_ADD(several, shift_returns) {
+	{ "wwwwrr..ddss", "", { 3, 8, 8, OVERLAP, 2 },
+	  .before = { { 2, 8, 8, OVERLAP, 3 } } }
+};
 
 /* These work as they do for one mapping. */
 CALL_SEVERAL(shrink_to_one, "wwr.s", "ddd", 0, 5, 1, FIXED, UP(1));
@@ -795,6 +883,40 @@ FAILING_MOVE(several_tables, TABLES, "wwwwrr.pps.ddd", "......p...p", 2, 11);
 FAILING_MOVE(several_huge_parts, HUGE_PARTS, "wwwwrr.pps.ddd", "", 2, 11);
 FAILING_MOVE(several_directories, DIRECTORIES, "wwwwrr.pps.ddd", "", 2, 11);
 
+/* By less than their length. */
+#define FAILING_SHIFT(name, shape, low, from, nr, to)			\
+	FAILING(name, shape, low, "", from, nr, nr, OVERLAP, to)
+
+FAILING_SHIFT(shift_up, PAGES, "wwwwwww", 1, 5, 2);
+FAILING_SHIFT(shift_down, PAGES, "wwwwwww", 1, 5, 0);
+FAILING_SHIFT(shift_alone, PAGES, "..wwwww", 2, 5, 1);
+FAILING_SHIFT(shift_two_tables, PAGES, "wwwwwwwwwwwwwwww", 4, 10, 7);
+FAILING_SHIFT(shift_over, PAGES, "wwwwwwrrr", 1, 5, 4);
+FAILING_SHIFT(shift_parts_up, PARTS, "wwwwwwwwwwwwww", 1, 10, 3);
+FAILING_SHIFT(shift_parts_down, PARTS, "...wwwwwwwwww", 3, 10, 0);
+FAILING_SHIFT(shift_uneven, UNEVEN, "..wwwwwwwwww", 2, 10, 1);
+FAILING_SHIFT(shift_tables, TABLES, "wwwwww", 1, 4, 2);
+FAILING_SHIFT(shift_across_directories, ACROSS, "wwwwww", 1, 4, 2);
+FAILING_SHIFT(shift_directories, DIRECTORIES, "wwww", 0, 4, 1);
+FAILING_SHIFT(shift_huge, HUGE, "wwwww", 0, 4, 1);
+FAILING_SHIFT(shift_huge_parts, HUGE_PARTS, "wwwwwwwwwwww", 2, 8, 3);
+FAILING_SHIFT(shift_shared, UNEVEN, "ssssss", 1, 4, 2);
+FAILING_SHIFT(shift_private, PAGES, "ppppppp", 1, 5, 2);
+FAILING_SHIFT(shift_locked, PAGES, "lllllll", 1, 5, 2);
+FAILING_SHIFT(shift_untouched, PAGES, "eeeeeee", 1, 5, 2);
+FAILING_SHIFT(shift_merged_by_ksm, PAGES, "ccccccc", 1, 5, 2);
+FAILING_SHIFT(shift_several_up, PAGES, "wwwwrr.pps.ddd", 2, 11, 4);
+FAILING_SHIFT(shift_several_down, PAGES, "wwwwrr.pps.ddd", 2, 11, 1);
+FAILING_SHIFT(shift_several_over, PAGES, "wwwwrr.pps.dddllllxxlx", 2, 11, 8);
+FAILING_SHIFT(shift_several_parts, PARTS, "wwwwrr.pps.ddd", 2, 11, 5);
+FAILING_SHIFT(shift_several_uneven, UNEVEN, "wwwwrr.pps.ddd", 2, 11, 1);
+FAILING_SHIFT(shift_several_tables, TABLES, "wwwwrr.pps.ddd", 2, 11, 3);
+FAILING_SHIFT(shift_several_huge_parts, HUGE_PARTS, "wwwwrr.pps.ddd", 2, 11, 5);
+FIXTURE_VARIANT_ADD(failing, shift_returns) {
+	PAGES, { "wwwwwwwww", "", { 3, 5, 5, OVERLAP, 2 },
+		 .before = { { 2, 5, 5, OVERLAP, 3 } } }
+};
+
 /* In the table where a moved mapping ends is a third one, in a gap: it keeps it. */
 FIXTURE_VARIANT_ADD(failing, third_untouched) {
 	PARTS, { "...eeeeeeww....r", "", { 3, 13, 13, FIXED, UP(3) },
@@ -1145,10 +1267,12 @@ static int pick_length(const struct world *w, int from, int most)
 
 static void pick_place(const struct world *w, struct call *call)
 {
+	const bool may_overlap = call->flags & MREMAP_OVERLAP;
+
 	do {
-		call->to = pick(CELLS);
-	} while (call->to + call->new > end_of_half(w, call->to) ||
-		 (overlaps(call) && !one_in(12)));
+		call->to = may_overlap ? call->from - 8 + pick(17) : pick(CELLS);
+	} while (call->to < 0 || call->to + call->new > end_of_half(w, call->to) ||
+		 (overlaps(call) && !may_overlap && !one_in(12)));
 }
 
 /* Does the file, and the place, have so many cells from there on? */
@@ -1166,7 +1290,7 @@ static void pick_move(const struct world *w, struct call *call)
 	call->from = pick_start(w);
 	call->old = pick_length(w, call->from, one_in(3) ? HALF / 2 : 7);
 	call->new = call->old;
-	call->flags = one_in(3) ? KEEP : FIXED;
+	call->flags = one_in(3) ? KEEP : one_in(3) ? OVERLAP : FIXED;
 	pick_place(w, call);
 }
 
@@ -1725,6 +1849,213 @@ TEST(trailing_gap_of_terabytes_mended)
 	EXPECT_OK(check_stamps(dst, bytes(2), 1));
 	EXPECT_OK(check_unmapped(SRC, bytes(2)));
 	EXPECT_OK(check_unmapped(dst + bytes(2), psize()));
+}
+
+/* ---- moves by less than the length ---- */
+
+/* The address space is filled from there on. */
+static unsigned long map_anywhere(size_t len)
+{
+	return (unsigned long)mmap(NULL, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS |
+				   MAP_NORESERVE, -1, 0);
+}
+
+/* A mapping for which there is not as much room a second time. */
+TEST(no_place_for_staging_mended)
+{
+	const size_t len = 70UL << 40;
+	unsigned long src;
+
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	src = map_anywhere(len);
+	if (error_of(src))
+		SKIP(return, "needs 70 TB of address space");
+	ASSERT_OK(check_zero(src, psize()));
+	ASSERT_OK(check_zero(src + len - psize(), psize()));
+	EXPECT_EQ(ENOMEM, error_of(do_mremap(src, len, len, OVERLAP, src - bytes(8))));
+	EXPECT_TRUE(is_present(src));
+	EXPECT_TRUE(is_present(src + len - psize()));
+	EXPECT_OK(check_unmapped(src - bytes(8), bytes(8)));
+}
+
+/* No more than 4 MB are free in one piece anywhere, and a few pages are shifted. */
+TEST(a_few_pages_need_no_staging_mended)
+{
+	const size_t len = bytes(16);
+
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	ASSERT_EQ(SRC, map_anon(SRC, len));
+	stamp_range(SRC, len, 1);
+	for (size_t hole = 64UL << 40; hole >= 4 * MB; hole /= 2)
+		while (!error_of(map_anywhere(hole)))
+			;
+	EXPECT_EQ(SRC, do_mremap(SRC, len, len, OVERLAP, SRC));
+	munmap(at(SRC + len), psize());
+	ASSERT_EQ(SRC + psize(), do_mremap(SRC, len, len, OVERLAP, SRC + psize()));
+	EXPECT_OK(check_stamps(SRC + psize(), len, 1));
+	EXPECT_OK(check_unmapped(SRC, psize()));
+}
+
+/* It takes nothing from limits that are exhausted, nor from the charge. */
+TEST(staging_has_no_limit_mended)
+{
+	const size_t len = bytes(16);
+	struct rlimit limit;
+
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	ASSERT_EQ(SRC, map_anon(SRC, len));
+	ASSERT_EQ(0, mlock(at(SRC), len));
+	stamp_range(SRC, len, 1);
+	limit = (struct rlimit) { len, len };
+	ASSERT_EQ(0, setrlimit(RLIMIT_MEMLOCK, &limit));
+	limit = (struct rlimit) { 0, 0 };
+	ASSERT_EQ(0, setrlimit(RLIMIT_AS, &limit));
+	ASSERT_EQ(0, setrlimit(RLIMIT_DATA, &limit));
+	ASSERT_EQ(0, setresuid(-1, 1, -1));
+	ASSERT_EQ(SRC + psize(), do_mremap(SRC, len, len, OVERLAP, SRC + psize()));
+	EXPECT_OK(check_stamps(SRC + psize(), len, 1));
+	EXPECT_OK(check_unmapped(SRC, psize()));
+}
+
+/*
+ * In the one hole that is large enough is the new place as well, below or above: the
+ * staging place is beside it.
+ */
+TEST(staging_is_not_the_new_place_mended)
+{
+	const size_t len = 16 * MB;
+
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	for (int up = 0; up < 2; up++) {
+		const unsigned long hole = map_anywhere(3 * len);
+		const unsigned long src = up ? hole : hole + 2 * len;
+		const unsigned long dst = up ? src + len / 2 : src - len / 2;
+
+		ASSERT_EQ(0, munmap(at(hole), 3 * len));
+		ASSERT_EQ(src, map_anon(src, len));
+		stamp_range(src, len, 1);
+		ASSERT_EQ(dst, do_mremap(src, len, len, OVERLAP, dst));
+		EXPECT_OK(check_stamps(dst, len, 1));
+		EXPECT_OK(check_unmapped(up ? src : dst + len, len / 2));
+		ASSERT_EQ(0, munmap(at(dst), len));
+	}
+}
+
+/*
+ * Two pages that go down into tables that are made for them, far from each other. If there
+ * is no memory for the second table, the first page goes back, and its table again.
+ * Untouched memory between them is too much to be shifted in place.
+ */
+static void fail_shifts(META, bool staged, bool from_one_on)
+{
+	const unsigned long src = SRC + pmd_span(), dst = src - bytes(1);
+	const unsigned long between = src + pmd_span() + bytes(8);
+	const size_t behind = 4 * pmd_span(), len = behind + bytes(1);
+	const char *why = start_failing(from_one_on);
+	unsigned long ret = 0;
+	long before;
+
+	if (why)
+		SKIP(return, "%s", why);
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(src, map_anon(src, bytes(1)));
+	ASSERT_EQ(src + behind, map_anon(src + behind, bytes(1)));
+	stamp(src, 1);
+	stamp(src + behind, 2);
+	if (staged)
+		ASSERT_EQ(between, map_anon(between, bytes(600)));
+	before = page_tables();
+	failure.has_failed = true;
+	for (failure.nth = 1; failure.has_failed; failure.nth++) {
+		ASSERT_GE(MOST_ALLOCATIONS, failure.nth);
+		arm_failure();
+		ret = do_mremap(src, len, len, OVERLAP, dst);
+		disarm_failure();
+		/* What can be asked for again is. */
+		if (ret == dst)
+			ret = do_mremap(dst, len, len, OVERLAP, src);
+		else
+			ASSERT_EQ(ENOMEM, error_of(ret));
+		ASSERT_EQ(before, page_tables())
+			TH_LOG("allocation %d", failure.nth);
+		ASSERT_OK(check_stamp(src, 1));
+		ASSERT_OK(check_stamp(src + behind, 2));
+	}
+	EXPECT_LT(4, failure.nth);
+	EXPECT_EQ(src, ret);
+	stop_failing();
+}
+
+TEST(no_page_table_stays_of_a_failed_shift_mended)
+{
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	fail_shifts(_metadata, /* staged = */ true, /* from_one_on = */ false);
+}
+
+/* One that fails in place is tried by way of a staging place: that has to fail as well. */
+TEST(no_page_table_stays_of_a_shift_failed_in_place_mended)
+{
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	fail_shifts(_metadata, /* staged = */ false, /* from_one_on = */ true);
+}
+
+/* Shifted by a page again and again, up and down: one mapping, no page table more. */
+TEST(shifts_leave_nothing_mended)
+{
+	const size_t len = 3 * pmd_span();
+	const unsigned long last = SRC + len - psize();
+	struct vma vma;
+	long before;
+
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(SRC, map_anon(SRC, len));
+	for (size_t done = 0; done < len; done += pmd_span() / 4)
+		stamp(SRC + done, done);
+	/* In a table of its own while it is up. */
+	stamp(last, 1);
+	before = page_tables();
+	for (int step = 1; step <= 8; step++) {
+		const unsigned long up = SRC + step * bytes(1);
+
+		ASSERT_EQ(up, do_mremap(SRC, len, len, OVERLAP, up));
+		for (size_t done = 0; done < len; done += pmd_span() / 4)
+			ASSERT_OK(check_stamp(up + done, done));
+		ASSERT_EQ(SRC, do_mremap(up, len, len, OVERLAP, SRC));
+		for (size_t done = 0; done < len; done += pmd_span() / 4)
+			ASSERT_OK(check_stamp(SRC + done, done));
+		ASSERT_OK(check_stamp(last, 1));
+		EXPECT_EQ(before, page_tables());
+	}
+	ASSERT_TRUE(find_vma(SRC, &vma));
+	EXPECT_EQ(SRC, vma.start);
+	EXPECT_EQ(SRC + len, vma.end);
+}
+
+/*
+ * Pages far from each other, shifted on and on: page tables that they have left within the
+ * mapping do not stay there.
+ */
+TEST(sparse_shifts_have_tables_only_where_pages_are_mended)
+{
+	const size_t len = GB, apart = 8 * pmd_span(), step = pmd_span() + bytes(1);
+	unsigned long at_now = SRC;
+	long before;
+
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	ASSERT_EQ(SRC, map_anon(SRC, len));
+	for (size_t done = 0; done < len; done += apart)
+		stamp(SRC + done, done);
+	before = page_tables();
+	for (int i = 0; i < 6; i++) {
+		ASSERT_EQ(at_now + step, do_mremap(at_now, len, len, OVERLAP, at_now + step));
+		at_now += step;
+		/* One for what is above the place that it began in. */
+		EXPECT_GE(before + (long)(psize() / KB), page_tables());
+	}
+	for (size_t done = 0; done < len; done += apart)
+		EXPECT_OK(check_stamp(at_now + done, done));
 }
 
 /* The first page of the address space is a source like any other. */

@@ -178,9 +178,10 @@ static const char *name_flags(unsigned long flags)
 		[FIXED] = "MREMAP_MAYMOVE|MREMAP_FIXED",
 		[DONTUNMAP] = "MREMAP_MAYMOVE|MREMAP_DONTUNMAP",
 		[KEEP] = "MREMAP_MAYMOVE|MREMAP_FIXED|MREMAP_DONTUNMAP",
+		[OVERLAP] = "MREMAP_MAYMOVE|MREMAP_FIXED|MREMAP_OVERLAP",
 	};
 
-	return flags < ARRAY_SIZE(names) ? names[flags] : "0x40";
+	return flags < ARRAY_SIZE(names) && names[flags] ? names[flags] : "0x40";
 }
 
 #define COUNTS	"vmas=%lu puds=%lu pmds=%lu huge=%lu ptes=%lu flushes=%lu relocated=%lu"
@@ -449,6 +450,30 @@ ROW(several_mappings_that_grow_mended, FIFTHS(bytes(8)),
 ROW(several_mappings_that_shrink_mended, FIFTHS(bytes(8)),
     CALLED(SRC, bytes(24), bytes(12), FIXED, DST + bytes(1),
 	   .counts = { .vmas = 2, .relocated = 2, .ptes = 12, .flushes = 2 }))
+
+/* By less than the length: a few pages in place, more by way of a staging place. */
+#define SHIFT(from, len, to)	from, len, len, OVERLAP, to
+ROW(shift_of_pages, PRIVATE, SRC, bytes(16),
+    .calls = { { SHIFT(SRC, bytes(16), SRC + bytes(1)), RELOCATED(.ptes = 16, .flushes = 1) },
+	       { SHIFT(SRC + bytes(1), bytes(16), SRC),
+		 RELOCATED(.ptes = 16, .flushes = 1) } })
+ROW(shift_of_all_that_is_done_in_place, PRIVATE, SRC, bytes(512), 4,
+    CALLED(SHIFT(SRC, bytes(512), SRC + bytes(1)), RELOCATED(.ptes = 128, .flushes = 1)))
+/* The first table has left its place, which it finds free. The second one stayed. */
+ROW(shift_of_one_page_more, PRIVATE, SRC, bytes(513), 4, .detached = true,
+    CALLED(SHIFT(SRC, bytes(513), SRC + bytes(1)),
+	   COPIED(.ptes = 130, .pmds = 1, .flushes = 2)))
+ROW(shift_of_nothing, UNTOUCHED, SRC, bytes(16),
+    CALLED(SHIFT(SRC, bytes(16), SRC + bytes(1)), RELOCATED(.flushes = 0)))
+ROW(shift_of_tables, PRIVATE, SRC, tables(4), 3,
+    CALLED(SHIFT(SRC, tables(4), SRC + tables(1)), COPIED(.pmds = 8, .flushes = 2)))
+ROW(shift_of_several_by_pages, FIFTHS(bytes(8)),
+    CALLED(SHIFT(SRC, bytes(40), SRC + bytes(3)),
+	   .counts = { .vmas = 4, .relocated = 4, .ptes = 32, .flushes = 4 }))
+/* What is shorter than the way it goes need not overlap itself. */
+ROW(shift_of_several_far, FIFTHS(bytes(8)),
+    CALLED(SHIFT(SRC, bytes(40), SRC + bytes(20)),
+	   .counts = { .vmas = 4, .relocated = 4, .ptes = 32, .flushes = 4 }))
 
 WHOLE(huge_pages, HUGE, SRC, tables(4), 1, DST, RELOCATED(.huge = 4, .flushes = 1))
 WHOLE(huge_pages_not_congruent, HUGE, SRC, tables(4), 1, DST + bytes(1),

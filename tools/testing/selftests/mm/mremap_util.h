@@ -26,10 +26,14 @@
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
+#ifndef MREMAP_OVERLAP
+#define MREMAP_OVERLAP 32
+#endif
 
 /* The flags as they can be used: each of them needs leave to move. */
 #define FIXED		(MREMAP_MAYMOVE | MREMAP_FIXED)
 #define DONTUNMAP	(MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
+#define OVERLAP		(FIXED | MREMAP_OVERLAP)
 
 /*
  * Tests lay out their mappings here: far from everything the kernel places
