@@ -100,7 +100,7 @@ struct move_stats {
  * The places are less than the length apart. So if that is no more than a table maps,
  * they are not congruent, and no table and no huge page can move whole.
  */
-#define MAX_ASIDE	min(512UL, (unsigned long)PTRS_PER_PTE)
+#define MAX_ASIDE	min_t(unsigned long, 512, PTRS_PER_PTE)
 
 /**
  * struct entry_aside - an entry that has left its old place and not yet arrived
