@@ -75,11 +75,14 @@ ONE(same_size, "****", "", 0, 4, 4, MREMAP_MAYMOVE);
 ONE(shrink_in_place, "******", "", 0, 6, 3);
 ONE(shrink_middle, "******", "", 1, 3, 1, MREMAP_MAYMOVE);
 ONE(shrink_across_mappings, "wwwrrr", "", 0, 6, 2);
+ONE(shrink_behind_first, "wwrrss", "", 0, 6, 5);
+ONE(shrink_from_gap, "ww..rrs", "", 0, 6, 3);
 ONE(grow_in_place, "****", "", 0, 4, 6);
 ONE(grow_in_place_may_move, "****", "", 0, 4, 6, MREMAP_MAYMOVE);
 ONE(grow_tail_part, "****", "", 2, 2, 4);
 ONE(grow_into_next, "**--**", "", 0, 2, 4);
 ONE(grow_to_neighbour, "ee..ww", "", 0, 2, 4);
+ONE(grow_beyond_short_gap, "ww.r", "", 0, 2, 4, MREMAP_MAYMOVE);
 
 /* To a place that the kernel chooses. */
 ONE(grow_blocked, "****r", "", 0, 4, 6, MREMAP_MAYMOVE);
