@@ -658,7 +658,7 @@ FIXTURE_TEARDOWN(sparse)
 	stop_failing();
 }
 
-static size_t pick(SELF, size_t limit)
+static size_t pick_next(SELF, size_t limit)
 {
 	self->random = self->random * 6364136223846793005ULL +
 		       1442695040888963407ULL;
@@ -672,16 +672,16 @@ static void pick_layout(SELF, VARIANT, uint64_t seed)
 	size_t head;
 
 	self->random = seed;
-	head = seed % 2 ? pick(self, per_table) : 0;
+	head = seed % 2 ? pick_next(self, per_table) : 0;
 	self->src = OLD_PLACE + bytes(head);
-	self->dst = NEW_PLACE + bytes(head + 1 + pick(self, per_table - 1));
+	self->dst = NEW_PLACE + bytes(head + 1 + pick_next(self, per_table - 1));
 	self->nr = 0;
 	for (int table = 0; table < SPARSE_TABLES; table++) {
-		if (variant->prefix ? table >= 2 + (int)seed : pick(self, 2))
+		if (variant->prefix ? table >= 2 + (int)seed : pick_next(self, 2))
 			continue;
-		for (size_t nr = 1 + pick(self, 3); nr; nr--)
+		for (size_t nr = 1 + pick_next(self, 3); nr; nr--)
 			self->pages[self->nr++] = table * per_table +
-						  pick(self, per_table);
+						  pick_next(self, per_table);
 	}
 	/* For the last mapping to fail when the others have moved. */
 	if (variant->prefix && variant->several)

@@ -484,20 +484,30 @@ static const char *punch_hole(struct race *race)
 	return reuse_pages(race);
 }
 
-TEST_F_TIMEOUT(race, hole_is_punched, TIMEOUT)
+static void start_punching(META, struct race *race)
 {
-	struct race *race = self->race;
-
 	race->fd = memfd_create("hole", 0);
 	ASSERT_LE(0, race->fd);
 	ASSERT_EQ(0, ftruncate(race->fd, race->len));
 	start_process(_metadata, race, punch_hole);
+}
+
+static void move_written_page(META, struct race *race, int flags)
+{
+	map_shared(_metadata, race);
+	start_writer(_metadata, race, SRC, false);
+	ASSERT_EQ(race->dst, raced_move(race, flags));
+	end_writer(race);
+	EXPECT_OK(complaint_of(race));
+}
+
+TEST_F_TIMEOUT(race, hole_is_punched, TIMEOUT)
+{
+	struct race *race = self->race;
+
+	start_punching(_metadata, race);
 	while (another_round(race)) {
-		map_shared(_metadata, race);
-		start_writer(_metadata, race, SRC, false);
-		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
-		end_writer(race);
-		EXPECT_OK(complaint_of(race));
+		move_written_page(_metadata, race, FIXED | DONTUNMAP);
 		EXPECT_OK(check_stamps(race->dst + psize(),
 				       race->len - psize(), 2));
 		unmap_both(race);
@@ -576,16 +586,9 @@ TEST_F_TIMEOUT(shift, hole_is_punched_mended, TIMEOUT)
 {
 	struct race *race = self->race;
 
-	race->fd = memfd_create("hole", 0);
-	ASSERT_LE(0, race->fd);
-	ASSERT_EQ(0, ftruncate(race->fd, race->len));
-	start_process(_metadata, race, punch_hole);
+	start_punching(_metadata, race);
 	while (another_round(race)) {
-		map_shared(_metadata, race);
-		start_writer(_metadata, race, SRC, false);
-		ASSERT_EQ(race->dst, raced_move(race, OVERLAP));
-		end_writer(race);
-		EXPECT_OK(complaint_of(race));
+		move_written_page(_metadata, race, OVERLAP);
 		EXPECT_OK(check_zero(race->dst, psize()));
 		EXPECT_OK(check_stamps(race->dst + psize(),
 				       race->len - psize(), 2));
@@ -606,10 +609,7 @@ TEST(directory_loses_page)
 		SKIP(return, NEEDS_DELAYS);
 	race->len = pud_span();
 	race->dst = DST;
-	race->fd = memfd_create("hole", 0);
-	ASSERT_LE(0, race->fd);
-	ASSERT_EQ(0, ftruncate(race->fd, race->len));
-	start_process(_metadata, race, punch_hole);
+	start_punching(_metadata, race);
 	while (another_round(race)) {
 		ASSERT_EQ(SRC, map_at(SRC, race->len, PROT_READ | PROT_WRITE,
 				      MAP_SHARED, race->fd, 0));

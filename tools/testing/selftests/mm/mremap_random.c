@@ -1353,22 +1353,6 @@ static void stop_busy_thread(void)
 
 /* ---- drawing calls ---- */
 
-static uint64_t random_state;
-
-/* Below the limit. */
-static int pick(int limit)
-{
-	random_state ^= random_state << 13;
-	random_state ^= random_state >> 7;
-	random_state ^= random_state << 17;
-	return (random_state >> 20) % limit;
-}
-
-static bool one_in(int nr)
-{
-	return pick(nr) == 0;
-}
-
 /* Of some seeds: whole tables, so that these move as such. */
 static bool is_large;
 

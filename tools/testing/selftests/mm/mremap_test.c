@@ -1217,22 +1217,6 @@ FIXTURE_TEARDOWN(random)
 {
 }
 
-static uint64_t random_state;
-
-/* Below the limit. */
-static int pick(int limit)
-{
-	random_state ^= random_state << 13;
-	random_state ^= random_state >> 7;
-	random_state ^= random_state << 17;
-	return (random_state >> 20) % limit;
-}
-
-static bool one_in(int nr)
-{
-	return pick(nr) == 0;
-}
-
 static void pick_layout(char *text, bool seals, int longest)
 {
 	static const char kinds[] = "wwwwweerrrnoodlgsssqppa........";

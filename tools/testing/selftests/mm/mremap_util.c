@@ -799,3 +799,18 @@ const char *check_events(struct monitor *monitor)
 			       monitor->got[nr_want % MESSAGES].event : 0);
 	return why ?: nr > MESSAGES ? "more events than can be kept" : NULL;
 }
+
+uint64_t random_state = 1;
+
+int pick(int limit)
+{
+	random_state ^= random_state << 13;
+	random_state ^= random_state >> 7;
+	random_state ^= random_state << 17;
+	return (random_state >> 20) % limit;
+}
+
+bool one_in(int nr)
+{
+	return pick(nr) == 0;
+}

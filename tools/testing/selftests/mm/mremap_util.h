@@ -284,6 +284,11 @@ const char *check_events(struct monitor *monitor);
 /* Only the latter: how many there were, or -1 if nobody reads them. */
 int forget_messages(struct monitor *monitor);
 
+/* Random numbers, below a limit: the same after the same state, which is not 0. */
+extern uint64_t random_state;
+int pick(int limit);
+bool one_in(int nr);
+
 /* MREMAP_EXPECT=base: expect what stock 6.12 does where this kernel differs. */
 bool expect_base(void);
 
