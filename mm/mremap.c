@@ -1814,6 +1814,7 @@ static void move_set_aside(struct pagetable_move *pm, struct move_window *win)
 {
 	unsigned long addr, end, nr = 0, placed = 0;
 
+	assert_rmap_locked(pm->src);
 	for (addr = pm->cursor; addr < pm->end; addr = end) {
 		end = min(ALIGN(addr + 1, PMD_SIZE), pm->end);
 		nr = set_entries_aside(pm, win, addr, end, nr);
