@@ -6,7 +6,7 @@ TREE ?= patched
 # For trying things out: the kernel that is built soonest.
 small = $(or $(FLAVOR),lean)
 
-scripts := base tree image run test soak basetest bench series shell guest check upstream matrix docs arm64
+scripts := base tree image run test soak cover basetest bench series shell guest check upstream matrix docs arm64
 .PHONY: help clean $(scripts)
 
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
@@ -16,6 +16,7 @@ help:
 	@echo "make run      boot the patched kernel and run real programs on it"
 	@echo "make test     run all tests"
 	@echo "make soak     go on with random calls against a model (SOAK=seconds, an hour unless told)"
+	@echo "make cover    list the lines of ours that no test reaches"
 	@echo "make basetest run them on the unpatched kernel, with what that is expected to do"
 	@echo "make shell    an interactive shell on the patched kernel"
 	@echo "make guest CMD='COMMAND...'"
@@ -68,7 +69,7 @@ matrix:
 basetest:
 	@lab/test.sh --base
 
-test soak bench series check upstream docs arm64:
+test soak cover bench series check upstream docs arm64:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
 

@@ -73,6 +73,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="wait for gdb on port 1234 before the first instruction")
     parser.add_argument("--timeout", type=float, metavar="SEC",
                         help="for boot and command (default 600, with --interactive a week)")
+    parser.add_argument("--pass-over", metavar="REGEX", default="$^",
+                        help="lines of the log that are no splat, whatever they look like")
     parser.add_argument("--log", type=Path, help="kernel log (default build/guest/<time>-<pid>.log)")
     parser.add_argument("--interactive", action="store_true", help="command runs on this terminal")
     parser.add_argument("command", nargs="+", metavar="COMMAND [ARG...]", help="after --")
@@ -271,8 +273,9 @@ def complain(message: str, log: Path) -> None:
           sep="\n", file=sys.stderr)
 
 
-def judge(status: int | None, log: Path) -> int:
-    splats = [line for line in log_lines(log) if SPLAT_LINE.search(line)]
+def judge(status: int | None, log: Path, pass_over: str) -> int:
+    splats = [line for line in log_lines(log)
+              if SPLAT_LINE.search(line) and not re.search(pass_over, line)]
     for line in splats[:10]:
         print(f"guest: splat: {line}", file=sys.stderr)
     if status is None:
@@ -291,9 +294,9 @@ def run(options: argparse.Namespace) -> int:
     options.log.write_bytes(b"")  # an older log there is not this guest's
     STATE.mkdir(parents=True, exist_ok=True)
     try:
-        return judge(boot(options), options.log)
+        return judge(boot(options), options.log, options.pass_over)
     except (TimeoutError, subprocess.TimeoutExpired):
-        judge(0, options.log)
+        judge(0, options.log, options.pass_over)
         complain(f"not done after {options.timeout:g} seconds", options.log)
         return TIMEOUT
 

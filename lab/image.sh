@@ -5,7 +5,7 @@
 
 . "$(dirname "$0")/common.sh"
 
-(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug|rt|lean
+(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug|rt|lean|cover|kcsan
 peer is the kernel source in the folder \$PEER"
 tree=$1 flavor=$2
 
@@ -32,13 +32,13 @@ prod)
 	objects=2280
 	fragments=(lab/config/prod.config)
 	;;
-debug | rt | lean)
+debug | rt | lean | cover | kcsan)
 	seed() { :; }
 	completion=(KCONFIG_ALLCONFIG=.config.wanted allnoconfig)
 	objects=1300
 	fragments=(lab/config/guest.config "lab/config/$flavor.config")
 	;;
-*) die "no flavor '$flavor': prod, debug, rt or lean" ;;
+*) die "no flavor '$flavor': prod, debug, rt, lean, cover or kcsan" ;;
 esac
 
 excluded='^$'
@@ -48,6 +48,7 @@ if [[ $flavor == rt ]]; then
 fi
 # Options that only the patched source has.
 extra=lab/config/patched-${flavor/rt/debug}.config
+[[ $flavor != kcsan ]] || extra=lab/config/patched-debug.config
 [[ $tree != patched || ! -e $extra ]] || fragments+=("$extra")
 
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
@@ -59,6 +60,14 @@ image=$out/arch/x86/boot/bzImage
 
 kbuild_environment "$tree-$flavor"
 kbuild=(make -C "$shadow" O="$flavor" -j"$(nproc)" CC="$kernel_gcc" HOSTCC="ccache gcc")
+# Lines are counted in the objects that we change. What is inlined before the counters
+# are put in would have lines that seem never to be reached.
+if [[ $flavor == cover ]]; then
+	kbuild+=(CFLAGS_mremap{,_call,_debug}.o=-fno-early-inlining)
+	while read -r object; do
+		kbuild+=("GCOV_PROFILE_$object=y")
+	done < <(lab/cover.py --objects)
+fi
 
 failed() {
 	# What gcc, ld, make and a full disk have in common.

@@ -7,7 +7,7 @@
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
 
-usage="usage: lab/soak.sh [-f prod|debug|rt|lean] [SECONDS]
+usage="usage: lab/soak.sh [-f prod|debug|rt|lean|kcsan] [SECONDS]
        lab/soak.sh --compare [FIRST-LAST]
   SECONDS    an hour unless told; the kernel is the debug one unless told
   --compare  the seeds from FIRST to LAST (1-20 unless told) on both lean kernels"
@@ -35,11 +35,12 @@ mkdir -p build/soak
 
 # run TREE FLAVOR SECONDS COMMAND: in a guest, which has the suite.
 run() {
-	local image
+	local image pass_over='$^'
+	[[ $2 != kcsan ]] || pass_over="BUG: KCSAN: "
 	image=$(lab/image.sh "$1" "$2" | tail -n 1)
 	[[ -n $image ]] || die "no $1 $2 image"
 	lab/guest.py --image "$image" --mem 2048 --timeout "$3" --log "build/soak/$1-$2.log" \
-		--append oops=panic --add build/selftests/mremap_random \
+		--append oops=panic --pass-over "$pass_over" --add build/selftests/mremap_random \
 		--add lab/test_setup.sh -- /bin/sh /bin/test_setup.sh sh -c "$4"
 }
 
@@ -47,6 +48,7 @@ suite="mremap_random -f asked_for"
 if [[ -z $seeds ]]; then
 	# A seed that was begun is brought to its end, and one that fails is shortened.
 	run patched "$flavor" $((seconds + 3600)) "MREMAP_SOAK=$seconds $suite"
+	[[ $flavor != kcsan ]] || lab/kcsan.py build/obj/patched/kcsan build/soak/patched-kcsan.log
 	exit
 fi
 

@@ -12,7 +12,7 @@ suites=(mremap_test mremap_errno mremap_features mremap_hugetlb mremap_multi mre
 # Not in a guest of ours: the kernel's own kunit.py builds and boots a kernel.
 kunit=1
 
-usage="usage: lab/test.sh [--base] [-f prod|debug|rt|lean] [-s SUITE] [-t TEST] [-- HARNESS_ARG...]
+usage="usage: lab/test.sh [--base] [-f prod|debug|rt|lean|kcsan] [-s SUITE] [-t TEST] [-- HARNESS_ARG...]
   --base  the unpatched kernel (lean unless told), whose own behaviour the tests then expect;
           MREMAP_EXPECT=patched shows where the two kernels differ
   -f, -s  only this flavor, only this suite: ${suites[*]}, or kunit
@@ -24,8 +24,9 @@ expect=patched
 arguments=()
 flavor_given=0
 
-declare -A seconds=([prod]=600 [lean]=600 [debug]=3600 [rt]=3600)	# limit for one suite
+declare -A seconds=([prod]=600 [lean]=600 [debug]=3600 [rt]=3600 [kcsan]=3600)	# limit for one suite
 declare -A append=([mremap_race]="numa=fake=2")	# on the command line
+declare -A pass_over=([kcsan]="BUG: KCSAN: ")	# that is judged by lab/kcsan.py
 
 is_one_of() {
 	local word=$1
@@ -51,7 +52,7 @@ while (($#)); do
 	-f | -s | -t)
 		(($# > 1)) || die "$1 needs a value"
 		case $1 in
-		-f) is_one_of "$2" prod debug rt lean || die "no flavor '$2': prod, debug, rt or lean"
+		-f) is_one_of "$2" prod debug rt lean kcsan || die "no flavor '$2': prod, debug, rt, lean or kcsan"
 			flavors=("$2") flavor_given=1 kunit=0 ;;
 		-s) is_one_of "$2" "${suites[@]}" kunit || die "no suite '$2': ${suites[*]} kunit"
 			[[ $2 == kunit ]] || kunit=0
@@ -82,7 +83,7 @@ run_suite() {
 	local tap=build/test/$name.tap log=build/test/$name.log report=build/test/$name.report
 
 	lab/guest.py --image "$image" --mem 2048 --timeout "${seconds[$flavor]}" --log "$log" \
-		--append "oops=panic ${append[$suite]-}" \
+		--append "oops=panic ${append[$suite]-}" --pass-over "${pass_over[$flavor]-$^}" \
 		--add "$out/$suite" --add lab/test_setup.sh -- \
 		/bin/sh /bin/test_setup.sh env MREMAP_EXPECT="$expect" "/bin/$suite" \
 		${arguments[@]+"${arguments[@]}"} >"$tap" 2>"$report.guest" || status=$?
@@ -136,5 +137,9 @@ for ((i = ${#flavors[@]} - 1; i >= 0; i--)); do
 	done
 done
 wait_for_jobs || broken=1
+if is_one_of kcsan "${flavors[@]}"; then
+	logs=("${suites[@]/%/.log}")
+	lab/kcsan.py "build/obj/$tree/kcsan" "${logs[@]/#/build/test/$tree-kcsan-}" || broken=1
+fi
 sum_up build/test/*.verdict
 exit "$broken"

@@ -1712,8 +1712,7 @@ static bool set_probability(const char *percent)
  */
 static void rehearse_failure(void)
 {
-	mlockall(MCL_CURRENT);
-	munlockall();
+	make_all_present();
 	failure.nth = MOST_ALLOCATIONS;
 	arm_failure();
 	do_mremap(0, 0, 0, 0, 0);

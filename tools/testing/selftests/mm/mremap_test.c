@@ -815,7 +815,7 @@ FAILING(shrink_two_mappings_in_place, PAGES, "wwwwrrrr", "", 1, 6, 2);
 FAILING(dontunmap, UNEVEN, "wwww", "", 0, 4, 4, KEEP, UP(0));
 FAILING(dontunmap_part, PAGES, "wwwwww", "", 1, 4, 4, KEEP, UP(1));
 FAILING(dontunmap_grow, PAGES, "wwwwww", "", 1, 4, 6, KEEP, UP(1));
-FAILING(dontunmap_grow_locked, UNEVEN, "llllll", "", 1, 4, 6, KEEP, UP(1));
+FAILING(dontunmap_grow_locked, PAGES, "llllll", "", 1, 4, 6, KEEP, UP(1));
 FAILING(dontunmap_shared, PAGES, "ssssss", "", 1, 4, 4, KEEP, UP(1));
 
 /* Something is mapped at the destination. */
@@ -870,7 +870,7 @@ FAILING(several_dontunmap, PAGES, "wwwwrr.pps.ddd", "", 2, 11, 11, KEEP, UP(2));
 FAILING(several_into_gaps, PAGES, "e.e", "e.e", 0, 3, 3, FIXED, UP(1));
 FAILING(several_grow, PAGES, "wwrrw", "", 1, 4, 6, FIXED, UP(1));
 FAILING(several_grow_over, PAGES, "wwrrw", "ddpp.ww", 1, 4, 6, FIXED, UP(1));
-FAILING(several_grow_locked, UNEVEN, "wwrlll", "", 1, 4, 6, FIXED, UP(1));
+FAILING(several_grow_locked, PAGES, "wwrlll", "", 1, 4, 6, FIXED, UP(1));
 FAILING(several_grow_in_place, PAGES, "wwrr", "", 1, 3, 6, MREMAP_MAYMOVE);
 FAILING(several_grow_anywhere, PARTS, "wwrrwwp", "", 1, 5, 9, MREMAP_MAYMOVE);
 FAILING(several_grow_and_keep, PAGES, "wwrrl", "", 1, 4, 6, KEEP, UP(1));

@@ -24,7 +24,11 @@
 /* Text is read in one piece: maps of some thousand mappings fit. */
 #define TEXT_SIZE	(8 * MB)
 
-static char text[TEXT_SIZE];
+/* Most tests need no more of the text than this: each reading of smaps walks over it. */
+#define USUAL_TEXT	(MB / 2)
+#define BUFFER(name)	static char name[TEXT_SIZE] __attribute__((aligned(USUAL_TEXT)))
+
+BUFFER(text);
 static char complaint[1024];
 
 const char *complain(const char *format, ...)
@@ -483,17 +487,28 @@ long committed_kb(void)
 	return need_kb("Committed_AS");
 }
 
-static char saved_maps[TEXT_SIZE];
+BUFFER(saved_maps);
 static struct counters saved_counters;
 
-/*
- * A longer text must not show as a page more of the process's own. More than this
- * is only for tests of thousands of mappings: each reading of smaps walks over it.
- */
+/* A longer text must not show as a page more of the process's own. */
 __attribute__((constructor)) static void touch_buffers(void)
 {
-	memset(text, 1, MB / 2);
-	memset(saved_maps, 1, MB / 2);
+	memset(text, 1, USUAL_TEXT);
+	memset(saved_maps, 1, USUAL_TEXT);
+}
+
+static void protect_spare_text(int prot)
+{
+	mprotect(text + USUAL_TEXT, TEXT_SIZE - USUAL_TEXT, prot);
+	mprotect(saved_maps + USUAL_TEXT, TEXT_SIZE - USUAL_TEXT, prot);
+}
+
+void make_all_present(void)
+{
+	protect_spare_text(PROT_NONE);
+	mlockall(MCL_CURRENT);
+	munlockall();
+	protect_spare_text(PROT_READ | PROT_WRITE);
 }
 
 void save_state(void)

@@ -220,6 +220,12 @@ long meminfo_kb(const char *field);
 long committed_kb(void);
 
 /*
+ * Faults in all that is mapped, with copies of its own where it is private; but for
+ * the parts of buffers that only thousands of mappings need.
+ */
+void make_all_present(void);
+
+/*
  * Remembers, and compares with, all of the process that a refused call must
  * leave alone: the text of /proc/self/maps and the counters.
  */
