@@ -28,11 +28,11 @@ suites+=(kunit)
 
 # shellcheck disable=SC2317 # start_job calls it
 run_suite() {
-	local suite=$1 name=$out/$1 start=$SECONDS status=0 append="numa=fake=2 kunit.enable=0"
+	local suite=$1 name=$out/$1 start=$SECONDS status=0 append="numa=fake=2"
 	local add=(--add "build/selftests/$suite" --add lab/test_setup.sh)
 	local command=(/bin/sh /bin/test_setup.sh "/bin/$suite")
 	# These tests run at boot.
-	[[ $suite != kunit ]] || add=() command=(true) append=""
+	[[ $suite != kunit ]] || add=() command=(true) append="kunit.enable=1"
 
 	lab/guest.py --image "$image" --timeout 1800 --log "$name.log" --append "oops=panic $append" \
 		--add lab/cover_inside.sh ${add[@]+"${add[@]}"} -- \

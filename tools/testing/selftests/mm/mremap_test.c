@@ -1865,6 +1865,21 @@ TEST(no_place_for_staging_mended)
 	EXPECT_OK(check_unmapped(src - bytes(8), bytes(8)));
 }
 
+/* There is room for one mapping of this length, and no longer for a second. */
+TEST(no_place_to_grow)
+{
+	const size_t len = 70UL << 40;
+	unsigned long src;
+
+	if (error_of(map_anywhere(len)))
+		SKIP(return, "needs 70 TB of address space");
+	src = map_anywhere(psize());
+	ASSERT_EQ(0, error_of(src));
+	save_state();
+	EXPECT_EQ(ENOMEM, error_of(do_mremap(src, psize(), len, MREMAP_MAYMOVE, 0)));
+	EXPECT_OK(check_state());
+}
+
 /* No more than 4 MB are free in one piece anywhere, and a few pages are shifted. */
 TEST(a_few_pages_need_no_staging_mended)
 {
