@@ -14,6 +14,7 @@ $(if $(unknown),$(error no target '$(firstword $(unknown))', see 'make help'))
 
 help:
 	@echo "make run      boot the patched kernel and run real programs on it"
+	@echo "              (ALL=1: many more of them, databases and stress-ng among them)"
 	@echo "make test     run all tests"
 	@echo "make soak     go on with random calls against a model (SOAK=seconds, an hour unless told)"
 	@echo "make cover    list the lines of ours that no test reaches"
@@ -46,6 +47,7 @@ tree: base
 image:
 	@lab/image.sh '$(TREE)' '$(or $(FLAVOR),prod)'
 
+run: export ALL := $(ALL)
 run:
 	@lab/run.sh '$(TREE)' '$(small)'
 

@@ -15,6 +15,7 @@ declare -A groups=(
 	[test]="gcc libc6-dev libcap-dev make rsync"
 	[bench]="gcc gnuplot-nox libc6-dev python3"
 	[run]="criu gcc libc6-dev linux-perf python3"
+	[run-all]="libpython3.11-testsuite perl postgresql redis-tools stress-ng valgrind"
 	[series]="git liburcu-dev perl python3"
 	[check]="clang codespell coccinelle lld llvm mypy ocaml-nox pyflakes3 shellcheck sparse"
 )

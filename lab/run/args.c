@@ -4,6 +4,8 @@
  * the top of the address space and then shifts it down to its randomised
  * place, moving its page tables; each round gets another distance.
  * The new image checks every argument against what it must be.
+ *
+ * With a number, it does so that many times.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,15 +63,18 @@ int main(int argc, char **argv)
 {
 	/* Arguments may take a quarter of the stack's limit. */
 	const struct rlimit stack = { 64 << 20, 64 << 20 };
+	int rounds = ROUNDS;
 
-	if (argc > 1)
+	if (argc == 2)
+		rounds = atoi(argv[1]);
+	else if (argc > 2)
 		return check(argc, argv);
 
 	if (setrlimit(RLIMIT_STACK, &stack)) {
 		perror("setrlimit");
 		return 1;
 	}
-	for (int round = 0; round < ROUNDS; round++) {
+	for (int round = 0; round < rounds; round++) {
 		int status;
 		pid_t pid = fork();
 
@@ -86,6 +91,6 @@ int main(int argc, char **argv)
 			return 1;
 		}
 	}
-	printf("%d times %lu bytes of arguments\n", ROUNDS, NARGS * ARG_LEN);
+	printf("%d times %lu bytes of arguments\n", rounds, NARGS * ARG_LEN);
 	return 0;
 }

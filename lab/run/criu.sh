@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 # Dump a process whose memory moves about, restore it, let it check its memory.
 # usage: criu.sh MOVED MODE PRE_DUMPS
-#   MOVED, MODE  the program built from moved.c, and its argument
+#   MOVED, MODE  the program built from moved.c, and its argument. With "lazy" it is
+#                restored without its pages, which userfaultfd brings when they are
+#                touched, or later: to where they have been moved meanwhile
 #   PRE_DUMPS    dumps on the way, between which the process moves its memory:
 #                each holds only what the kernel says has changed since the last
 set -euo pipefail
@@ -72,7 +74,21 @@ done
 while kill -0 "$pid" 2>/dev/null; do
 	sleep 0.1
 done
-criu_run restore "$last" --restore-detached
+restore=(--restore-detached) lazy_pages=
+if [[ $mode == lazy ]]; then
+	criu_run lazy-pages "$last" -v4 &
+	lazy_pages=$!
+	until [[ -S $last/lazy-pages.socket ]]; do
+		kill -0 "$lazy_pages"
+		sleep 0.1
+	done
+	restore+=(--lazy-pages)
+fi
+criu_run restore "$last" "${restore[@]}"
 kill -USR1 "$pid"
 wait_for_move "$n"
+if [[ $lazy_pages ]]; then
+	wait "$lazy_pages"	# until it has brought all pages
+	grep -q '#PF' "$last/lazy-pages.log" || fail "no page was waited for" "not lazy"
+fi
 echo "$(du -sm . | cut -f1) MB dumped in $last parts and restored"

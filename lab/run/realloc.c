@@ -6,6 +6,7 @@
  *
  * With "advised" for an argument, the upper half of it is left out of core dumps before
  * each step, as programs do with what they can compute anew. So it is two mappings.
+ * With a number, it grows to that many MB only.
  */
 #define _DEFAULT_SOURCE
 #include <stdlib.h>
@@ -27,14 +28,15 @@ static int advise(char *buf, size_t size)
 int main(int argc, char **argv)
 {
 	const int advised = argc > 1 && !strcmp(argv[1], "advised");
+	const size_t last = argc > 1 && !advised ? strtoul(argv[1], NULL, 0) << 20 : LAST;
 	size_t size = 0, steps = 0, moved = 0;
 	char *buf = NULL;
 
-	for (size_t want = FIRST; size < LAST; want = size + size / 2) {
+	for (size_t want = FIRST; size < last; want = size + size / 2) {
 		uintptr_t old = (uintptr_t)buf;
 		char *grown;
 
-		want = (want > LAST ? LAST : want) & ~(STAMP_PAGE - 1);
+		want = (want > last ? last : want) & ~(STAMP_PAGE - 1);
 		grown = realloc(buf, want);
 		if (!grown) {
 			perror("realloc");
