@@ -8,7 +8,7 @@
 . "$(dirname "$0")/common.sh"
 
 suites=(mremap_test mremap_errno mremap_features mremap_hugetlb mremap_multi mremap_merge mremap_uffd mremap_trace
-	mremap_accounting mremap_dontunmap mremap_race mremap_random)
+	mremap_accounting mremap_dontunmap mremap_race mremap_random mremap_scale)
 # Not in a guest of ours: the kernel's own kunit.py builds and boots a kernel.
 kunit=1
 

@@ -40,4 +40,6 @@ if grep -qw 'ext[24]' /proc/filesystems; then
 	mount /dev/loop0 disk
 	export MREMAP_DISK=/tmp/disk
 fi
+# Such kernels check all mappings of a process whenever one changes.
+[ ! -e /proc/self/fail-nth ] || export MREMAP_SCALE="${MREMAP_SCALE-0.02}"
 exec "$@"

@@ -968,6 +968,106 @@ TEST_F(profiled, nothing_else_mended)
 	EXPECT_EQ(0, take_told(self, told, 1));
 }
 
+/* Half of a ring would be counted as all of it when it goes. */
+TEST(ring_of_perf_stays_whole)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_SOFTWARE,
+		.config = PERF_COUNT_SW_DUMMY,
+		.size = sizeof(attr),
+	};
+	const size_t len = bytes(1 + RING_PAGES);
+	const int fd = syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0);
+
+	if (fd < 0)
+		SKIP(return, "needs perf_event_open(2)");
+	ASSERT_EQ(SRC, map_at(SRC, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+	save_state();
+	EXPECT_EQ(EINVAL, error_of(move_to(SRC, bytes(1), bytes(1), DST)));
+	EXPECT_EQ(EINVAL, error_of(move_to(SRC + bytes(1), len - bytes(1),
+					   len - bytes(1), DST)));
+	EXPECT_EQ(EINVAL, error_of(do_mremap(SRC, len, bytes(1), 0, 0)));
+	EXPECT_OK(check_state());
+	EXPECT_EQ(DST, move_to(SRC, len, len, DST));
+	EXPECT_EQ(0, munmap(at(DST), len));
+	close(fd);
+}
+
+/* ---- breakpoints of uprobes ---- */
+
+#define TRACING		"/sys/kernel/tracing/"
+#define PROBE		"mremap_features/probe"
+#define NOP		0x90
+#define BREAKPOINT	0xcc
+
+FIXTURE(probed)
+{
+	int fd;
+};
+
+/* At the start of the second page of a file that has nothing to do. */
+FIXTURE_SETUP(probed)
+{
+	static char code[64 * KB];
+	char text[128];
+
+#ifndef __x86_64__
+	SKIP(return, "needs x86");
+#endif
+	self->fd = memfd_create("mremap_features", 0);
+	memset(code, NOP, sizeof(code));
+	ASSERT_EQ((long)bytes(2), write(self->fd, code, bytes(2)));
+	snprintf(text, sizeof(text), "p:" PROBE " /proc/%d/fd/%d:%#zx", getpid(),
+		 self->fd, bytes(1));
+	if (!write_setting(TRACING "uprobe_events", text))
+		SKIP(return, "needs CONFIG_UPROBE_EVENTS (" TRACING ")");
+	ASSERT_TRUE(write_setting(TRACING "events/" PROBE "/enable", "1"));
+}
+
+FIXTURE_TEARDOWN(probed)
+{
+	write_setting(TRACING "events/" PROBE "/enable", "0");
+	write_setting(TRACING "uprobe_events", "-:" PROBE);
+}
+
+static void map_probed(META, FIXTURE_DATA(probed) *self, unsigned long addr,
+		       size_t page)
+{
+	ASSERT_EQ(addr, map_at(addr, bytes(1), PROT_READ | PROT_EXEC,
+			       MAP_PRIVATE, self->fd, bytes(page)));
+}
+
+static long move_breakpoint(META, FIXTURE_DATA(probed) *self)
+{
+	struct counters after;
+	struct vma vma;
+
+	map_probed(_metadata, self, DST, 0);
+	map_probed(_metadata, self, SRC, 1);
+	EXPECT_EQ(BREAKPOINT, *(volatile uint8_t *)at(SRC));
+	ASSERT_EQ(DST + bytes(1), move_to(SRC, bytes(1), bytes(1),
+					  DST + bytes(1)));
+	EXPECT_EQ(BREAKPOINT, *(volatile uint8_t *)at(DST + bytes(1)));
+	ASSERT_TRUE(find_vma(DST, &vma));
+	/* Else this shows nothing. Stock may keep them apart. */
+	if (!expect_base())
+		EXPECT_EQ(DST + bytes(2), vma.end);
+	ASSERT_EQ(0, munmap(at(DST), bytes(2)));
+	read_counters(&after);
+	return after.rss_anon;
+}
+
+/*
+ * The mapping at the new place becomes longer before the pages come there. Whoever
+ * sets a breakpoint at that time loses a page.
+ */
+TEST_F(probed, breakpoint_moves_to_a_neighbour)
+{
+	const long before = move_breakpoint(_metadata, self);
+
+	EXPECT_EQ(before, move_breakpoint(_metadata, self));
+}
+
 /* ---- execve: the new stack is shifted with all arguments in it ---- */
 
 #define EXEC_STRINGS	80
