@@ -134,7 +134,7 @@ run_guest() {
 	suite=$(head_of "$1" Suite)
 	test=$(head_of "$1" Test)
 	[[ $test != *.* ]] || filter=-r
-	[[ $suite != mremap_race ]] || arguments+=" numa=fake=2"
+	[[ $suite != mremap_r[ai][cv]* ]] || arguments+=" numa=fake=2"
 	lab/guest.py --image $scratch/build/image --mem 2048 --timeout $seconds \
 		--log "$out.log" --append "$arguments" \
 		--add "build/selftests/$suite" --add lab/test_setup.sh -- \

@@ -8,7 +8,7 @@
 . "$(dirname "$0")/common.sh"
 
 suites=(mremap_test mremap_errno mremap_features mremap_hugetlb mremap_multi mremap_merge mremap_uffd mremap_trace
-	mremap_accounting mremap_dontunmap mremap_race mremap_random mremap_scale)
+	mremap_accounting mremap_dontunmap mremap_race mremap_rivals mremap_random mremap_scale)
 # Not in a guest of ours: the kernel's own kunit.py builds and boots a kernel.
 kunit=1
 
@@ -25,7 +25,7 @@ arguments=()
 flavor_given=0
 
 declare -A seconds=([prod]=600 [lean]=600 [debug]=3600 [rt]=3600 [kcsan]=3600)	# limit for one suite
-declare -A append=([mremap_race]="numa=fake=2")	# on the command line
+declare -A append=([mremap_race]="numa=fake=2" [mremap_rivals]="numa=fake=2")	# on the command line
 declare -A pass_over=([kcsan]="BUG: KCSAN: ")	# that is judged by lab/kcsan.py
 
 is_one_of() {

@@ -28,10 +28,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -223,11 +221,15 @@ static void start_thread(META, struct race *race,
 static void start_process(META, struct race *race,
 			  const char *(*disturb)(struct race *race))
 {
+	pid_t child;
+
 	race->disturb = disturb;
-	race->child = fork();
-	ASSERT_LE(0, race->child);
-	if (race->child)
+	child = fork();
+	ASSERT_LE(0, child);
+	if (child) {
+		race->child = child;
 		return;
+	}
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
 	disturb_all_calls(race);
@@ -626,30 +628,6 @@ TEST(directory_loses_page)
 
 /* ---- pages that are cleaned ---- */
 
-#define RAMFS_MAGIC	0x858458f6
-#define TMPFS_MAGIC	0x01021994
-
-/* A file that is written to a disk: in the working directory, or $MREMAP_DISK. */
-static int open_on_disk(struct race *race)
-{
-	const char *dir = getenv("MREMAP_DISK") ?: ".";
-	struct statfs fs;
-	char path[256];
-
-	snprintf(path, sizeof(path), "%s/mremap_race.%d", dir, getpid());
-	race->fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
-	if (race->fd < 0 || fstatfs(race->fd, &fs))
-		return -1;
-	race->direct = open(path, O_RDONLY | O_DIRECT);
-	unlink(path);
-	if ((unsigned int)fs.f_type == RAMFS_MAGIC || fs.f_type == TMPFS_MAGIC ||
-	    race->direct < 0 || ftruncate(race->fd, race->len))
-		return -1;
-	return 0;
-}
-
-#define NEEDS_DISK	"needs a file system with O_DIRECT in $MREMAP_DISK"
-
 /* After this, the writer's last write has to make the page dirty again. */
 static const char *clean_first_page(struct race *race)
 {
@@ -678,7 +656,7 @@ TEST_F_TIMEOUT(race, file_is_cleaned, TIMEOUT)
 {
 	struct race *race = self->race;
 
-	if (open_on_disk(race))
+	if (!open_on_disk(race->len, &race->fd, &race->direct))
 		SKIP(return, NEEDS_DISK);
 	start_process(_metadata, race, clean_first_page);
 	while (another_round(race)) {
@@ -957,32 +935,12 @@ TEST_F_TIMEOUT(race, file_is_migrated, TIMEOUT)
 
 /* ---- pages that are swapped out ---- */
 
-#define CGROUPS	"/sys/fs/cgroup/"
-#define CGROUP	CGROUPS "mremap_race"
-
-static bool join_cgroup(const char *procs)
-{
-	char pid[16];
-
-	snprintf(pid, sizeof(pid), "%d", getpid());
-	return write_setting(procs, pid);
-}
-
-/* In a group of one's own, whose memory can be reclaimed from outside. */
-static bool enter_cgroup(void)
-{
-	write_setting(CGROUPS "cgroup.subtree_control", "+memory");
-	mkdir(CGROUP, 0700);
-	return !access(CGROUP "/memory.reclaim", W_OK) &&
-	       join_cgroup(CGROUP "/cgroup.procs");
-}
-
 /* It may get less than it asks for. */
 static const char *reclaim_memory(struct race *race)
 {
 	(void)race;
 	for (int i = 0; i < 3; i++)
-		write_setting(CGROUP "/memory.reclaim", "1M");
+		write_setting(OWN_CGROUP "memory.reclaim", "1M");
 	return NULL;
 }
 
@@ -993,8 +951,8 @@ TEST_F_TIMEOUT(race, memory_is_reclaimed, TIMEOUT)
 	if (meminfo_kb("SwapFree") <= 0)
 		SKIP(return, "needs swap space");
 	start_process(_metadata, race, reclaim_memory);
-	if (!enter_cgroup())
-		SKIP(return, "needs memory.reclaim of control groups");
+	if (!enter_group())
+		SKIP(return, NEEDS_CGROUP);
 	while (another_round(race)) {
 		map_private(_metadata, race);
 		save_frames(_metadata, race);
@@ -1008,8 +966,7 @@ TEST_F_TIMEOUT(race, memory_is_reclaimed, TIMEOUT)
 		EXPECT_OK(check_stamps(race->dst, race->len, 1));
 		unmap_both(race);
 	}
-	join_cgroup(CGROUPS "cgroup.procs");
-	rmdir(CGROUP);
+	leave_group();
 }
 
 /* ---- pages that others hold ---- */
@@ -1044,7 +1001,7 @@ TEST_F_TIMEOUT(race, direct_read, TIMEOUT)
 {
 	struct race *race = self->race;
 
-	if (open_on_disk(race))
+	if (!open_on_disk(race->len, &race->fd, &race->direct))
 		SKIP(return, NEEDS_DISK);
 	map_shared(_metadata, race);
 	stamp_range(SRC, race->len, ON_DISK);

@@ -11,7 +11,9 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "../kselftest.h"
@@ -603,6 +605,47 @@ long read_long(const char *path)
 	if (!read_setting(path, value, sizeof(value)))
 		return -1;
 	return strtol(value, NULL, 10);
+}
+
+#define RAMFS_MAGIC	0x858458f6
+#define TMPFS_MAGIC	0x01021994
+
+bool open_on_disk(size_t len, int *fd, int *direct)
+{
+	const char *dir = getenv("MREMAP_DISK") ?: ".";
+	struct statfs fs;
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/mremap.%d", dir, getpid());
+	*fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+	if (*fd < 0 || fstatfs(*fd, &fs))
+		return false;
+	*direct = open(path, O_RDWR | O_DIRECT);
+	unlink(path);
+	return (unsigned int)fs.f_type != RAMFS_MAGIC &&
+	       fs.f_type != TMPFS_MAGIC && *direct >= 0 && !ftruncate(*fd, len);
+}
+
+static bool join_group(const char *procs)
+{
+	char pid[16];
+
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	return write_setting(procs, pid);
+}
+
+bool enter_group(void)
+{
+	write_setting(CGROUPS "cgroup.subtree_control", "+memory");
+	mkdir(OWN_CGROUP, 0700);
+	return !access(OWN_CGROUP "memory.reclaim", W_OK) &&
+	       join_group(OWN_CGROUP "cgroup.procs");
+}
+
+void leave_group(void)
+{
+	join_group(CGROUPS "cgroup.procs");
+	rmdir(OWN_CGROUP);
 }
 
 #define DEBUGFS		"/sys/kernel/debug/"

@@ -241,6 +241,22 @@ long read_long(const char *path);
 bool is_asleep(pid_t task);
 
 /*
+ * A file without a name that is written to a disk, in $MREMAP_DISK or the working
+ * directory; and the same past the page cache.
+ */
+#define NEEDS_DISK	"needs a file system with O_DIRECT in $MREMAP_DISK"
+
+bool open_on_disk(size_t len, int *fd, int *direct);
+
+/* A control group of one's own, whose memory can be reclaimed from outside. */
+#define CGROUPS		"/sys/fs/cgroup/"
+#define OWN_CGROUP		CGROUPS "mremap/"
+#define NEEDS_CGROUP	"needs memory.reclaim of control groups"
+
+bool enter_group(void);
+void leave_group(void);
+
+/*
  * Fault injection: makes the nth allocation from here on fail. The first says
  * what is missing for it, the last whether it has come to that.
  */
