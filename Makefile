@@ -6,7 +6,7 @@ TREE ?= patched
 # For trying things out: the kernel that is built soonest.
 small = $(or $(FLAVOR),lean)
 
-scripts := base tree image run test soak cover basetest bench series shell guest check upstream matrix docs arm64
+scripts := base tree image run test soak fuzz cover basetest bench series shell guest check upstream matrix docs arm64
 .PHONY: help clean $(scripts)
 
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
@@ -17,13 +17,14 @@ help:
 	@echo "              (ALL=1: many more of them, databases and stress-ng among them)"
 	@echo "make test     run all tests"
 	@echo "make soak     go on with random calls against a model (SOAK=seconds, an hour unless told)"
+	@echo "make fuzz     programs of calls, guided by coverage (FUZZ=seconds, ten minutes unless told)"
 	@echo "make cover    list the lines of ours that no test reaches"
 	@echo "make basetest run them on the unpatched kernel, with what that is expected to do"
 	@echo "make shell    an interactive shell on the patched kernel"
 	@echo "make guest CMD='COMMAND...'"
 	@echo "              run a command of this machine on it (GUEST='...': options of lab/guest.py)"
 	@echo "make image    build a kernel and print its path"
-	@echo "              (TREE=base|patched FLAVOR=prod|debug|rt|lean; TREE=patched FLAVOR=prod"
+	@echo "              (TREE=base|patched FLAVOR=prod|debug|rt|fuzz|lean; TREE=patched FLAVOR=prod"
 	@echo "              unless told, for run, shell and guest FLAVOR=lean)"
 	@echo "make base     install and unpack the unpatched source to build/base/"
 	@echo "make tree     the same with our files and patches on it, build/tree/"
@@ -71,7 +72,7 @@ matrix:
 basetest:
 	@lab/test.sh --base
 
-test soak cover bench series check upstream docs arm64:
+test soak fuzz cover bench series check upstream docs arm64:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
 

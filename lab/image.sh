@@ -5,7 +5,7 @@
 
 . "$(dirname "$0")/common.sh"
 
-(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug|rt|lean|cover|kcsan
+(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug|rt|fuzz|lean|cover|kcsan
 peer is the kernel source in the folder \$PEER"
 tree=$1 flavor=$2
 
@@ -32,23 +32,38 @@ prod)
 	objects=2280
 	fragments=(lab/config/prod.config)
 	;;
-debug | rt | lean | cover | kcsan)
+debug | rt | fuzz | lean | cover | kcsan)
 	seed() { :; }
 	completion=(KCONFIG_ALLCONFIG=.config.wanted allnoconfig)
 	objects=1300
 	fragments=(lab/config/guest.config "lab/config/$flavor.config")
 	;;
-*) die "no flavor '$flavor': prod, debug, rt, lean, cover or kcsan" ;;
+*) die "no flavor '$flavor': prod, debug, rt, fuzz, lean, cover or kcsan" ;;
 esac
 
-excluded='^$'
+excluded='^$' options=$flavor instrumented=()
 if [[ $flavor == rt ]]; then
-	fragments=(lab/config/{guest,debug,rt}.config)
+	options=debug fragments=(lab/config/{guest,debug,rt}.config)
 	excluded='^CONFIG_(PREEMPT|TRANSPARENT_HUGEPAGE.*|NUMA_BALANCING|TEST_HMM)='
+elif [[ $flavor == fuzz ]]; then
+	options=debug fragments=(lab/config/{guest,debug,fuzz}.config)
+	# Kbuild's own variables: with KCOV and, to tell lines from addresses, -g1.
+	for object in mremap mremap_call vma mmap userfaultfd hugetlb rmap ksm huge_memory \
+		mlock mprotect madvise pgtable-generic; do
+		instrumented+=("KCOV_INSTRUMENT_$object.o=y" "CFLAGS_$object.o=-g1")
+	done
+elif [[ $flavor == kcsan ]]; then
+	options=debug
+elif [[ $flavor == cover ]]; then
+	# Lines are counted in the objects that we change. What is inlined before the
+	# counters are put in would have lines that seem never to be reached.
+	instrumented=(CFLAGS_mremap{,_call,_debug}.o=-fno-early-inlining)
+	while read -r object; do
+		instrumented+=("GCOV_PROFILE_$object=y")
+	done < <(lab/cover.py --objects)
 fi
 # Options that only the patched source has.
-extra=lab/config/patched-${flavor/rt/debug}.config
-[[ $flavor != kcsan ]] || extra=lab/config/patched-debug.config
+extra=lab/config/patched-$options.config
 [[ $tree != patched || ! -e $extra ]] || fragments+=("$extra")
 
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
@@ -59,15 +74,8 @@ log=$out.log
 image=$out/arch/x86/boot/bzImage
 
 kbuild_environment "$tree-$flavor"
-kbuild=(make -C "$shadow" O="$flavor" -j"$(nproc)" CC="$kernel_gcc" HOSTCC="ccache gcc")
-# Lines are counted in the objects that we change. What is inlined before the counters
-# are put in would have lines that seem never to be reached.
-if [[ $flavor == cover ]]; then
-	kbuild+=(CFLAGS_mremap{,_call,_debug}.o=-fno-early-inlining)
-	while read -r object; do
-		kbuild+=("GCOV_PROFILE_$object=y")
-	done < <(lab/cover.py --objects)
-fi
+kbuild=(make -C "$shadow" O="$flavor" -j"$(nproc)" CC="$kernel_gcc" HOSTCC="ccache gcc"
+	${instrumented[@]+"${instrumented[@]}"})
 
 failed() {
 	# What gcc, ld, make and a full disk have in common.
