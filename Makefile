@@ -2,15 +2,24 @@
 #
 # The commands of the laboratory; the work is done in lab/.
 
-TREE ?= patched
+# The unpatched kernel: the name of a file in bases/. The port is to the first one.
+export BASE ?= 6.12
+TREE ?= $(if $(other_base),base,patched)
+other_base := $(filter-out 6.12,$(BASE))
 # For trying things out: the kernel that is built soonest.
 small = $(or $(FLAVOR),lean)
 
-scripts := base tree image run test soak fuzz cover basetest bench series shell guest check upstream matrix docs arm64
+scripts := base tree image run test soak fuzz cover basetest bench series shell guest check upstream matrix docs arm64 \
+	fixes
 .PHONY: help clean $(scripts)
 
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
 $(if $(unknown),$(error no target '$(firstword $(unknown))', see 'make help'))
+
+# What can be done without the port.
+portless := base image shell guest fixes upstream help clean
+porting := $(if $(other_base),$(filter-out $(portless),$(MAKECMDGOALS)))
+$(if $(porting),$(error 'make $(firstword $(porting))' needs the port to $(BASE), which is not there yet))
 
 help:
 	@echo "make run      boot the patched kernel and run real programs on it"
@@ -28,6 +37,7 @@ help:
 	@echo "              unless told, for run, shell and guest FLAVOR=lean)"
 	@echo "make base     install and unpack the unpatched source to build/base/"
 	@echo "make tree     the same with our files and patches on it, build/tree/"
+	@echo "make fixes    apply fixes of bugs to the unpatched source, test each before and after"
 	@echo "make bench    compare the patched kernel's costs with the unpatched one's"
 	@echo "make matrix   compile in many configurations and for other architectures"
 	@echo "make arm64    run tests on an arm64 kernel"
@@ -37,6 +47,7 @@ help:
 	@echo "make check    check the sources themselves"
 	@echo "make upstream what changed upstream in the files that we replace or patch"
 	@echo "make clean    remove build/, all that was made"
+	@echo "BASE=7.3      for base, image, shell, guest, fixes, upstream: another unpatched kernel"
 	@echo "CCACHE_DIR    where compiled objects are kept (as ccache has it unless set)"
 
 base:
@@ -75,6 +86,9 @@ basetest:
 test soak fuzz cover bench series check upstream docs arm64:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
+
+fixes:
+	@lab/fixes.py
 
 clean:
 	rm -rf build

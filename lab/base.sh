@@ -1,56 +1,97 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# build/base/: the pristine source of Debian's linux-source-6.12.
-# "lab/base.sh record" notes in lab/base.sums what the series is made against:
-# upstream's version and the checksums of the files that it replaces or patches.
+# build/base/: the pristine source of Debian's linux-source-6.12. With another BASE in
+# the environment the same in build/BASE/, beside its configuration; what is not in
+# the machine's own suites is downloaded, and unpacked without being installed.
+# "lab/base.sh record" notes in bases/BASE what our changes are made against:
+# upstream's version and the checksums of the files that they replace or patch.
 
 . "$(dirname "$0")/common.sh"
 
-package=linux-source-6.12
-archive=/usr/src/$package.tar.xz
-base=build/base
-sums=lab/base.sums
+package=$(of_base source)
+suite=$(of_base suite)
+downloads=$work/packages
 
+# unpack VERSION COMMAND...: the command prints the archive
 unpack() {
 	local version=$1
-	need_space 4000 "$base/ and build/tree/"
+	shift
+	need_space 4000 "$base/ and what is made of it"
 	echo "unpacking $package $version to $base/" >&2
 	lab/upstream.sh keep
-	rm -rf $base.tmp $base.version $base
-	mkdir $base.tmp
+	rm -rf "$base.tmp" "$base.version" "$base"
+	mkdir -p "$base.tmp"
 	# Files of a new base must be newer than the objects made from the old one.
-	tar --extract --touch --strip-components=1 --file=$archive --directory=$base.tmp \
-		2>$base.log || die "unpacking $archive failed: $(tail -n 1 $base.log)"
-	mv $base.tmp $base
-	echo "$version" >$base.version
+	"$@" | tar --extract --touch --strip-components=1 --xz --directory="$base.tmp" \
+		2>"$base.log" || die "unpacking $package failed: $(tail -n 1 "$base.log")"
+	mv "$base.tmp" "$base"
+	echo "$version" >"$base.version"
+}
+
+installed() {
+	local version
+	version=$(dpkg-query -Wf '${Version}' "$package")
+	[[ -d $base && $version == "$(cat "$base.version" 2>/dev/null)" ]] ||
+		unpack "$version" cat "/usr/src/$package.tar.xz"
+}
+
+# out_of PACKAGE FILE...: prints files of a downloaded package
+out_of() {
+	local name=$1
+	shift
+	dpkg-deb --fsys-tarfile "$downloads/$name"_*.deb |
+		tar --extract --to-stdout --wildcards "$@"
+}
+
+# What is there is taken as it is. A newer version is asked for by removing it.
+downloaded() {
+	local config
+	config=$(of_base config)
+	[[ ! -e $base.version ]] || return 0
+	lab/download.sh "$suite" "$downloads" "$package" "$config"
+	out_of "$config" './usr/src/*/config.amd64_none_cloud-amd64.xz' >"$base.config.xz"
+	unpack "$(dpkg-deb --field "$downloads/$package"_*.deb Version)" \
+		out_of "$package" './usr/src/linux-source-*.tar.xz'
+	rm -r "$downloads"
 }
 
 upstream_version() {
 	awk -F' = ' '/^(VERSION|PATCHLEVEL|SUBLEVEL) =/ { v = v sep $2; sep = "." }
-		     END { print v }' $base/Makefile
+		     END { print v }' "$base/Makefile"
+}
+
+# What is made against it: the port, or no more than fixes.
+files() {
+	if [[ $BASE == "$default_base" ]]; then
+		lab/tree.py replaced
+	else
+		find "fixes/$BASE" -name '*.patch' -exec sed -n 's,^--- a/,,p' {} + | sort -u
+	fi
 }
 
 sums_now() {
 	echo "# Linux $(upstream_version)"
-	lab/tree.py replaced | (cd $base && xargs -r -d '\n' sha256sum)
+	sed -n '/^# [^L]/p' "$sums"
+	files | (cd "$base" && xargs -r -d '\n' sha256sum)
 }
 
 compare() {
 	local now recorded changed new
 	now=$(sums_now)
-	[[ $now != "$(<$sums)" ]] || return 0
-	recorded=$(head -n 1 $sums)
+	[[ $now != "$(<"$sums")" ]] || return 0
+	recorded=$(head -n 1 "$sums")
 	changed=$(awk '{ if (NR == FNR) sum[$2] = $1
-			 else if ($2 in sum && sum[$2] != $1) print $2 }' $sums - <<<"$now" | xargs)
+			 else if ($1 != "#" && $2 in sum && sum[$2] != $1) print $2 }' \
+		"$sums" - <<<"$now" | xargs)
 	new=$(awk '{ if (NR == FNR) sum[$2] = $1
-		     else if (!($2 in sum) && $1 != "#") print $2 }' $sums - <<<"$now" | xargs)
+		     else if (!($2 in sum) && $1 != "#") print $2 }' "$sums" - <<<"$now" | xargs)
 	[[ -z $new ]] || echo "not in $sums: $new; 'lab/base.sh record' adds them" >&2
 	if [[ $changed || ${now%%$'\n'*} != "$recorded" ]]; then
-		echo "the base is Linux $(upstream_version), the series was made against ${recorded#\# }" >&2
-		echo "changed there: ${changed:-none of the files that it replaces or patches}" >&2
+		echo "the base is Linux $(upstream_version), our changes were made against ${recorded#\# }" >&2
+		echo "changed there: ${changed:-none of the files that they replace or patch}" >&2
 		echo "see 'make upstream'" >&2
-		lab/tree.py check
+		[[ $BASE != "$default_base" ]] || lab/tree.py check
 	fi
 }
 
@@ -60,11 +101,15 @@ case "$#:${1-}" in
 esac
 
 lab/deps.sh base
-take_lock build/base.lock $base/
-installed=$(dpkg-query -Wf '${Version}' $package)
-[[ -d $base && $installed == "$(cat $base.version 2>/dev/null)" ]] || unpack "$installed"
+take_lock "$base.lock" "$base/"
+if [[ $suite ]]; then
+	downloaded
+else
+	installed
+fi
 if [[ ${1-} == record ]]; then
-	sums_now >$sums
+	now=$(sums_now)
+	echo "$now" >"$sums"
 else
 	compare
 fi

@@ -11,6 +11,26 @@ die() {
 	exit 1
 }
 
+# The unpatched kernel that is worked with, one of bases/. The port is to the default
+# one, whose source is build/base/; all that is made of another is in build/BASE/.
+default_base=6.12
+BASE=${BASE:-$default_base}
+[[ $BASE == */* || ! -e bases/$BASE ]] && die "no base '$BASE': $(cd bases && echo *)"
+work=build
+[[ $BASE == "$default_base" ]] || work=build/$BASE
+export BASE
+# shellcheck disable=SC2034 # base.sh, image.sh and others
+base=$work/base sums=bases/$BASE
+
+# of_base KEY: what the head of its file in bases/ says.
+of_base() {
+	sed -n "s/^# $1 //p" "$sums"
+}
+
+needs_port() {
+	[[ $BASE == "$default_base" ]] || die "$1 needs the port to $BASE, which is not there yet"
+}
+
 # need_space MB WHAT: a build that runs out of disk halfway wastes the wait.
 need_space() {
 	local free

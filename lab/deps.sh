@@ -5,8 +5,10 @@
 
 . "$(dirname "$0")/common.sh"
 
+default_sources=$(sed -En 's/^# (source|config) //p' "bases/$default_base" | xargs)
+
 declare -A groups=(
-	[base]="git linux-config-6.12 linux-source-6.12 patch python3 tar xz-utils"
+	[base]="git $default_sources patch python3 tar xz-utils"
 	[build]="bc bison ccache flex gcc libc6-dev libelf-dev libssl-dev lz4 make perl"
 	[cross]="clang gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-powerpc64le-linux-gnu gcc-riscv64-linux-gnu gcc-s390x-linux-gnu"
 	[arm64]="libc6-dev-arm64-cross qemu-system-arm"

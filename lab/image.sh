@@ -5,19 +5,27 @@
 
 . "$(dirname "$0")/common.sh"
 
-(($# == 2)) || die "usage: lab/image.sh base|patched|peer prod|debug|rt|fuzz|lean|cover|kcsan
-peer is the kernel source in the folder \$PEER"
+(($# == 2)) || die "usage: lab/image.sh base|patched|fixed|peer prod|debug|rt|fuzz|lean|cover|kcsan
+fixed is the base with the patches of fixes/, see lab/fixes.py; peer is the kernel
+source in the folder \$PEER"
 tree=$1 flavor=$2
 
 case $tree in
-base) source=build/base changed=build/base.version ;;
-patched) source=build/tree changed=build/tree.changed ;;
+base) source=$base changed=$base.version ;;
+fixed) source=$work/fixed changed=$work/fixed.changed ;;
+patched)
+	needs_port "a patched kernel"
+	source=build/tree changed=build/tree.changed
+	;;
 peer)
 	source=$(realpath -e "${PEER:?is to be the folder of a kernel source}")
 	changed=build/peer.changed
 	;;
-*) die "no tree '$tree': base, patched or peer" ;;
+*) die "no tree '$tree': base, patched, fixed or peer" ;;
 esac
+
+cloud_config=/usr/src/$(of_base config)/config.amd64_none_cloud-amd64.xz
+[[ ! $(of_base suite) ]] || cloud_config=$base.config.xz
 
 # seed: what the config starts from. completion: the goal of make that fills in
 # the rest. objects: how many a whole build makes, for the progress lines only.
@@ -25,7 +33,7 @@ case $flavor in
 prod)
 	seed() {
 		# Debian's modules are left out, not built in.
-		xzcat /usr/src/linux-config-6.12/config.amd64_none_cloud-amd64.xz |
+		xzcat "$cloud_config" |
 			sed -E 's/^(CONFIG_\w+)=m$/# \1 is not set/'
 	}
 	completion=(olddefconfig)
@@ -68,7 +76,7 @@ extra=lab/config/patched-$options.config
 
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
 # command lines are the same and ccache serves one tree from the other.
-shadow=build/obj/$tree
+shadow=$work/obj/$tree
 out=$shadow/$flavor
 log=$out.log
 image=$out/arch/x86/boot/bzImage
@@ -85,12 +93,8 @@ failed() {
 }
 
 link_source() {
-	local entry
 	mkdir -p "$out"
-	for entry in "$source"/*; do
-		[[ $entry == /* ]] || entry=../../../$entry
-		ln -sfn "$entry" "$shadow/"
-	done
+	ln -sfnr "$source"/* "$shadow/"
 }
 
 # An option that a fragment wants and Kconfig drops would be missed only when
@@ -106,7 +110,7 @@ check_config() {
 	' "$out/.config" <(fragments) | paste -sd " ")
 	[[ $lost ]] || return 0
 	lost="$flavor: Kconfig did not keep $lost, see $out/.config"
-	[[ $tree == peer ]] || die "$lost"
+	[[ $tree == peer || $BASE != "$default_base" ]] || die "$lost"
 	echo "$lost" >&2	# options have other names in other versions
 }
 
@@ -188,8 +192,9 @@ look_at_peer() {
 # A function, so that a change of this file does not disturb a run.
 main() {
 	lab/deps.sh base build
-	[[ $tree == peer ]] || lab/base.sh
+	[[ $tree == peer || $tree == fixed ]] || lab/base.sh
 	[[ $tree != patched ]] || lab/tree.py
+	[[ -d $source ]] || die "no $source/, see lab/fixes.py"
 	take_lock "$out.lock" "$tree $flavor"
 	[[ $tree != peer ]] || look_at_peer
 	if [[ -e $out.building ]]; then

@@ -313,7 +313,7 @@ def start_history(folder: pathlib.Path, paths: list[str]) -> None:
 
 
 def upstream_version() -> str:
-    return (ROOT / "lab/base.sums").read_text().splitlines()[0].removeprefix("# ")
+    return (ROOT / "bases/6.12").read_text().splitlines()[0].removeprefix("# ")
 
 
 def readme_block(readme: str, first_words: str) -> list[str]:

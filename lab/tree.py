@@ -30,7 +30,7 @@ TREE_VERSION = ROOT / "build/tree.version"
 OVERLAID = ROOT / "build/tree.overlaid"  # the paths that are ours in TREE
 CHANGED = ROOT / "build/tree.changed"  # its time says when TREE last changed
 LOCK = ROOT / "build/tree.lock"
-NOT_KERNEL = {"lab", ".ci", "Makefile", "README.md", "COPYING", ".gitignore"}
+NOT_KERNEL = {"lab", "bases", "fixes", ".ci", "Makefile", "README.md", "COPYING", ".gitignore"}
 
 
 class TreeError(Exception):

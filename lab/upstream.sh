@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# What has changed upstream since the version that lab/base.sums records, in the
-# files that we replace or patch, and around them: what is to be carried over.
+# What has changed upstream since the version that bases/ records, in the files that
+# we replace or patch, and around them: what is to be carried over.
 
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -10,28 +10,27 @@
 usage="usage: [OLD=SOURCE] [NEW=SOURCE] lab/upstream.sh
   OLD  the recorded version: a folder, a tar archive, or Debian's package (.deb);
        unless told, what lab/base.sh has kept when it unpacked a newer one
-  NEW  another version; unless told, build/base/
+  NEW  another version; unless told, build/base/, or that of BASE
 Fails if there is something to do. lab/upstream.sh keep is how lab/base.sh keeps it."
 
-sums=lab/base.sums
-kept=build/base.old
-out=build/upstream
+kept=$base.old
+out=$work/upstream
 # Where the neighbours are that mm/mremap*.c call, or are called by.
 around=(mm include/linux include/asm-generic arch/x86/include/asm)
 
-mapfile -t ours < <(awk '$1 != "#" { print $2 }' $sums)
-recorded=$(sed -n '1s/^# //p' $sums)
+mapfile -t ours < <(awk '$1 != "#" { print $2 }' "$sums")
+recorded=$(sed -n '1s/^# //p' "$sums")
 
 is_recorded() {
-	(cd "$1" && grep -v '^#' | sha256sum --check --status 2>/dev/null) <$sums
+	(cd "$1" && grep -v '^#' | sha256sum --check --status 2>/dev/null) <"$sums"
 }
 
 keep() {
-	[[ -d build/base ]] && is_recorded build/base || return 0
-	rm -rf $kept $kept.tmp
-	mkdir $kept.tmp
-	(cd build/base && cp -al --parents Makefile "${around[@]}" "${ours[@]}" ../base.old.tmp)
-	mv $kept.tmp $kept
+	[[ -d $base ]] && is_recorded "$base" || return 0
+	rm -rf "$kept" "$kept.tmp"
+	mkdir "$kept.tmp"
+	(cd "$base" && cp -al --parents Makefile "${around[@]}" "${ours[@]}" ../base.old.tmp)
+	mv "$kept.tmp" "$kept"
 }
 
 # unpack_needed ARCHIVE FOLDER
@@ -94,6 +93,9 @@ report() {
 		"$old/$path" "$new/$path" >"$diff" || true
 	if [[ ! -e $new/$path ]]; then
 		echo "$path: gone"
+	elif [[ $BASE != "$default_base" ]]; then
+		echo "$path: $lines, see $diff and 'make fixes BASE=$BASE'"
+		return
 	elif [[ ! -e $path.patch ]]; then
 		echo "$path: $lines, replaced by ours: carry over what matters of $diff"
 	elif applied=$(patch --dry-run --force --output=/dev/null "$new/$path" <"$path.patch" 2>&1); then
@@ -119,14 +121,14 @@ esac
 ((!$#)) || die "$usage"
 
 [[ ${OLD-} && ${NEW-} ]] || lab/base.sh
-if [[ ! ${OLD-}${NEW-} ]] && is_recorded build/base; then
-	echo "build/base/ is $recorded, which our files are made against"
+if [[ ! ${OLD-}${NEW-} ]] && is_recorded "$base"; then
+	echo "$base/ is $recorded, which our files are made against"
 	exit
 fi
-rm -rf $out
-mkdir -p $out
+rm -rf "$out"
+mkdir -p "$out"
 old=$(tree_of "${OLD:-$kept}" old)
-new=$(tree_of "${NEW:-build/base}" new)
+new=$(tree_of "${NEW:-$base}" new)
 is_recorded "$old" || die "${OLD:-$kept} is not $recorded as recorded in $sums"
 
 echo "from $recorded to $(version_of "$new")"

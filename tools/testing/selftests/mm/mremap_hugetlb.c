@@ -683,7 +683,7 @@ TEST_F(kind, write_after_fork_and_move_mended)
 		close(ends[1]);
 		_exit(read(ends[0], &byte, 1));
 	}
-	ASSERT_EQ(DST, move_to(SRC, huge(2), huge(3), DST));
+	ASSERT_EQ(DST, move_to(SRC, huge(2), huge(2), DST));
 	ASSERT_OK(leave(0));
 	stamp_pages(DST, 2, 5);
 	EXPECT_OK(check_pages(DST, 2, 5));
@@ -691,6 +691,23 @@ TEST_F(kind, write_after_fork_and_move_mended)
 	close(ends[0]);
 	EXPECT_EQ(child, waitpid(child, &status, 0));
 	EXPECT_EQ(0, status);
+	EXPECT_OK(check_end(self));
+}
+
+/* A part that moves away takes along what is reserved for it, and nothing else. */
+TEST_F(kind, rest_keeps_its_reservations_mended)
+{
+	SKIP_STOCK();
+	ASSERT_EQ(SRC, map_pages(self, variant, 3, 0));
+	ASSERT_EQ(DST, move_to(SRC + huge(1), huge(1), huge(1), DST));
+	EXPECT_OK(check_pool(&self->pool, 0, 3));
+	ASSERT_OK(leave(0));
+	stamp_pages(SRC, 1, 1);
+	stamp_pages(DST, 1, 2);
+	stamp_pages(SRC + huge(2), 1, 3);
+	EXPECT_OK(check_pages(SRC, 1, 1));
+	EXPECT_OK(check_pages(DST, 1, 2));
+	EXPECT_OK(check_pages(SRC + huge(2), 1, 3));
 	EXPECT_OK(check_end(self));
 }
 

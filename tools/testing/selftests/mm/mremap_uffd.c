@@ -1179,6 +1179,27 @@ TEST(refused_for_a_limit)
 	EXPECT_OK(check_stamps(SRC, LEN, 1));
 }
 
+/* What is sealed keeps all of the end mapped, so there is nothing to tell. */
+TEST(refused_for_a_seal_mended)
+{
+	struct monitor monitor = {};
+
+	SKIP_STOCK_BUG();
+	NEED_MONITOR(&monitor, REMAP | UNMAP);
+	no_huge_pages();
+	ASSERT_EQ(SRC, map_anon(SRC, bytes(4)));
+	stamp_range(SRC, bytes(4), 1);
+	ASSERT_EQ(0, register_range(monitor.fd, SRC + bytes(2), psize(), MISSING));
+	if (seal(SRC + bytes(3), psize()))
+		SKIP(return, "needs mseal(2)");
+	save_state();
+	EXPECT_EQ(EPERM, error_of(do_mremap(SRC, bytes(4), bytes(2), 0, 0)));
+	EXPECT_OK(check_state());
+	EXPECT_OK(check_events(&monitor));
+	EXPECT_OK(check_registration(SRC + bytes(2), "um"));
+	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
+}
+
 /* ---- tables of hugetlb ---- */
 
 /*
