@@ -9,8 +9,9 @@
  * pages. Every page has a stamp. Whoever comes first, no stamp and no count may be
  * lost, unless that is what the rival is for.
  *
- * Nothing is timed: a contest ends after some moves, if the rival has acted after each
- * of them and got its way at least once. Contests are held at full speed, and with
+ * A contest ends after some acts, and moves go on for as long; mostly without waiting
+ * for an act to end, so that they meet in the middle of it. The rival has to get its way
+ * at least once in all contests of a test. They are held at full speed, and with
  * CONFIG_DEBUG_MREMAP_DELAY also with each move held up for a while at every point
  * where a rival could do harm. mremap_race looks at single such moments.
  */
@@ -45,9 +46,10 @@
 /* For the slowest of kernels, with everything else that it has to do. */
 #define TIMEOUT	300
 
-/* Moves of a contest; and if the rival does not get its way, up to so many. */
-#define MOVES		4
-#define MOST_MOVES	100
+/* Acts of a rival; and if it does not get its way, up to so many. */
+#define ACTS		5
+#define SLOW_ACTS	3
+#define MOST_ACTS	100
 
 #define MAX_PAGES	1024
 #define CPU_OF_WRITER	1
@@ -137,6 +139,7 @@ struct rival {
 	bool takes;		/* pages away for a while */
 	bool alone;		/* there is no writer */
 	bool slow;
+	bool large;		/* a page table at least */
 };
 
 #define SECTORS	64
@@ -576,7 +579,11 @@ static void move_memory(META, struct contest *contest)
 				how == SHIFTS ? OVERLAP : FIXED, to));
 	contest->now = !contest->now;
 	contest->moved++;
-	wait_for_rival(contest);
+	/* It is to be met in the middle of what it does. */
+	if (contest->moved % 4)
+		nap();
+	else
+		wait_for_rival(contest);
 	if (how == KEEPS)
 		munmap(at(from), len);
 	if (!contest->rival->empties && !contest->rival->takes)
@@ -585,8 +592,8 @@ static void move_memory(META, struct contest *contest)
 
 static bool another_move(const struct contest *contest)
 {
-	return contest->moved < (contest->rival->slow ? 2 : MOVES) ||
-	       (!contest->successes && contest->moved < MOST_MOVES);
+	return contest->acts < (contest->rival->slow ? SLOW_ACTS : ACTS) ||
+	       (!contest->successes && contest->acts < MOST_ACTS);
 }
 
 static void start_contest(struct contest *contest, const struct kind *kind,
@@ -660,6 +667,8 @@ static bool can_move(const struct rival *rival, const struct kind *kind,
 		     const struct move *move)
 {
 	if (expect_base() && move->how & (SEVERAL | SHIFTS))
+		return false;
+	if (rival->large && move->pages < 512)
 		return false;
 	return rival->kinds & kind->bit && move->kinds & kind->bit &&
 	       !(rival->but & move->how);
@@ -748,11 +757,10 @@ static const char *prepare_migration(struct contest *contest)
 	return access(TWO_NODES, F_OK) ? NEEDS_TWO_NODES : NULL;
 }
 
-static bool migrate_to(struct contest *contest, int place, int node)
+static void migrate_to(struct contest *contest, int place, int node)
 {
 	static void *pages[MAX_PAGES];
 	static int nodes[MAX_PAGES], status[MAX_PAGES];
-	bool moved = false;
 
 	for (size_t i = 0; i < contest->pages; i++) {
 		pages[i] = at(page_at(contest, place, i));
@@ -761,17 +769,15 @@ static bool migrate_to(struct contest *contest, int place, int node)
 	}
 	syscall(__NR_move_pages, contest->mover, contest->pages, pages, nodes,
 		status, MPOL_MF_MOVE_ALL);
-	for (size_t i = 0; i < contest->pages; i++)
-		moved |= status[i] == node;
-	return moved;
 }
 
 static bool migrate(struct contest *contest)
 {
 	const int node = contest->acts & 1;
-	const bool from_home = migrate_to(contest, 0, node);
 
-	return migrate_to(contest, 1, node) || from_home;
+	migrate_to(contest, 0, node);
+	migrate_to(contest, 1, node);
+	return has_grown(contest, "pgmigrate_success");
 }
 
 #define BALANCING	"/proc/sys/kernel/numa_balancing"
@@ -880,13 +886,13 @@ static const char *prepare_limit(struct contest *contest)
 {
 	const char *missing = prepare_reclaim(contest);
 
-	return missing ?: write_setting(OWN_CGROUP "memory.max", "2M") ? NULL :
+	return missing ?: write_setting(OWN_CGROUP "memory.max", "4M") ? NULL :
 								   NEEDS_CGROUP;
 }
 
 static bool use_up_memory(struct contest *contest)
 {
-	const size_t len = 2 * MB;
+	const size_t len = 6 * MB;
 	char *pages = mmap(NULL, len, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			   -1, 0);
 
@@ -1057,7 +1063,7 @@ static const char *offer_pages(struct contest *contest)
 
 static bool merge_for_a_while(void)
 {
-	for (int i = 0; i < 50; i++) {
+	for (int i = 0; i < 500; i++) {
 		if (read_long("/proc/self/ksm_merging_pages") > 0)
 			return true;
 		usleep(1000);
@@ -1558,8 +1564,13 @@ static bool take_aside(struct contest *contest)
 	const size_t len = move_by_uffd(place, SIDE, bytes(SPLICED));
 	size_t done = 0;
 
-	for (int i = 0; done < len && i < 100000; i++)
-		done += move_back_by_uffd(contest, done, len);
+	for (int i = 0; done < len && i < 100000; i++) {
+		const size_t got = move_back_by_uffd(contest, done, len);
+
+		done += got;
+		if (!got)
+			nap();
+	}
 	if (done < len)
 		complain_of(contest, "the pages cannot go back");
 	return len;
@@ -1615,12 +1626,15 @@ static bool set_and_clear(struct contest *contest)
 {
 	const size_t page = contest->acts % contest->pages;
 	const int event = set_breakpoint(contest, page);
+	uint64_t hits = 0;
 
 	call_if_there(contest, 0, page);
 	call_if_there(contest, 1, page);
 	nap();
+	if (read(event, &hits, sizeof(hits)) < 0)
+		hits = 0;
 	close(event);
-	return event >= 0;
+	return hits > 0;
 }
 
 static const char *check_code(struct contest *contest)
@@ -1672,6 +1686,7 @@ RIVAL(limit, prepare_limit, use_up_memory, .is_process = true,
       .slow = true,
       .kinds = ANON | HUGE);
 RIVAL(collapse, prepare_collapse, collapse_and_split, .is_process = true,
+      .large = true,
       .kinds = ANON | SHMEM | HUGE, .but = KEEPS | GROWS | SEVERAL | SHIFTS);
 RIVAL(writeback, NULL, sync_file, .is_process = true, .kinds = DISK,
       .end = check_disk);
@@ -1701,7 +1716,7 @@ RIVAL(vmsplice, prepare_pipe, splice_both, .kinds = ANON | SHMEM | PRIVATE,
 RIVAL(userfaultfd, prepare_monitor, drop_and_look, register_memory_missing,
       .kinds = ANON, .but = SHIFTS | GROWS | SEVERAL, .alone = true);
 RIVAL(uffdio_move, prepare_uffd_move, take_aside, .kinds = ANON,
-      .but = KEEPS | SHIFTS, .alone = true, .takes = true);
+      .but = KEEPS | SHIFTS | SEVERAL, .alone = true, .takes = true);
 
 RIVAL(uprobes, prepare_uprobes, set_and_clear, .kinds = TEXT,
       .end = check_code);
@@ -1724,6 +1739,9 @@ FIXTURE_SETUP(against)
 
 FIXTURE_TEARDOWN(against)
 {
+	/* If the rival was killed between the two. */
+	if (*swapped_to)
+		swapon(swapped_to, 0);
 	put_settings_back();
 	leave_group();
 }
@@ -1789,12 +1807,12 @@ FIXTURE_SETUP(ring)
 	contest.len = bytes(1 + RING_PAGES);
 	contest.places[0] = HOME;
 	contest.places[1] = AWAY + bytes(5);
-	hold_up_moves();
 	sigaction(SIGSEGV, &action, NULL);
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
 		SKIP(return, "needs two processors");
 	if (!open_samples(self))
 		SKIP(return, "needs CONFIG_PERF_EVENTS and leave to use them");
+	hold_up_moves();
 }
 
 FIXTURE_TEARDOWN(ring)
@@ -1888,6 +1906,18 @@ FIXTURE_TEARDOWN(killed)
 	leave_group();
 }
 
+/* There may be no memory for it for a while. */
+static void move_or_exit(unsigned long from, size_t len, unsigned long to)
+{
+	unsigned long got;
+
+	do
+		got = do_mremap(from, len, len, FIXED, to);
+	while (error_of(got) == ENOMEM);
+	if (got != to)
+		_exit(2);
+}
+
 /* Memory that others have as well, and memory of its own. */
 static __noreturn void move_until_killed(struct contest *contest)
 {
@@ -1897,13 +1927,11 @@ static __noreturn void move_until_killed(struct contest *contest)
 	map_anon(HOME + GB, pmd_span());
 	stamp_range(HOME + GB, pmd_span(), 1);
 	for (;;) {
-		do_mremap(HOME, contest->len, contest->len, FIXED, AWAY);
-		do_mremap(HOME + GB, pmd_span(), pmd_span(), FIXED,
-			  AWAY + GB + bytes(5));
+		move_or_exit(HOME, contest->len, AWAY);
+		move_or_exit(HOME + GB, pmd_span(), AWAY + GB + bytes(5));
 		contest->moved++;
-		do_mremap(AWAY + GB + bytes(5), pmd_span(), pmd_span(), FIXED,
-			  HOME + GB);
-		do_mremap(AWAY, contest->len, contest->len, FIXED, HOME);
+		move_or_exit(AWAY + GB + bytes(5), pmd_span(), HOME + GB);
+		move_or_exit(AWAY, contest->len, HOME);
 	}
 }
 
@@ -1922,8 +1950,13 @@ static void wait_for_moves(struct contest *contest)
 {
 	const unsigned int moved = contest->moved;
 
-	while (contest->moved < moved + 2)
+	while (contest->moved < moved + 2) {
+		if (waitpid(contest->child, NULL, WNOHANG)) {
+			fputs("# the mover is gone\n", stderr);
+			abort();
+		}
 		nap();
+	}
 }
 
 static void expect_killed(META, struct contest *contest)
@@ -1976,7 +2009,8 @@ static __noreturn void move_until_out_of_memory(struct contest *contest)
 		_exit(1);
 	write_setting(OWN_CGROUP "memory.swap.max", "0");
 	setrlimit(RLIMIT_CORE, &(struct rlimit) { 0, 0 });
-	pthread_create(&thread, NULL, use_too_much, NULL);
+	if (pthread_create(&thread, NULL, use_too_much, NULL))
+		_exit(1);
 	move_until_killed(contest);
 }
 

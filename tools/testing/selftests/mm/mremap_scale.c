@@ -718,7 +718,9 @@ static void *work(void *arg)
 
 	while (!worker->crew->stop && !worker->is_wrong) {
 		/* All of them together want more than the processors have. */
-		if (sigsetjmp(again, 0) || worker->turn % PAGES_EACH == 0)
+		if (sigsetjmp(again, 0))
+			usleep(1000);
+		else if (worker->turn % PAGES_EACH == 0)
 			usleep(1000);
 		take_turn(worker);
 	}
@@ -825,7 +827,7 @@ TEST_F_TIMEOUT(busy, nothing_is_lost, TIMEOUT)
 #define GROUPS		"/sys/fs/cgroup/"
 #define GROUP		GROUPS "mremap_scale"
 
-/* A page of each page table, so that a new place takes as much as they do again. */
+/* A page of each page table. */
 #define TIGHT_TABLES	300
 #define TIGHT_LEN	(TIGHT_TABLES * pmd_span())
 
@@ -839,12 +841,15 @@ FIXTURE_VARIANT(tight)
 	unsigned long offset;	/* in its page table, in pages */
 	bool grows;
 	bool must_do;		/* it needs next to no memory */
+	bool cannot_do;		/* the source keeps its tables: others may look into them */
 };
 
 FIXTURE_VARIANT_ADD(tight, tables_move) { 0, false, true };
 FIXTURE_VARIANT_ADD(tight, tables_move_and_grow) { 0, true, true };
 FIXTURE_VARIANT_ADD(tight, entries_move) { 1, false, false };
 FIXTURE_VARIANT_ADD(tight, entries_move_and_grow) { 1, true, false };
+FIXTURE_VARIANT_ADD(tight, shared_entries_move) { 1, false, false, true };
+FIXTURE_VARIANT_ADD(tight, shared_entries_move_and_grow) { 1, true, false, true };
 
 static bool limit_group(long bytes)
 {
@@ -854,9 +859,28 @@ static bool limit_group(long bytes)
 	return write_setting(GROUP "/memory.max", bytes ? text : "max");
 }
 
+static unsigned long map_tight(bool shared)
+{
+	int fd;
+
+	if (!shared)
+		return map_sparse(SRC, TIGHT_LEN);
+	fd = memfd_create("tight", 0);
+	if (ftruncate(fd, TIGHT_LEN + pmd_span()))
+		return 0;
+	return map_at(SRC, TIGHT_LEN, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+}
+
+/* What a processor has set aside for the group, on which the others are not. */
+static void limit_to_current(bool must_do)
+{
+	limit_group(read_long(GROUP "/memory.current") + must_do * 256 * KB);
+}
+
 FIXTURE_SETUP(tight)
 {
 	no_huge_pages();
+	stay_on_this_processor();
 	self->dst = DST + bytes(variant->offset);
 	write_setting(GROUPS "cgroup.subtree_control", "+memory");
 	mkdir(GROUP, 0700);
@@ -866,7 +890,7 @@ FIXTURE_SETUP(tight)
 	write_setting(GROUP "/memory.swap.max", "0");
 	/* There is nobody else to be killed. */
 	ASSERT_TRUE(write_setting("/proc/self/oom_score_adj", "-1000"));
-	ASSERT_EQ(SRC, map_sparse(SRC, TIGHT_LEN));
+	ASSERT_EQ(SRC, map_tight(variant->cannot_do));
 	for (int table = 0; table < TIGHT_TABLES; table++)
 		stamp(SRC + table * pmd_span(), table);
 }
@@ -895,7 +919,7 @@ TEST_F_TIMEOUT(tight, moves_or_changes_nothing, TIMEOUT)
 	int moved = 0;
 
 	save_state();
-	ASSERT_TRUE(limit_group(read_long(GROUP "/memory.current")));
+	limit_to_current(variant->must_do);
 	for (int i = 0; i < rounds && !_metadata->exit_code; i++) {
 		const unsigned long to = move_to(SRC, TIGHT_LEN, new_len,
 						 self->dst);
@@ -911,11 +935,13 @@ TEST_F_TIMEOUT(tight, moves_or_changes_nothing, TIMEOUT)
 		EXPECT_OK(check_tight(to));
 		limit_group(0);
 		ASSERT_EQ(SRC, move_to(to, new_len, TIGHT_LEN, SRC));
-		limit_group(read_long(GROUP "/memory.current"));
+		limit_to_current(variant->must_do);
 	}
 	TH_LOG("%d of %d calls had enough", moved, rounds);
 	if (variant->must_do)
 		EXPECT_EQ(rounds, moved);
+	if (variant->cannot_do)
+		EXPECT_GT(rounds, moved);
 	/* With memory again, it can. */
 	limit_group(0);
 	EXPECT_EQ(self->dst, move_to(SRC, TIGHT_LEN, new_len, self->dst));

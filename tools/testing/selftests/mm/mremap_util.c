@@ -618,11 +618,11 @@ bool open_on_disk(size_t len, int *fd, int *direct)
 
 	snprintf(path, sizeof(path), "%s/mremap.%d", dir, getpid());
 	*fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
-	if (*fd < 0 || fstatfs(*fd, &fs))
+	if (*fd < 0)
 		return false;
 	*direct = open(path, O_RDWR | O_DIRECT);
 	unlink(path);
-	return (unsigned int)fs.f_type != RAMFS_MAGIC &&
+	return !fstatfs(*fd, &fs) && (unsigned int)fs.f_type != RAMFS_MAGIC &&
 	       fs.f_type != TMPFS_MAGIC && *direct >= 0 && !ftruncate(*fd, len);
 }
 
@@ -638,6 +638,9 @@ bool enter_group(void)
 {
 	write_setting(CGROUPS "cgroup.subtree_control", "+memory");
 	mkdir(OWN_CGROUP, 0700);
+	/* One that a test has left behind may have a limit. */
+	write_setting(OWN_CGROUP "memory.max", "max");
+	write_setting(OWN_CGROUP "memory.swap.max", "max");
 	return !access(OWN_CGROUP "memory.reclaim", W_OK) &&
 	       join_group(OWN_CGROUP "cgroup.procs");
 }
