@@ -849,4 +849,14 @@ TEST_F(driver, own_ring_moves_as_a_whole_mended)
 	EXPECT_OK(check_stamps(DST + len, LEN, WHOLE_ID + (LEN + len) / P));
 }
 
+/* To a place where nothing is, a line of the driver's would do. */
+TEST_F(driver, part_of_own_ring_stays_mended)
+{
+	if (expect_base())
+		SKIP(return, "a bug of stock 6.12 that this catches");
+	EXPECT_EQ(EINVAL, error_of(move_to(SRC, P, P, DST)));
+	EXPECT_OK(check_unmapped(DST, P));
+	EXPECT_TRUE(is_alive(SRC));
+}
+
 TEST_HARNESS_MAIN
