@@ -32,6 +32,9 @@
 #define __NR_memfd_secret 447
 #endif
 
+/* Of the rings that perf writes to, behind a page about them. */
+#define RING_PAGES	8
+
 #define SRC	(WINDOW + GB)
 #define DST	(WINDOW + 2 * GB)
 #define THIRD	(WINDOW + 3 * GB)
@@ -825,8 +828,6 @@ TEST_F(trace_buffer, refuses_parts)
 }
 
 /* ---- profilers are told where code has gone ---- */
-
-#define RING_PAGES	8
 
 FIXTURE(profiled)
 {
