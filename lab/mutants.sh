@@ -82,8 +82,10 @@ apply() {
 		if [[ -f $target.patch ]]; then
 			patch -s -o "$2/$target" "build/base/$target" "$target.patch"
 			rm -f "$2/$target.patch"
-		else
+		elif [[ -f $target ]]; then
 			cp "$target" "$2/$target"
+		else
+			cp "build/base/$target" "$2/$target"
 		fi
 	done < <(sed -n 's|^+++ b/||p' "$patch")
 	patch -s -F0 -p1 --no-backup-if-mismatch -r - -d "$2" <"$patch"
