@@ -45,13 +45,6 @@
 /* For the slowest of kernels, with everything else that it has to do. */
 #define TIMEOUT	200
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE	25
-#endif
-#ifndef MPOL_MF_MOVE_ALL
-#define MPOL_MF_MOVE_ALL 4
-#endif
-
 /* ---- delays ---- */
 
 enum point {

@@ -40,10 +40,6 @@
 #include "../kselftest_harness.h"
 #include "mremap_util.h"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE	25
-#endif
-
 /* The window, in pages: five page tables. Most calls are near the end of the first. */
 #define TABLE		512
 #define PAGES		(5 * TABLE)

@@ -54,13 +54,6 @@
 #define MAX_PAGES	1024
 #define CPU_OF_WRITER	1
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE	25
-#endif
-#ifndef MPOL_MF_MOVE_ALL
-#define MPOL_MF_MOVE_ALL 4
-#endif
-
 /* ---- memory, moves, rivals ---- */
 
 enum {

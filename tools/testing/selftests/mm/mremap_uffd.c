@@ -36,10 +36,6 @@
 #include "../kselftest_harness.h"
 #include "mremap_util.h"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
-
 #define SRC	(WINDOW + 4 * GB)
 #define DST	(WINDOW + 8 * GB)
 #define THIRD	(WINDOW + 12 * GB)
