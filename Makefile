@@ -24,7 +24,7 @@ $(if $(porting),$(error 'make $(firstword $(porting))' needs the port to $(BASE)
 help:
 	@echo "make run      boot the patched kernel and run real programs on it"
 	@echo "              (ALL=1: many more of them, databases and stress-ng among them)"
-	@echo "make test     run all tests"
+	@echo "make test     run all tests (FLAVORS='prod debug': on these kernels instead of lean and debug)"
 	@echo "make soak     go on with random calls against a model (SOAK=seconds, an hour unless told)"
 	@echo "make fuzz     programs of calls, guided by coverage (FUZZ=seconds, ten minutes unless told)"
 	@echo "make cover    list the lines of ours that no test reaches"

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """Writes our changes as a patch series to build/series/, and checks each step.
 
-usage: lab/series.py [--only-write | --boot [PATCH]]
+usage: lab/series.py [--only-write | --quick | --boot [PATCH]]
        --only-write  checks nothing
+       --quick       compiles of a patch's kernel files what is its own, and what includes
+                     its headers only after the last patch
        --boot        also runs the tests that exist after each step, from PATCH on, the
                      name of a file in lab/series/; takes an hour
        FROM='Name <address>' in the environment is whom the mails come from
@@ -404,10 +406,18 @@ class Step:
         return any(path.split("/")[0] not in ("Documentation", "tools", "MAINTAINERS")
                    for path in self.changed)
 
-    def check(self) -> None:
+    def own_objects(self) -> list[str]:
+        """Those of the changed sources; KUnit tests belong to the file that they test."""
+        sources = {re.sub(r"^mm/tests/(\w+)_kunit\.c$", r"mm/\1.c", path)
+                   for path in self.changed} | {"mm/mremap.c"}
+        return sorted(path.removesuffix(".c") + ".o" for path in sources
+                      if re.match(r"(mm|fs|kernel|arch)/.*\.c$", path))
+
+    def check(self, own_only: bool) -> None:
         """Compiles and tests what the changed files belong to."""
         if self.changes_kernel():
-            self.run("compiled", "lab/objects.sh", APPLIED, "series")
+            goals = self.own_objects() if own_only else []
+            self.run("compiled", "lab/objects.sh", APPLIED, "series", *goals)
             self.done.append("compiled")
         if self.changes(f"{TESTS}/"):
             self.compile_suites()
@@ -502,18 +512,20 @@ def is_about_moved_code(complaint: str, histories: dict[str, History]) -> bool:
 
 
 def apply_and_check(mails: list[pathlib.Path], histories: dict[str, History],
-                    boot_from: int) -> None:
+                    boot_from: int, quick: bool) -> None:
     """Images are booted from the patch of that number on."""
     shutil.rmtree(APPLIED, ignore_errors=True)
     subprocess.run(["cp", "-al", tree.BASE, APPLIED], check=True)
     LOGS.mkdir(exist_ok=True)
     start_history(APPLIED, list(histories))
     complaints = []
+    last_of_kernel = max(number for number, mail in enumerate(mails, 1)
+                         if re.search(r"^diff --git a/(mm|fs)/", mail.read_text(), re.MULTILINE))
     for number, mail in enumerate(mails, 1):
         start = time.monotonic()
         git(APPLIED, "am", "--quiet", str(mail))
         step = Step(number)
-        step.check()
+        step.check(own_only=quick and number < last_of_kernel)
         if number >= boot_from:
             step.boot()
         found = [line for line in checkpatch.look_at([str(mail)])
@@ -538,18 +550,18 @@ def main(arguments: list[str]) -> None:
     names = [recipe.name for recipe in recipes]
     boot_from = len(recipes) + 1
     match arguments:
-        case [] | ["--only-write"]:
+        case [] | ["--only-write"] | ["--quick"]:
             pass
         case ["--boot"]:
             boot_from = 1
         case ["--boot", patch] if patch in names:
             boot_from = names.index(patch) + 1
         case _:
-            raise SeriesError("usage: lab/series.py [--only-write | --boot [PATCH]]")
+            raise SeriesError("usage: lab/series.py [--only-write | --quick | --boot [PATCH]]")
     mails = write(cover, recipes, histories)
     checked = arguments != ["--only-write"]
     if checked:
-        apply_and_check(mails, histories, boot_from)
+        apply_and_check(mails, histories, boot_from, quick=arguments == ["--quick"])
         wrong = differences(list(histories))
         if wrong:
             raise SeriesError("not as in build/tree/: " + ", ".join(wrong))

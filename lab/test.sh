@@ -16,9 +16,10 @@ usage="usage: lab/test.sh [--base] [-f prod|debug|rt|lean|kcsan] [-s SUITE] [-t 
   --base  the unpatched kernel (lean unless told), whose own behaviour the tests then expect;
           MREMAP_EXPECT=patched shows where the two kernels differ
   -f, -s  only this flavor, only this suite: ${suites[*]}, or kunit
-  -t      only tests of this name; what follows -- goes to the suite"
+  -t      only tests of this name; what follows -- goes to the suite
+FLAVORS in the environment are those of a run of all: lean and debug unless told"
 
-flavors=(prod debug)
+read -ra flavors <<<"${FLAVORS:-lean debug}"
 tree=patched
 expect=patched
 arguments=()
