@@ -39,6 +39,7 @@ help:
 	@echo "make tree     the same with our files and patches on it, build/tree/"
 	@echo "make fixes    apply fixes of bugs to the unpatched source, test each before and after"
 	@echo "make bench    compare the patched kernel's costs with the unpatched one's"
+	@echo "              (PROGRAMS=1: of whole programs; SURVEY=1: which programs call mremap at all)"
 	@echo "make matrix   compile in many configurations and for other architectures"
 	@echo "make arm64    run tests on an arm64 kernel"
 	@echo "make docs     build the documentation and check it"
@@ -82,6 +83,9 @@ matrix:
 
 basetest:
 	@lab/test.sh --base
+
+bench: export PROGRAMS := $(PROGRAMS)
+bench: export SURVEY := $(SURVEY)
 
 test soak fuzz cover bench series check upstream docs arm64:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }

@@ -18,6 +18,9 @@ declare -A groups=(
 	[bench]="gcc gnuplot-nox libc6-dev python3"
 	[run]="criu gcc libc6-dev linux-perf python3"
 	[run-all]="libpython3.11-testsuite perl postgresql redis-tools stress-ng valgrind"
+	[programs]="apt g++ gcc jq libc6-dev libxml2-utils perl python3 sed"
+	[survey]="bash bc binutils bsdextrautils bzip2 clang curl dc diffutils ed g++ gawk gdb gdbmtool gettext git gnuplot-nox graphicsmagick groff-base guile-3.0 jq libxml2-utils lua5.4 lz4 m4 man-db mawk nodejs openssl p7zip-full php-cli plocate postgresql redis-tools rsync ruby sqlite3 strace stress-ng tcl valgrind vim xz-utils zip zstd"
+	[live]="bpftrace"
 	[series]="git liburcu-dev perl python3"
 	[check]="clang codespell coccinelle lld llvm mypy ocaml-nox pyflakes3 shellcheck sparse"
 )

@@ -12,11 +12,12 @@
 out=$1
 mkdir -p "$out"
 for source in "${@:2}"; do
-	name=${source##*/} name=${name%.c}
+	name=${source##*/} name=${name%.*} compiler=gcc
+	[[ $source != *.cpp ]] || compiler=g++
 	read -ra flags < <(sed -n '1,20s/^.*built with: //p' "$source") || true
 	case " ${flags[*]-} " in
 	*" -shared "*) name+=.so ;;
 	*) flags+=(-static) ;;
 	esac
-	"${CROSS_COMPILE-}gcc" -O2 -Wall -Wextra "${flags[@]}" -o "$out/$name" "$source"
+	"${CROSS_COMPILE-}$compiler" -O2 -Wall -Wextra "${flags[@]}" -o "$out/$name" "$source"
 done

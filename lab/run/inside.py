@@ -12,7 +12,6 @@ and did not has failed: its row would say nothing about mremap. One that this
 machine does not have is skipped.
 """
 import os
-import re
 import signal
 import shutil
 import subprocess
@@ -24,19 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import tracing
+
 HERE = Path(__file__).resolve().parent
-TRACING = Path("/sys/kernel/tracing")
-EVENTS = ("syscalls/sys_enter_mremap", "syscalls/sys_exit_mremap", "exec/stack_shift")
-BUFFER_KB = 16384   # of each CPU: room for some 200,000 events
 TIME_LIMIT = 900
 TAIL = 15
 VERDICT = "verdict: "   # begins the last line of a program that knows why it failed
-
-LINE = re.compile(r"-(?P<task>\d+) +\[\d+\].*?: "
-                  r"(?:sys_mremap\(addr: (?P<old>\w+)|sys_mremap -> 0x(?P<new>\w+)"
-                  r"|(?P<shift>stack_shift): )")
-WRITTEN = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
-ERRNO_MIN = 2**64 - 4095
 
 
 # Each with two workers; how much of it, and what else.
@@ -69,19 +61,10 @@ PYTHON_TESTS = ["test_mmap", "test_bytes", "test_array", "test_list", "test_memo
 
 
 @dataclass
-class Counts:
-    """What the programs of one row asked of mremap."""
-    calls: int = 0
-    refused: int = 0
-    moved: int = 0
-    shifts: int = 0
-
-
-@dataclass
 class Program:
     name: str
     command: list[str]
-    counted: str    # what the row is about, a field of Counts, ...
+    counted: str    # what the row is about, a field of tracing.Counts, ...
     least: int = 1  # ... and how often it must be seen
     needs: str = ""     # a command or a file that not every machine has
 
@@ -90,7 +73,7 @@ class Program:
 class Row:
     program: Program
     result: str
-    counts: Counts
+    counts: tracing.Counts
     seconds: float
 
 
@@ -158,43 +141,6 @@ def is_there(program: Program) -> bool:
     return not needs or bool(shutil.which(needs)) or Path(needs).exists()
 
 
-def start_tracing() -> None:
-    """Enable the events for every task but this one."""
-    if not (TRACING / "trace").exists():
-        subprocess.run(["mount", "-t", "tracefs", "none", str(TRACING)], check=True)
-    (TRACING / "kprobe_events").write_text("p:exec/stack_shift relocate_vma_down\n")
-    (TRACING / "buffer_size_kb").write_text(str(BUFFER_KB))
-    for event in EVENTS:
-        directory = TRACING / "events" / event
-        (directory / "filter").write_text(f"common_pid != {os.getpid()}")
-        (directory / "enable").write_text("1")
-
-
-def read_trace() -> Counts:
-    """Count what the trace holds; a trace that lost events is an error."""
-    counts = Counts()
-    old_address: dict[str, str] = {}
-    with (TRACING / "trace").open(errors="replace") as trace:
-        for line in trace:
-            written = WRITTEN.search(line)
-            if written and written[1] != written[2]:
-                sys.exit("inside.py: the trace buffer overflowed")
-            match = LINE.search(line)
-            if not match:
-                continue
-            if match["shift"]:
-                counts.shifts += 1
-            elif match["old"]:
-                counts.calls += 1
-                old_address[match["task"]] = match["old"]
-            elif int(match["new"], 16) >= ERRNO_MIN:
-                counts.refused += 1
-            else:
-                old = old_address.pop(match["task"], match["new"])
-                counts.moved += int(old, 16) != int(match["new"], 16)
-    return counts
-
-
 def run_to_end(command: list[str], output: IO[bytes]) -> str:
     """Run a command and say what came of it; nothing of it is left running."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output,
@@ -210,12 +156,12 @@ def run_to_end(command: list[str], output: IO[bytes]) -> str:
 
 def run(program: Program) -> Row:
     """Run one program; show the end of its output if it failed."""
-    (TRACING / "trace").write_text("")
+    tracing.clear()
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
         result = run_to_end(program.command, output)
         seconds = time.monotonic() - started
-        counts = read_trace()
+        counts = tracing.count()
         seen = getattr(counts, program.counted)
         if result == "ok" and seen < program.least:
             result = f"FAIL, {seen} {program.counted}"
@@ -246,7 +192,7 @@ def main() -> int:
     todo = programs(Path(sys.argv[1]))
     if len(sys.argv) == 3:
         todo += more_programs(Path(sys.argv[1]), Path(sys.argv[2]))
-    start_tracing()
+    tracing.start()
     rows = []
     skipped = 0
     for number, program in enumerate(todo, 1):
