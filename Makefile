@@ -10,7 +10,7 @@ other_base := $(filter-out 6.12,$(BASE))
 small = $(or $(FLAVOR),lean)
 
 scripts := base tree image run test soak fuzz cover basetest bench series shell guest check upstream matrix docs arm64 \
-	fixes
+	fixes deb trial
 .PHONY: help clean $(scripts)
 
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
@@ -38,6 +38,10 @@ help:
 	@echo "make base     install and unpack the unpatched source to build/base/"
 	@echo "make tree     the same with our files and patches on it, build/tree/"
 	@echo "make fixes    apply fixes of bugs to the unpatched source, test each before and after"
+	@echo "make deb      build Debian packages of the patched kernel, in build/deb/"
+	@echo "              (FLAVOR=cloud|generic: Debian's configuration for cloud machines, which is"
+	@echo "              taken unless told, or for all; both with modules)"
+	@echo "make trial    install them in Debian 12 and 13, in QEMU, boot, test and remove them"
 	@echo "make bench    compare the patched kernel's costs with the unpatched one's"
 	@echo "              (PROGRAMS=1: of whole programs; SURVEY=1: which programs call mremap at all)"
 	@echo "make matrix   compile in many configurations and for other architectures"
@@ -87,12 +91,15 @@ basetest:
 bench: export PROGRAMS := $(PROGRAMS)
 bench: export SURVEY := $(SURVEY)
 
-test soak fuzz cover bench series check upstream docs arm64:
+test soak fuzz cover bench series check upstream docs arm64 trial:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
 
 fixes:
 	@lab/fixes.py
+
+deb:
+	@lab/deb.sh '$(or $(FLAVOR),cloud)'
 
 clean:
 	rm -rf build

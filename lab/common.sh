@@ -48,6 +48,15 @@ take_lock() {
 	flock 9
 }
 
+# The mirror of Debian that this machine has for its own suites.
+debian_mirror() {
+	local mirrors
+	# shellcheck disable=SC2016 # apt expands it
+	mirrors=$(apt-get indextargets --format '$(SITE)' 'Origin: Debian' 'Label: Debian')
+	[[ $mirrors ]] || die "apt knows no mirror of Debian, see apt-get update"
+	head -n 1 <<<"$mirrors"
+}
+
 # What kernels are compiled with. In depend mode ccache does not see that piggy.S
 # includes the compressed kernel: it would take an old one of the same length.
 # shellcheck disable=SC2016,SC2034 # make expands it, in each recipe

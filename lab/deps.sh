@@ -21,6 +21,8 @@ declare -A groups=(
 	[programs]="apt g++ gcc jq libc6-dev libxml2-utils perl python3 sed"
 	[survey]="bash bc binutils bsdextrautils bzip2 clang curl dc diffutils ed g++ gawk gdb gdbmtool gettext git gnuplot-nox graphicsmagick groff-base guile-3.0 jq libxml2-utils lua5.4 lz4 m4 man-db mawk nodejs openssl p7zip-full php-cli plocate postgresql redis-tools rsync ruby sqlite3 strace stress-ng tcl valgrind vim xz-utils zip zstd"
 	[live]="bpftrace"
+	[deb]="cpio debhelper dpkg-dev kmod openssl rsync"
+	[trial]="e2fsprogs fakeroot fdisk mmdebstrap openssh-client python3 qemu-system-x86 uidmap"
 	[series]="git liburcu-dev perl python3"
 	[check]="clang codespell coccinelle lld llvm mypy ocaml-nox pyflakes3 shellcheck sparse"
 )

@@ -12,10 +12,7 @@ own suites. What was there is removed."
 suite=$1 folder=$2
 shift 2
 
-# shellcheck disable=SC2016 # apt expands it
-mirror=$(apt-get indextargets --format '$(SITE)' 'Origin: Debian' 'Label: Debian' | head -n 1)
-[[ $mirror ]] || die "apt knows no mirror of Debian, see apt-get update"
-
+mirror=$(debian_mirror)
 rm -rf "$folder"
 mkdir -p "$folder"/apt/{lists,archives}/partial "$folder"/apt/none
 cd "$folder"

@@ -148,8 +148,8 @@ def accelerator(options: argparse.Namespace) -> str:
     return found
 
 
-def qemu_command(options: argparse.Namespace, accel: str, initrd: int,
-                 output: int, status: int) -> list[str]:
+def bare_machine(accel: str) -> list[str]:
+    """The start of a command: a machine without any device."""
     if accel == "kvm":
         engine, cpu = "kvm", "host"
     else:
@@ -157,11 +157,17 @@ def qemu_command(options: argparse.Namespace, accel: str, initrd: int,
         # has just patched in its old form: an int3 Oops out of nowhere.
         # Fast string instructions would hide page-by-page work from --icount.
         engine, cpu = "tcg,thread=single", "max,erms=off,fsrm=off"
-    command = [
+    return [
         # QEMU must not outlive us, however we end.
         "setpriv", "--pdeathsig", "KILL", "--",
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-accel", engine, "-cpu", cpu, "-smp", str(options.smp), "-m", str(options.mem),
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+        "-accel", engine, "-cpu", cpu]
+
+
+def qemu_command(options: argparse.Namespace, accel: str, initrd: int,
+                 output: int, status: int) -> list[str]:
+    command = [
+        *bare_machine(accel), "-no-reboot", "-smp", str(options.smp), "-m", str(options.mem),
         "-kernel", str(options.image), "-initrd", f"/proc/self/fd/{initrd}",
         "-append", f"{KERNEL_ARGS} {options.append}",
         "-chardev", f"file,id=log,path={str(options.log).replace(',', ',,')}",

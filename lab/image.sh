@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Builds a kernel out of tree and prints the path of its bzImage.
+# Builds a kernel out of tree and prints the path of its bzImage. The flavors that begin with
+# "deb-" are for lab/deb.sh: their packages are beside the folder that they are built in.
 
 . "$(dirname "$0")/common.sh"
 
-(($# == 2)) || die "usage: lab/image.sh base|patched|fixed|peer prod|debug|rt|fuzz|lean|cover|kcsan
+(($# == 2)) || die "usage: lab/image.sh base|patched|fixed|peer FLAVOR
+FLAVOR is prod, debug, rt, fuzz, lean, cover, kcsan, deb-cloud or deb-generic.
 fixed is the base with the patches of fixes/, see lab/fixes.py; peer is the kernel
 source in the folder \$PEER"
 tree=$1 flavor=$2
@@ -28,7 +30,9 @@ cloud_config=/usr/src/$(of_base config)/config.amd64_none_cloud-amd64.xz
 [[ ! $(of_base suite) ]] || cloud_config=$base.config.xz
 
 # seed: what the config starts from. completion: the goal of make that fills in
-# the rest. objects: how many a whole build makes, for the progress lines only.
+# the rest. objects: how many a whole build makes, for the progress lines only. space: the MB
+# of disk that it takes.
+goal=bzImage shadow=$work/obj/$tree space=3000
 case $flavor in
 prod)
 	seed() {
@@ -46,7 +50,21 @@ debug | rt | fuzz | lean | cover | kcsan)
 	objects=1300
 	fragments=(lab/config/guest.config "lab/config/$flavor.config")
 	;;
-*) die "no flavor '$flavor': prod, debug, rt, fuzz, lean, cover or kcsan" ;;
+deb-cloud | deb-generic)
+	[[ $tree == patched ]] || die "only of the patched kernel there are packages"
+	seed() {
+		# Debian's names of them: cloud-amd64, amd64
+		local name=${flavor#deb-}-amd64
+		name=${name#generic-}
+		xzcat "${cloud_config/cloud-amd64/$name}"
+		echo "CONFIG_LOCALVERSION=\"-mremap-$name\""
+	}
+	completion=(olddefconfig)
+	goal=bindeb-pkg shadow=$work/obj/$flavor objects=5000 space=6000
+	[[ $flavor == deb-cloud ]] || objects=16000 space=15000
+	fragments=(lab/config/deb.config)
+	;;
+*) die "no flavor '$flavor', see lab/image.sh" ;;
 esac
 
 excluded='^$' options=$flavor instrumented=()
@@ -76,7 +94,6 @@ extra=lab/config/patched-$options.config
 
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
 # command lines are the same and ccache serves one tree from the other.
-shadow=$work/obj/$tree
 out=$shadow/$flavor
 log=$out.log
 image=$out/arch/x86/boot/bzImage
@@ -94,7 +111,13 @@ failed() {
 
 link_source() {
 	mkdir -p "$out"
-	ln -sfnr "$source"/* "$shadow/"
+	if [[ $goal == bzImage ]]; then
+		ln -sfnr "$source"/* "$shadow/"
+		return
+	fi
+	# bindeb-pkg lists the headers by find, which would stop at a link to a folder.
+	find "$shadow/" -mindepth 1 -maxdepth 1 ! -name "$flavor*" -exec rm -rf {} +
+	cp -al "$source"/* "$shadow/"
 }
 
 # An option that a fragment wants and Kconfig drops would be missed only when
@@ -151,7 +174,7 @@ progress() {
 build() {
 	local tick=100 before="" after=$'\n' i
 	[[ ! -t 2 ]] || tick=10 before=$'\r\e[K' after=""
-	"${kbuild[@]}" bzImage </dev/null >>"$log" 2>&1 &
+	"${kbuild[@]}" "$goal" </dev/null >>"$log" 2>&1 &
 	make=$!
 	for ((i = 1; ; i++)); do
 		sleep 0.1
@@ -203,7 +226,7 @@ main() {
 		echo "$image"
 		return
 	fi
-	[[ -e $out/vmlinux ]] || need_space 3000 "a build of $tree $flavor"
+	[[ -e $out/vmlinux ]] || need_space "$space" "a build of $tree $flavor"
 	link_source
 	: >"$log"
 	rm -f "$out.done"
