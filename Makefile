@@ -13,11 +13,13 @@ scripts := base tree image run test soak fuzz cover basetest bench series shell 
 	fixes deb trial
 .PHONY: help clean $(scripts)
 
+$(if $(wildcard bases/$(BASE)),,$(error bases/ has no '$(BASE)'; there are $(notdir $(wildcard bases/*))))
+
 unknown := $(filter-out help clean $(scripts),$(MAKECMDGOALS))
 $(if $(unknown),$(error no target '$(firstword $(unknown))', see 'make help'))
 
 # What can be done without the port.
-portless := base image shell guest fixes upstream help clean
+portless := base image shell guest basetest fixes upstream help clean
 porting := $(if $(other_base),$(filter-out $(portless),$(MAKECMDGOALS)))
 $(if $(porting),$(error 'make $(firstword $(porting))' needs the port to $(BASE), which is not there yet))
 
@@ -38,6 +40,7 @@ help:
 	@echo "make base     install and unpack the unpatched source to build/base/"
 	@echo "make tree     the same with our files and patches on it, build/tree/"
 	@echo "make fixes    apply fixes of bugs to the unpatched source, test each before and after"
+	@echo "              (DEBUG=1: also those that need fault injection)"
 	@echo "make deb      build Debian packages of the patched kernel, in build/deb/"
 	@echo "              (FLAVOR=cloud|generic: Debian's configuration for cloud machines, which is"
 	@echo "              taken unless told, or for all; both with modules)"
@@ -52,7 +55,7 @@ help:
 	@echo "make check    check the sources themselves"
 	@echo "make upstream what changed upstream in the files that we replace or patch"
 	@echo "make clean    remove build/, all that was made"
-	@echo "BASE=7.3      for base, image, shell, guest, fixes, upstream: another unpatched kernel"
+	@echo "BASE=7.3      for base, image, shell, guest, basetest, fixes, upstream: another unpatched kernel"
 	@echo "CCACHE_DIR    where compiled objects are kept (as ccache has it unless set)"
 
 base:
@@ -96,7 +99,7 @@ test soak fuzz cover bench series check upstream docs arm64 trial:
 	@lab/$@.sh
 
 fixes:
-	@lab/fixes.py
+	@lab/fixes.py $(if $(DEBUG),--debug)
 
 deb:
 	@lab/deb.sh '$(or $(FLAVOR),cloud)'

@@ -5,7 +5,8 @@
 # the environment the same in build/BASE/, beside its configuration; what is not in
 # the machine's own suites is downloaded, and unpacked without being installed.
 # "lab/base.sh record" notes in bases/BASE what our changes are made against:
-# upstream's version and the checksums of the files that they replace or patch.
+# upstream's version, the package's, and the checksums of the files that they replace
+# or patch.
 
 . "$(dirname "$0")/common.sh"
 
@@ -66,27 +67,39 @@ files() {
 	if [[ $BASE == "$default_base" ]]; then
 		lab/tree.py replaced
 	else
-		find "fixes/$BASE" -name '*.patch' -exec sed -n 's,^--- a/,,p' {} + | sort -u
+		find "fixes/$BASE" -name '*.patch' -exec sed -n 's,^--- a/,,p' {} + | sort -u |
+			while read -r path; do
+				[[ ! -e $base/$path ]] || echo "$path"
+			done
 	fi
 }
 
 sums_now() {
 	echo "# Linux $(upstream_version)"
-	sed -n '/^# [^L]/p' "$sums"
+	sed -n '/^# \(Linux\|version\) /!s/^#/&/p' "$sums"
+	echo "# version $(<"$base.version")"
 	files | (cd "$base" && xargs -r -d '\n' sha256sum)
 }
 
+# files_where SUMS OTHER CONDITION: files of OTHER for which that holds. It knows the
+# checksums in SUMS as sum[file].
+files_where() {
+	awk '$1 == "#" { next }
+	     NR == FNR { sum[$2] = $1; next }
+	     '"$3"' { print $2 }' "$1" "$2" | xargs
+}
+
+# shellcheck disable=SC2016 # awk expands it
 compare() {
-	local now recorded changed new
+	local now recorded changed new gone
 	now=$(sums_now)
 	[[ $now != "$(<"$sums")" ]] || return 0
 	recorded=$(head -n 1 "$sums")
-	changed=$(awk '{ if (NR == FNR) sum[$2] = $1
-			 else if ($1 != "#" && $2 in sum && sum[$2] != $1) print $2 }' \
-		"$sums" - <<<"$now" | xargs)
-	new=$(awk '{ if (NR == FNR) sum[$2] = $1
-		     else if (!($2 in sum) && $1 != "#") print $2 }' "$sums" - <<<"$now" | xargs)
+	changed=$(files_where "$sums" <(echo "$now") '($2 in sum) && sum[$2] != $1')
+	new=$(files_where "$sums" <(echo "$now") '!($2 in sum)')
+	gone=$(files_where <(echo "$now") "$sums" '!($2 in sum)')
 	[[ -z $new ]] || echo "not in $sums: $new; 'lab/base.sh record' adds them" >&2
+	[[ -z $gone ]] || echo "gone there, or not ours any more: $gone; see 'lab/base.sh record'" >&2
 	if [[ $changed || ${now%%$'\n'*} != "$recorded" ]]; then
 		echo "the base is Linux $(upstream_version), our changes were made against ${recorded#\# }" >&2
 		echo "changed there: ${changed:-none of the files that they replace or patch}" >&2

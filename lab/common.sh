@@ -15,7 +15,7 @@ die() {
 # one, whose source is build/base/; all that is made of another is in build/BASE/.
 default_base=6.12
 BASE=${BASE:-$default_base}
-[[ $BASE == */* || ! -f bases/$BASE ]] && die "no base '$BASE': $(cd bases && echo *)"
+[[ $BASE == */* || ! -f bases/$BASE ]] && die "bases/ has no '$BASE'; there are $(cd bases && echo *)"
 work=build
 [[ $BASE == "$default_base" ]] || work=build/$BASE
 export BASE

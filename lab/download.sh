@@ -33,6 +33,10 @@ Dir::Etc::preferences "/dev/null";
 Dir::Etc::preferencesparts "$PWD/apt/none";
 Acquire::Languages "none";
 APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+Acquire::http::Timeout "60";
+Acquire::https::Timeout "60";
+Acquire::Retries "2";
 END
 export APT_CONFIG=apt/conf
 { apt-get update && apt-get download "$@"; } >log 2>&1 ||

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Applies the fixes of fixes/BASE/ to the unpatched kernel, and tests each.
 
-usage: lab/fixes.py [--only-apply | --debug] [--jobs N]
+usage: lab/fixes.py [--only-apply | --quick | --debug] [--jobs N]
        --only-apply  compiles and boots nothing
+       --quick       compiles nothing for each fix alone
        --debug       also the tests that need a debug kernel, for the faults it injects
        --jobs        guests at a time, as many as processors unless told
        BASE in the environment is one of bases/
@@ -12,20 +13,25 @@ fixes/BASE/ has mails for stock files, in the order of their names. Below the "-
 git am does not look, a line for each test tells how the bug is seen:
 
     Test: SUITE TEST [alone] [debug]
+    Test: tools/testing/vma
     Test: none, REASON
 
-SUITE is one of our selftests, TEST what its option -r takes. It fails on the base, with
-what our kernel is expected to do (MREMAP_EXPECT=patched), and passes with the fix. What
+SUITE is one of our selftests, TEST what its option -r takes. It fails on the base, where
+the bug is expected to be mended (MREMAP_EXPECT=fixed), and passes with the fix. What
 hangs, or brings the kernel down, has a guest of its own: "alone". It has failed there if
-the kernel complains, too.
+the kernel complains, too. tools/testing/vma is upstream's own test of mm/vma.c.
 
 Each mail is applied by git am to the base alone, and what it touches is compiled with
-W=1; checkpatch.pl looks at it. All of them in sequence make build/fixed/, of which one
-kernel is built. The last lines are a table of what the tests say on the base and on that.
+W=1; tools/testing/vma is compiled and run if it belongs to that, together with fixes of
+nothing but these tests; checkpatch.pl looks at the mail. All of them, applied in sequence
+the same way, make build/fixed/, of which one kernel is built. The last lines are a table of
+what the tests say on the base and on that kernel.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -34,6 +40,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import checkpatch
@@ -47,6 +54,7 @@ STOCK = WORK / "base"
 FIXED = WORK / "fixed"
 OUT = WORK / "fixes"
 SUITES = ROOT / "build/selftests"
+VMA_TESTS = "tools/testing/vma"
 SECONDS = 120  # for a guest with one test, whether it ends or hangs
 SECONDS_OF_ALL = 900
 
@@ -79,6 +87,7 @@ class Fix:
     tests: list[Test]
     why_no_test: str
     files: dict[str, bytes] = field(default_factory=dict)  # with this fix alone
+    tested: dict[str, bytes] = field(default_factory=dict)  # and those of tests alone
     complaint: str = ""
 
     @property
@@ -99,13 +108,34 @@ class Fix:
         return not self.complaint and self.verdict() != "NOT PROVEN"
 
 
-def git(folder: pathlib.Path, *arguments: str | pathlib.Path) -> str:
-    run = subprocess.run(
+def clean_environment() -> dict[str, str]:
+    """Without what is meant for somebody else's git, or for another make."""
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith("GIT_") and name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+            } | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def run_git(folder: pathlib.Path,
+            *arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         ["git", "-c", "user.name=fixes", "-c", "user.email=fixes@localhost", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False)
+        cwd=folder, capture_output=True, text=True, env=clean_environment(), check=False)
+
+
+def git(folder: pathlib.Path, *arguments: str | pathlib.Path) -> None:
+    run = run_git(folder, *arguments)
     if run.returncode:
-        raise FixesError((run.stderr or run.stdout).strip().splitlines()[0])
-    return run.stdout
+        said = (run.stderr or run.stdout).strip() or f"git {arguments[0]}: {run.returncode}"
+        raise FixesError(said.splitlines()[0])
+
+
+def am(folder: pathlib.Path, mail: pathlib.Path) -> None:
+    """All of the mail, or nothing of it."""
+    try:
+        git(folder, "am", "--quiet", mail)
+    except FixesError:
+        run_git(folder, "am", "--abort")
+        raise
 
 
 def read_fix(mail: pathlib.Path) -> Fix:
@@ -114,6 +144,9 @@ def read_fix(mail: pathlib.Path) -> Fix:
     for line in re.findall(r"^Test: (.*)$", notes, re.MULTILINE):
         if line.startswith("none, "):
             why = line.removeprefix("none, ")
+            continue
+        if line == VMA_TESTS:
+            tests.append(Test(VMA_TESTS, "", False, False))
             continue
         suite, name, *how = line.split()
         if set(how) - {"alone", "debug"}:
@@ -132,9 +165,16 @@ def content(folder: pathlib.Path, paths: list[str]) -> dict[str, bytes]:
     return {path: (folder / path).read_bytes() for path in paths}
 
 
-def apply(fixes: list[Fix], folder: pathlib.Path) -> dict[str, bytes]:
-    """Each alone, then in sequence: what the files are in the end."""
-    paths = sorted({path for fix in fixes for path in touched(fix.mail)})
+def is_of_tests(fix: Fix) -> bool:
+    return all(path.startswith(f"{VMA_TESTS}/") for path in touched(fix.mail))
+
+
+def belongs_to_tests(fix: Fix) -> bool:
+    """Is what it touches compiled by tools/testing/vma?"""
+    return any(path.startswith(("mm/vma", f"{VMA_TESTS}/")) for path in touched(fix.mail))
+
+
+def make_repository(folder: pathlib.Path, paths: list[str]) -> None:
     git(folder, "init", "--quiet")
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -142,21 +182,36 @@ def apply(fixes: list[Fix], folder: pathlib.Path) -> dict[str, bytes]:
     git(folder, "add", "--force", "--", *paths)
     git(folder, "commit", "--quiet", "--message=base")
     git(folder, "tag", "base")
+
+
+def apply_alone(fix: Fix, of_tests: list[Fix], folder: pathlib.Path) -> None:
+    git(folder, "checkout", "--quiet", "base")
+    am(folder, fix.mail)
+    fix.files = content(folder, touched(fix.mail))
+    if belongs_to_tests(fix):
+        for other in of_tests:
+            if other is not fix:
+                am(folder, other.mail)
+        paths = {path for one in (fix, *of_tests) for path in touched(one.mail)}
+        fix.tested = content(folder, sorted(paths))
+
+
+def apply(fixes: list[Fix], folder: pathlib.Path) -> dict[str, bytes]:
+    """Each alone, then in sequence: what the files are in the end."""
+    paths = sorted({path for fix in fixes for path in touched(fix.mail)})
+    make_repository(folder, paths)
+    of_tests = [fix for fix in fixes if is_of_tests(fix)]
     for fix in fixes:
-        git(folder, "checkout", "--quiet", "base")
         try:
-            git(folder, "am", "--quiet", fix.mail)
-            fix.files = content(folder, touched(fix.mail))
+            apply_alone(fix, of_tests, folder)
         except FixesError as error:
             fix.complaint = f"does not apply: {error}"
-            git(folder, "am", "--abort")
     git(folder, "checkout", "--quiet", "base")
     for fix in fixes:
         try:
-            git(folder, "am", "--quiet", "--3way", fix.mail)
+            am(folder, fix.mail)
         except FixesError as error:
             fix.complaint = fix.complaint or f"does not apply after the others: {error}"
-            git(folder, "am", "--abort")
     return content(folder, paths)
 
 
@@ -176,48 +231,81 @@ class Copy:
 
     def put(self, files: dict[str, bytes]) -> None:
         """Is now the base with these files. Those that stay as they are keep their time."""
-        for path in set(self.changed.read_text().splitlines()) - set(files):
-            os.unlink(self.folder / path)
-            shutil.copyfile(STOCK / path, self.folder / path)
-        for path, text in files.items():
-            if (self.folder / path).read_bytes() != text:
-                os.unlink(self.folder / path)
-                (self.folder / path).write_bytes(text)
-        want = "\n".join(sorted(files))
-        if self.changed.read_text() != want or self.newer(files):
-            self.changed.write_text(want)
+        before = set(self.changed.read_text().splitlines())
+        wanted = {path: (STOCK / path).read_bytes() for path in before - set(files)} | files
+        new = {path: text for path, text in wanted.items()
+               if (self.folder / path).read_bytes() != text}
+        if not new and before == set(files):
+            return
+        # Noted first: a run that is cut short must not lose track of a path.
+        self.note(before | set(files))
+        for path, text in new.items():
+            scratch = self.folder / f"{path}.new"
+            scratch.write_bytes(text)
+            scratch.replace(self.folder / path)
+        self.note(set(files))
 
-    def newer(self, files: dict[str, bytes]) -> bool:
-        when = self.changed.stat().st_mtime
-        return any((self.folder / path).stat().st_mtime > when for path in files)
+    def note(self, paths: set[str]) -> None:
+        self.changed.write_text("".join(f"{path}\n" for path in sorted(paths)))
 
 
-def compile_alone(fixes: list[Fix]) -> None:
-    """What each touches, or if it touches a header, what any of them does."""
-    copy = Copy(WORK / "fixes.alone")
-
-    def objects(paths: list[str]) -> set[str]:
-        return {path.removesuffix(".c") + ".o" for path in paths if path.endswith(".c")}
-
-    everything = objects([path for fix in fixes for path in fix.files])
+def look_at_mails(fixes: list[Fix]) -> None:
     for fix in fixes:
-        if fix.complaint:
-            continue
-        copy.put(fix.files)
-        headers = any(path.endswith(".h") for path in fix.files)
-        goals = everything if headers else objects(list(fix.files))
-        run = subprocess.run(["lab/objects.sh", copy.folder, f"fixes-{BASE}", *sorted(goals)],
-                             cwd=ROOT, capture_output=True, text=True, check=False)
         # There is no history here to look up commits in. A file that git tracks would
         # be taken for a source.
         complaints = checkpatch.look_at(["--ignore=UNKNOWN_COMMIT_ID", "-"],
                                         fix.mail.read_text())
+        if complaints and not fix.complaint:
+            print("\n".join(complaints), file=sys.stderr)
+            fix.complaint = f"checkpatch.pl: {complaints[0]}"
+
+
+def test_vma(copy: Copy, files: dict[str, bytes], log: str) -> str:
+    """What tools/testing/vma says of the base with these files."""
+    copy.put(files)
+    folder = str(copy.folder / VMA_TESTS)
+    OUT.mkdir(exist_ok=True)
+    with open(OUT / f"vma-{log}.log", "w", encoding="utf-8") as out:
+        for command in (["make", "-C", folder, "CC=ccache gcc"], [f"{folder}/vma"]):
+            if subprocess.run(command, cwd=ROOT, stdout=out, stderr=out,
+                              env=clean_environment(), check=False).returncode:
+                return "fails"
+    return "passes"
+
+
+def test_vma_of_all(fixes: list[Fix], files: dict[str, bytes], copy: Copy, alone: bool) -> None:
+    involved = [fix for fix in fixes if belongs_to_tests(fix) and not fix.complaint]
+    verdicts = {"base": test_vma(copy, {}, "base"), "fixed": test_vma(copy, files, "fixed")}
+    for fix in involved:
+        for test in fix.tests:
+            if test.suite == VMA_TESTS:
+                test.verdicts = verdicts
+        if verdicts["fixed"] != "passes":
+            fix.complaint = f"{VMA_TESTS} fails with all of them, see {OUT}/"
+        elif alone and test_vma(copy, fix.tested, fix.name) != "passes":
+            fix.complaint = f"{VMA_TESTS} fails, see {OUT}/"
+        print(f"{fix.name}: {VMA_TESTS}: {fix.complaint or 'passes'}", file=sys.stderr)
+
+
+def compile_alone(fixes: list[Fix], copy: Copy) -> None:
+    """What each touches, or if it touches a header, what any of them does."""
+
+    def objects(paths: list[str]) -> set[str]:
+        return {path.removesuffix(".c") + ".o" for path in paths
+                if path.endswith(".c") and not path.startswith("tools/")}
+
+    everything = objects([path for fix in fixes for path in fix.files])
+    for fix in fixes:
+        if fix.complaint or is_of_tests(fix):
+            continue
+        copy.put(fix.files)
+        headers = any(path.endswith(".h") and not path.startswith("tools/") for path in fix.files)
+        goals = everything if headers else objects(list(fix.files))
+        run = subprocess.run(["lab/objects.sh", copy.folder, f"fixes-{BASE}", *sorted(goals)],
+                             cwd=ROOT, capture_output=True, text=True, check=False)
         if run.returncode:
             print(run.stdout + run.stderr, file=sys.stderr)
             fix.complaint = "does not compile alone"
-        elif complaints:
-            print("\n".join(complaints), file=sys.stderr)
-            fix.complaint = f"checkpatch.pl: {complaints[0]}"
         print(f"{fix.name}: compiled {len(goals)} objects", file=sys.stderr)
 
 
@@ -247,7 +335,7 @@ def guest(name: str, kernel_image: str, suites: set[str], seconds: int,
 
 
 def line_of(test: Test) -> str:
-    return f"MREMAP_EXPECT=patched /bin/{test.suite} -r {shlex.quote(test.name)}"
+    return f"MREMAP_EXPECT=fixed /bin/{test.suite} -r {shlex.quote(test.name)}"
 
 
 def verdict(status: int, output: str) -> str:
@@ -285,7 +373,7 @@ def run_alone(kernel: str, kernel_image: str, test: Test) -> None:
 
 def run_tests(fixes: list[Fix], flavor: str, jobs: int) -> None:
     tests = [test for fix in fixes if not fix.complaint for test in fix.tests
-             if test.debug == (flavor == "debug")]
+             if test.suite != VMA_TESTS and test.debug == (flavor == "debug")]
     images = {kernel: image(kernel, flavor) for kernel in ("base", "fixed")}
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         running = []
@@ -300,10 +388,11 @@ def run_tests(fixes: list[Fix], flavor: str, jobs: int) -> None:
             one.result()
 
 
-def compile_suites(fixes: list[Fix]) -> None:
-    suites = sorted({test.suite for fix in fixes for test in fix.tests})
+def prepare(fixes: list[Fix]) -> None:
+    """The packages, the default base for its scripts, and the selftests."""
+    suites = sorted({test.suite for fix in fixes for test in fix.tests} - {VMA_TESTS})
     of_default = os.environ | {"BASE": DEFAULT}
-    for command in (["lab/deps.sh", "build", "guest", "test"], ["lab/base.sh"], ["lab/tree.py"],
+    for command in (["lab/deps.sh", "build", "guest", "test", "series"], ["lab/base.sh"], ["lab/tree.py"],
                     ["lab/selftests.sh", "build/tree", str(SUITES), "-static", *suites]):
         if subprocess.run(command, cwd=ROOT, env=of_default, check=False).returncode:
             raise FixesError("the tests cannot be compiled")
@@ -317,32 +406,57 @@ def table(fixes: list[Fix]) -> list[str]:
             continue
         for test in fix.tests:
             if test.verdicts:
-                rows.append((fix.name, f"{test.suite} {test.name}", test.verdicts["base"],
+                rows.append((fix.name, f"{test.suite} {test.name}".strip(), test.verdicts["base"],
                              test.verdicts["fixed"] + ("" if test.proven() else " (NOT PROVEN)")))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip()
             for row in rows]
 
 
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """The sources and the logs are one run's at a time."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with open(WORK / "fixes.lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another run that tests the fixes for {BASE}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run_all(fixes: list[Fix], options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as scratch:
+        files = apply(fixes, pathlib.Path(scratch))
+    Copy(FIXED).put(files)
+    if options.only_apply:
+        return
+    prepare(fixes)
+    look_at_mails(fixes)
+    copy = Copy(WORK / "fixes.alone")
+    if not options.quick:
+        compile_alone(fixes, copy)
+    test_vma_of_all(fixes, files, copy, not options.quick)
+    run_tests(fixes, "lean", options.jobs)
+    if options.debug:
+        run_tests(fixes, "debug", options.jobs)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(usage=(__doc__ or "").split("usage: ")[1].split("\n\n")[0])
     parser.add_argument("--only-apply", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    # It knows what to say of an odd BASE as well.
+    if subprocess.run(["lab/base.sh"], cwd=ROOT, check=False).returncode:
+        return 1
     try:
-        if subprocess.run(["lab/base.sh"], cwd=ROOT, check=False).returncode:
-            return 1
         fixes = [read_fix(mail) for mail in sorted((ROOT / "fixes" / BASE).glob("*.patch"))]
-        with tempfile.TemporaryDirectory(dir=ROOT / "build") as scratch:
-            files = apply(fixes, pathlib.Path(scratch))
-        Copy(FIXED).put(files)
-        if not options.only_apply:
-            compile_alone(fixes)
-            compile_suites(fixes)
-            run_tests(fixes, "lean", options.jobs)
-            if options.debug:
-                run_tests(fixes, "debug", options.jobs)
+        with only_one():
+            run_all(fixes, options)
     except FixesError as error:
         print(f"fixes.py: {error}", file=sys.stderr)
         return 1

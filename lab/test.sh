@@ -14,7 +14,8 @@ kunit=1
 
 usage="usage: lab/test.sh [--base] [-f prod|debug|rt|lean|kcsan] [-s SUITE] [-t TEST] [-- HARNESS_ARG...]
   --base  the unpatched kernel (lean unless told), whose own behaviour the tests then expect;
-          MREMAP_EXPECT=patched shows where the two kernels differ
+          MREMAP_EXPECT=patched shows where the two kernels differ. BASE in the environment
+          is one of bases/
   -f, -s  only this flavor, only this suite: ${suites[*]}, or kunit
   -t      only tests of this name; what follows -- goes to the suite
 FLAVORS in the environment are those of a run of all: lean and debug unless told"
@@ -67,21 +68,24 @@ while (($#)); do
 	shift
 done
 
+[[ $tree == base ]] || needs_port "a patched kernel"
 lab/deps.sh build guest test
 
-out=build/selftests
-mkdir -p "$out" build/test
+out=build/selftests results=$work/test
+mkdir -p "$out" "$results"
 
-build_suites() {
+# The suites are those of our tree, whichever kernel they run on.
+build_suites() (
+	export BASE=$default_base
 	lab/base.sh >&2
 	lab/tree.py >&2
 	lab/selftests.sh build/tree "$out" -static "${suites[@]}"
-}
+)
 
 # shellcheck disable=SC2317 # start_job calls it
 run_suite() {
 	local image=$1 flavor=$2 suite=$3 name=$tree-$2-$3 start=$SECONDS status=0 verdict good=1
-	local tap=build/test/$name.tap log=build/test/$name.log report=build/test/$name.report
+	local tap=$results/$name.tap log=$results/$name.log report=$results/$name.report
 
 	lab/guest.py --image "$image" --mem 2048 --timeout "${seconds[$flavor]}" --log "$log" \
 		--append "oops=panic ${append[$suite]-}" --pass-over "${pass_over[$flavor]-$^}" \
@@ -105,18 +109,18 @@ run_suite() {
 }
 
 run_kunit() {
-	local report=build/test/kunit.report verdict good=1
+	local report=$results/kunit.report verdict good=1
 
 	lab/kunit.sh x86_64 >"$report" || good=0
 	verdict=$(tail -n 1 "$report")
 	[[ $verdict == kunit*:* ]] || verdict="kunit: 0 passed, 1 failed, 0 skipped"
 	((good)) || sed '$d' "$report" >&2
 	echo "$verdict"
-	echo "${verdict#*: }" >build/test/kunit.verdict
+	echo "${verdict#*: }" >"$results/kunit.verdict"
 	((good))
 }
 
-rm -f build/test/*.verdict
+rm -f "$results"/*.verdict
 broken=0
 ((!kunit)) || run_kunit || broken=1
 if [[ ${suites[0]} == kunit ]]; then
@@ -140,7 +144,7 @@ done
 wait_for_jobs || broken=1
 if is_one_of kcsan "${flavors[@]}"; then
 	logs=("${suites[@]/%/.log}")
-	lab/kcsan.py "build/obj/$tree/kcsan" "${logs[@]/#/build/test/$tree-kcsan-}" || broken=1
+	lab/kcsan.py "$work/obj/$tree/kcsan" "${logs[@]/#/$results/$tree-kcsan-}" || broken=1
 fi
-sum_up build/test/*.verdict
+sum_up "$results"/*.verdict
 exit "$broken"

@@ -11,7 +11,8 @@
  * it: whoever ran into that would wait for an answer that never comes.
  *
  * Tests whose name ends in _mended fail on stock 6.12, whose bug they catch;
- * MREMAP_EXPECT=base skips them.
+ * MREMAP_EXPECT=base skips them. Those in _fixed are of other calls that share the
+ * bug, and only run with MREMAP_EXPECT=fixed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -1194,6 +1195,104 @@ TEST(refused_for_a_seal_mended)
 	EXPECT_OK(check_events(&monitor));
 	EXPECT_OK(check_registration(SRC + bytes(2), "um"));
 	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
+}
+
+/* ---- other calls that unmap, and fail ---- */
+
+#define NEED_FIXED()							\
+	if (!expect_fixed())						\
+		SKIP(return, "a bug of other calls (MREMAP_EXPECT=fixed)")
+
+FIXTURE(unmapping)
+{
+	struct monitor monitor;
+	unsigned long start;	/* of two pages; only the first one is registered */
+};
+
+FIXTURE_VARIANT(unmapping)
+{
+	bool (*unmap)(unsigned long start, size_t len);
+};
+
+static bool by_munmap(unsigned long start, size_t len)
+{
+	return !munmap(at(start), len);
+}
+
+static bool by_mmap(unsigned long start, size_t len)
+{
+	return mmap(at(start), len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+		    -1, 0) != MAP_FAILED;
+}
+
+/* The C library takes every end above the one it asked for as a success. */
+static bool by_brk(unsigned long start, size_t len)
+{
+	return syscall(__NR_brk, start) != (long)(start + len);
+}
+
+FIXTURE_VARIANT_ADD(unmapping, munmap) { by_munmap };
+FIXTURE_VARIANT_ADD(unmapping, mmap) { by_mmap };
+FIXTURE_VARIANT_ADD(unmapping, brk) { by_brk };
+
+/* At the top of the heap, for brk(). */
+static unsigned long grow_heap(void)
+{
+	const unsigned long top = (unsigned long)sbrk(0);
+	const unsigned long start = -(-top & -psize());
+
+	return sbrk(start - top + bytes(2)) == at(top) ? start : 0;
+}
+
+FIXTURE_SETUP(unmapping)
+{
+	NEED_FIXED();
+	NEED_MONITOR(&self->monitor, UNMAP);
+	no_huge_pages();
+	self->start = variant->unmap == by_brk ? grow_heap() : map_anon(SRC, bytes(2));
+	ASSERT_NE(0UL, self->start);
+	ASSERT_EQ(0, register_range(self->monitor.fd, self->start, psize(), MISSING));
+}
+
+FIXTURE_TEARDOWN(unmapping)
+{
+}
+
+/* Both pages stay mapped, and the monitor can go on. */
+TEST_F(unmapping, refused_for_a_seal_fixed)
+{
+	const unsigned long start = self->start;
+
+	if (seal(start + psize(), psize()))
+		SKIP(return, "needs mseal(2)");
+	save_state();
+	EXPECT_FALSE(variant->unmap(start, bytes(2)));
+	EXPECT_OK(check_state());
+	EXPECT_OK(check_events(&self->monitor));
+	EXPECT_OK(check_registration(start, "um"));
+	EXPECT_EQ(0, fill(self->monitor.fd, UFFDIO_COPY, start, psize(),
+			  (unsigned long)filling));
+}
+
+/* What takes more than the limit does not replace what is there. */
+TEST(too_much_to_replace_fixed)
+{
+	struct monitor monitor = {};
+	struct rlimit size;
+	struct counters now;
+
+	NEED_FIXED();
+	NEED_MONITOR(&monitor, UNMAP);
+	ASSERT_EQ(SRC, map_anon(SRC, LEN));
+	ASSERT_EQ(0, register_range(monitor.fd, SRC, LEN, MISSING));
+	read_counters(&now);
+	size = (struct rlimit) { now.size * KB, now.size * KB };
+	save_state();
+	ASSERT_EQ(0, setrlimit(RLIMIT_AS, &size));
+	EXPECT_FALSE(by_mmap(SRC, 2 * LEN));
+	EXPECT_OK(check_state());
+	EXPECT_OK(check_events(&monitor));
+	EXPECT_OK(check_registration(SRC, "um"));
 }
 
 /* ---- tables of hugetlb ---- */

@@ -13,6 +13,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -707,11 +708,28 @@ bool disarm_fail_nth(int fd)
 	return atoi(left) == 0;
 }
 
+static bool expect(const char *what)
+{
+	const char *given = getenv("MREMAP_EXPECT");
+
+	return given && !strcmp(given, what);
+}
+
 bool expect_base(void)
 {
-	const char *expect = getenv("MREMAP_EXPECT");
+	return expect("base");
+}
 
-	return expect && !strcmp(expect, "base");
+bool expect_base_7(void)
+{
+	struct utsname is;
+
+	return expect_base() && !uname(&is) && atoi(is.release) >= 7;
+}
+
+bool expect_fixed(void)
+{
+	return expect("fixed");
 }
 
 bool is_asleep(pid_t task)

@@ -317,7 +317,11 @@ extern uint64_t random_state;
 int pick(int limit);
 bool one_in(int nr);
 
-/* MREMAP_EXPECT=base: expect what stock 6.12 does where this kernel differs. */
+/* MREMAP_EXPECT=base: expect what stock does where this kernel differs. */
 bool expect_base(void);
+/* And that is 7.x: what it has in common with 6.12 is not said again. */
+bool expect_base_7(void);
+/* MREMAP_EXPECT=fixed: as ours, and other calls have none of these bugs, either. */
+bool expect_fixed(void);
 
 #endif
