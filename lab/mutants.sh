@@ -12,6 +12,8 @@
 #   Suite:      what has to go red: kunit, or a selftest
 #   Test:       only these: SUITE.CASE for kunit, a pattern; else all tests of a
 #               name, or the one FIXTURE.VARIANT.NAME
+#   Also:       a suite that has to go red as well, and its test, if not all of them;
+#               there may be several such lines. --quick does without
 #   Flavor:     the kernel, if that is not debug: see lab/image.sh
 #   Quick: yes  is one of the few for --quick
 #   Hangs: yes  the guest may come to a standstill, which counts as caught
@@ -42,6 +44,12 @@ names=()
 # head_of NAME FIELD: what the head of the patch says.
 head_of() {
 	sed -n "/^---/q; s/^$2: //p" "$folder/$1.patch"
+}
+
+# runs_of NAME: what has to go red, one to a line: SUITE TEST
+runs_of() {
+	echo "$(head_of "$1" Suite) $(head_of "$1" Test)"
+	((quick)) || head_of "$1" Also
 }
 
 # Names that the document gives to conditions: terms of definition lists.
@@ -120,21 +128,19 @@ fresh_copy() {
 	fi
 }
 
-# A run leaves in $results/: NAME.tap, what the tests printed; NAME.err, what the
-# laboratory said of it, with the kernel's complaints; NAME.log, the kernel's log.
+# run_kunit NAME TEST, run_guest NAME SUITE TEST: leave in $results/ NAME.SUITE.tap, what
+# the tests printed; .err, what the laboratory said of it, with the kernel's complaints;
+# and .log, the kernel's log.
 run_kunit() {
-	local out=$results/$1 test log=$scratch/build/kunit/x86_64/test.log status=0
-	test=$(head_of "$1" Test)
+	local out=$results/$1.kunit log=$scratch/build/kunit/x86_64/test.log status=0
 	rm -f $log
-	KUNIT_SECONDS=150 $scratch/lab/kunit.sh x86_64 ${test:+"$test"} >"$out.out" 2>"$out.err" || status=$?
+	KUNIT_SECONDS=150 $scratch/lab/kunit.sh x86_64 ${2:+"$2"} >"$out.out" 2>"$out.err" || status=$?
 	echo $status >"$out.status"
 	[[ ! -f $log ]] || cp $log "$out.tap"
 }
 
 run_guest() {
-	local out=$results/$1 suite test filter=-t arguments="oops=panic" status=0
-	suite=$(head_of "$1" Suite)
-	test=$(head_of "$1" Test)
+	local out=$results/$1.$2 suite=$2 test=$3 filter=-t arguments="oops=panic" status=0
 	[[ $test != *.* ]] || filter=-r
 	[[ $suite != mremap_r[ai][cv]* ]] || arguments+=" numa=fake=2"
 	lab/guest.py --image $scratch/build/image --mem 2048 --timeout $seconds \
@@ -164,12 +170,12 @@ first_splat() {
 		sed -E 's/ (CPU|PID): [0-9]+//g; s/(\+0x| in process|[ :,]+(mm|address|task):).*//; s/:[0-9]+//'
 }
 
-# judge NAME: sets killer to what caught it, more to what else there was of it;
+# judge NAME SUITE: sets killer to what caught it, more to what else there was of it;
 # problem, if that cannot be told.
 judge() {
-	local out=$results/$1 status verdict splat
+	local out=$results/$1.$2 status verdict splat
 	killer="" more="" problem=""
-	[[ -f $out.tap ]] || { problem="does not build, see $out.err"; return; }
+	[[ -f $out.tap ]] || { problem="does not build, see $results/$1*.err"; return; }
 	status=$(<"$out.status")
 	verdict=$(lab/ktap.py "$out.tap" | tail -n 1) || true
 	splat=$(first_splat "$out.err") || true
@@ -186,26 +192,28 @@ judge() {
 	fi
 }
 
-# The table has a line for each mutant; all but this one's stay as they are.
+# update_table NAME SUITE: a line for each mutant and suite; all others stay as they are.
 update_table() {
-	local file name
+	local file name suite condition
 	touch $table
 	for file in "$folder"/*.patch; do
-		name=${file##*/} name=${name%.patch}
-		if [[ $name != "$1" ]]; then
-			grep -m 1 "^$name " $table || true
-		elif [[ $killer ]]; then
-			printf '%-34s %-2s  %-18s %-72s %s\n' "$name" "$(head_of "$name" Condition)" \
-				"$(head_of "$name" Suite)" "$killer" "$(head_of "$name" Breaks)"
-		fi
+		name=${file##*/} name=${name%.patch} condition=$(head_of "$name" Condition)
+		while read -r suite _; do
+			if [[ "$name $suite" != "$1 $2" ]]; then
+				grep -m 1 "^$name  *$condition  *$suite " $table || true
+			elif [[ $killer ]]; then
+				printf '%-34s %-2s  %-18s %-72s %s\n' "$name" "$condition" "$suite" \
+					"$killer" "$(head_of "$name" Breaks)"
+			fi
+		done < <(quick=0 runs_of "$name")
 	done >$table.new
 	mv $table.new $table
 }
 
 report() {
-	local name=$1 survives verdict
+	local name=$1 suite=$2 survives verdict
 	survives=$(head_of "$name" Survives)
-	judge "$name"
+	judge "$name" "$suite"
 	if [[ $problem ]]; then
 		verdict=$problem broken=1
 	elif [[ $killer && $survives ]]; then
@@ -217,9 +225,9 @@ report() {
 	else
 		verdict=SURVIVED broken=1
 	fi
-	echo "$name: $verdict"
+	echo "$name, $suite: $verdict"
 	if ((write_table)); then
-		update_table "$name"
+		update_table "$name" "$suite"
 	fi
 }
 
@@ -227,8 +235,10 @@ known=$(conditions) || echo "$document names no conditions yet" >&2
 bad=0
 for name in "${names[@]}"; do
 	if [[ $mode == list ]]; then
-		printf '%-34s %-2s  %-60s %s\n' "$name" "$(head_of "$name" Condition)" \
-			"$(head_of "$name" Suite) $(head_of "$name" Test)" "$(head_of "$name" Breaks)"
+		while read -r run; do
+			printf '%-34s %-2s  %-60s %s\n' "$name" "$(head_of "$name" Condition)" "$run" \
+				"$(head_of "$name" Breaks)"
+		done < <(runs_of "$name")
 	else
 		check "$name" || bad=1
 	fi
@@ -246,42 +256,55 @@ lab/base.sh >&2
 mkdir -p $results
 suites=()
 for name in "${names[@]}"; do
-	suite=$(head_of "$name" Suite)
-	[[ $suite == kunit || " ${suites[*]} " == *" $suite "* ]] || suites+=("$suite")
+	while read -r suite _; do
+		[[ $suite == kunit || " ${suites[*]} " == *" $suite "* ]] || suites+=("$suite")
+	done < <(runs_of "$name")
 done
 if ((${#suites[@]})); then
 	lab/tree.py >&2
 	lab/selftests.sh build/tree build/selftests -static "${suites[@]}"
 fi
 
-broken=0 in_guest=""
+broken=0 in_guest=()
 
 # There is one guest at a time.
 finish_guest() {
-	[[ $in_guest ]] || return 0
+	((${#in_guest[@]})) || return 0
 	wait
-	report "$in_guest"
-	in_guest=""
+	report "${in_guest[@]}"
+	in_guest=()
+}
+
+# build_image NAME: in $scratch/build/image, once the guest that has the last one is done.
+build_image() {
+	local flavor image
+	flavor=$(head_of "$1" Flavor)
+	image=$($scratch/lab/image.sh patched "${flavor:-debug}" 2>"$results/$1.err" |
+		tail -n 1) && [[ $image ]] || return 1
+	finish_guest
+	cp "$scratch/$image" $scratch/build/image
 }
 
 for name in "${names[@]}"; do
 	rm -f "$results/$name".*
 	fresh_copy
 	apply "$name" $scratch
-	if [[ $(head_of "$name" Suite) == kunit ]]; then
-		run_kunit "$name"
-		report "$name"
-	elif flavor=$(head_of "$name" Flavor) &&
-		image=$($scratch/lab/image.sh patched "${flavor:-debug}" 2>"$results/$name.err" |
-			tail -n 1) &&
-		[[ $image ]]; then
-		finish_guest
-		cp "$scratch/$image" $scratch/build/image
-		run_guest "$name" &
-		in_guest=$name
-	else
-		report "$name"
-	fi
+	built=""
+	mapfile -t runs < <(runs_of "$name")
+	for run in "${runs[@]}"; do
+		read -r suite test <<<"$run"
+		if [[ $suite == kunit ]]; then
+			run_kunit "$name" "$test"
+			report "$name" kunit
+		elif [[ $built ]] || build_image "$name"; then
+			built=1
+			finish_guest
+			run_guest "$name" "$suite" "$test" &
+			in_guest=("$name" "$suite")
+		else
+			report "$name" "$suite"
+		fi
+	done
 done
 finish_guest
 exit "$broken"

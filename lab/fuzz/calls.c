@@ -268,8 +268,44 @@ static void take_range(const struct program *program, int before, struct call *c
 	call->args[1] = other->args[1];
 }
 
+/* As far as to the next mapping that an earlier call has made, or 0. */
+static uint32_t room_at(const struct program *program, int before, uint32_t addr)
+{
+	uint32_t room = 0;
+
+	for (int i = 0; i < before; i++) {
+		const struct call *call = &program->calls[i];
+		const uint32_t distance = call->args[0] - addr;
+
+		if (call->kind == MMAP && call->args[0] > addr && distance < PAGES &&
+		    (!room || distance < room))
+			room = distance;
+	}
+	return room;
+}
+
+static void choose_sizes(const struct program *program, int before, struct call *call)
+{
+	uint32_t *args = call->args;
+	const uint32_t room = room_at(program, before, args[0]);
+
+	switch (below(6)) {
+	case 0 ... 2:
+		args[2] = args[1];
+		break;
+	case 3:
+		args[2] = args[1] + (args[1] % TABLE ? 1 + below(8) : TABLE);
+		break;
+	case 4:
+		/* In place, so that it may become one with what is there. */
+		args[2] = room ?: args[1];
+		args[3] = PICK(0, MREMAP_MAYMOVE);
+		break;
+	}
+}
+
 /* Most arguments at random would only be refused, and for the same few reasons. */
-static void make_sensible(struct call *call)
+static void make_sensible(const struct program *program, int before, struct call *call)
 {
 	uint32_t *args = call->args;
 
@@ -281,12 +317,11 @@ static void make_sensible(struct call *call)
 		}
 		break;
 	case MREMAP:
-		if (!one_in(3))
+		choose_sizes(program, before, call);
+		if (args[3] & MREMAP_OVERLAP) {
 			args[2] = args[1];
-		else if (one_in(2))
-			args[2] = args[1] + (args[1] % TABLE ? 1 + below(8) : TABLE);
-		if (args[3] & MREMAP_OVERLAP)
 			args[4] = args[0] + PICK(1, 2, 3, TABLE, TABLE + 1, 2 * TABLE);
+		}
 		if (args[3] & MREMAP_OVERLAP && one_in(2)) {
 			const uint32_t to = args[4];
 
@@ -311,14 +346,24 @@ static void random_call(const struct program *program, int before, struct call *
 	if (before && one_in(2))
 		take_range(program, before, call);
 	if (!one_in(4))
-		make_sensible(call);
-	if (call->kind == MREMAP ? one_in(12) : one_in(40))
+		make_sensible(program, before, call);
+	if (one_in(call->kind != MREMAP ? 40 : call->args[2] > call->args[1] ? 3 : 12))
 		call->fail = 1 + below(one_in(4) ? 40 : 8);
 	call->aside = one_in(40);
 }
 
+/* The same once more, with a gap in between. */
+static void put_behind(const struct call *first, struct call *call)
+{
+	*call = *first;
+	call->args[0] += first->args[1] + PICK(1, 2, 8, 512);
+	call->args[1] = PICK(1, 2, 8, 512);
+}
+
 void random_program(struct program *program)
 {
+	int n = 2;
+
 	program->length = 3 + below(MOST_CALLS - 4);
 	/* Something has to be mapped for anything to come of it. */
 	program->calls[0] = (struct call) {
@@ -328,8 +373,10 @@ void random_program(struct program *program)
 	};
 	program->calls[1] = (struct call) { .kind = TOUCH, .args[2] = below(8) };
 	take_range(program, 1, &program->calls[1]);
-	for (int i = 2; i < program->length; i++)
-		random_call(program, i, &program->calls[i]);
+	if (one_in(3))
+		put_behind(&program->calls[0], &program->calls[n++]);
+	for (; n < program->length; n++)
+		random_call(program, n, &program->calls[n]);
 }
 
 static void insert_call(struct program *program)
@@ -390,6 +437,20 @@ static void append_part(struct program *program, const struct program *other)
 	for (i = from; i < other->length && at < MOST_CALLS; i++)
 		program->calls[at++] = other->calls[i];
 	program->length = at;
+}
+
+/* The same program again and again, but that another allocation of one call fails. */
+void fail_in_turn(struct program *programs, int n)
+{
+	const struct program *first = &programs[0];
+	int at = below(first->length);
+
+	for (int i = 0; i < first->length && first->calls[at].kind != MREMAP; i++)
+		at = (at + 1) % first->length;
+	for (int i = n - 1; i >= 0; i--) {
+		programs[i] = *first;
+		programs[i].calls[at].fail = 1 + i;
+	}
 }
 
 void mutate(struct program *program, const struct program *other)

@@ -37,6 +37,7 @@ static inline bool one_in(uint32_t n)
 
 void random_program(struct program *program);
 void mutate(struct program *program, const struct program *other);
+void fail_in_turn(struct program *programs, int n);
 int print_program(const struct program *program, char *text, int size);
 bool parse_program(const char *text, struct program *program);
 

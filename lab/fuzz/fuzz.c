@@ -580,14 +580,22 @@ static void progress(double start)
 	fflush(stdout);
 }
 
+/* Of some batches all are one program, which runs out of memory earlier or later. */
+static void choose_batch(struct program *programs)
+{
+	for (int i = 0; i < BATCH; i++)
+		choose(&programs[i]);
+	if (kept >= 8 && one_in(6))
+		fail_in_turn(programs, BATCH);
+}
+
 static bool run_batch(struct program *programs)
 {
 	const char *why;
 
-	for (int i = 0; i < BATCH; i++) {
-		choose(&programs[i]);
+	choose_batch(programs);
+	for (int i = 0; i < BATCH; i++)
 		show("run", &programs[i]);
-	}
 	flush();
 	for (int i = 0; i < BATCH; i++) {
 		programs_run++;

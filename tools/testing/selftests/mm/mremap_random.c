@@ -3,7 +3,10 @@
  * Random calls of everything that changes an address space, mremap(2) above all,
  * against a model that knows every page of a window: what is mapped, with which
  * protection, lock and advice, of which object, what it contains, and whether it has
- * to read as changed. Of every call it knows whether it is refused, and why.
+ * to read as changed. Of every call it knows whether it is refused, and why, also by
+ * limits and by seals. A call may find no memory, and has changed nothing then. What the
+ * process is charged with has to add up, and nothing of it may stay when it is gone.
+ * Meanwhile KSM merges pages that are alike.
  *
  * A run is one seed: a list of calls that depends on nothing else. It is made in a
  * child, which begins with an empty window, and ends with the first thing that is not
@@ -23,6 +26,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -33,6 +37,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -57,13 +63,15 @@
 
 enum kind {
 	MAP, UNMAP, PROTECT, ADVISE, LOCK, UNLOCK, WRITE, TOUCH, TRUNCATE, PUNCH, FORK,
-	CLEAR_DIRTY, SEAL, REGISTER, UNREGISTER, WRITE_PROTECT, REMAP, STEP_ASIDE, KINDS,
+	CLEAR_DIRTY, SEAL, REGISTER, UNREGISTER, WRITE_PROTECT, REMAP, STEP_ASIDE, LIMIT,
+	SEAL_FILE, KINDS,
 };
 
 static const char * const kind_names[KINDS] = {
 	"mmap", "munmap", "mprotect", "madvise", "mlock", "munlock", "write", "touch",
 	"ftruncate", "punch hole", "fork", "clear_refs", "mseal", "UFFDIO_REGISTER",
-	"UFFDIO_UNREGISTER", "UFFDIO_WRITEPROTECT", "mremap", "step aside",
+	"UFFDIO_UNREGISTER", "UFFDIO_WRITEPROTECT", "mremap", "step aside", "setrlimit",
+	"F_ADD_SEALS",
 };
 
 /* Pages; what is not used by a kind is 0. */
@@ -74,13 +82,16 @@ struct call {
 	int new;
 	int to;			/* FAR: out of the address space */
 	int odd;		/* bytes that its arguments are off by: see enum odd */
-	unsigned long flags;	/* also advice, or what is mapped */
+	unsigned long flags;	/* also advice, what is mapped, limited, or sealed */
+	int fail;		/* the nth allocation fails; 0: none does */
 	int prot;
 	int object;		/* a file, ANON or SHARED */
 	int offset;
 };
 
 #define FAR	(-1)
+#define ALIKE	1		/* all pages that are written get the same contents */
+#define NO_LIMIT (-1)		/* pages more than are in use */
 
 enum odd {
 	ODD_ADDR = 1, ODD_NEW_ADDR = 2, ODD_OLD_LEN = 4, ODD_NEW_LEN = 8, NO_NEW_LEN = 16,
@@ -120,6 +131,7 @@ struct page {
 	bool mapped;
 	bool shared;
 	bool sealed;
+	bool read_only;		/* for ever, by a seal of the file */
 	bool vma_dirty;		/* reads as changed: the mapping, or the page itself */
 	bool dirty;
 	uint8_t prot;
@@ -132,19 +144,31 @@ struct page {
 	uint32_t birth;		/* pages of one birth are one mapping */
 };
 
-#define FILES	3
+#define FILES	4
+#define TO_SEAL	(FILES - 1)	/* the only file that gets seals: they stay */
 #define OBJECTS	32
 
 struct object {
 	int fd;			/* -1: anonymous memory */
 	unsigned long inode;
 	int size;
+	unsigned int seals;
 	uint32_t ids[PAGES];
 };
 
 static struct page pages[PAGES];
 static struct object objects[OBJECTS];
 static uint32_t next_id, next_birth;
+
+/* What the process has: what is in the window, and besides. Its limits, in pages. */
+struct sums {
+	long size;
+	long data;
+	long locked;
+};
+
+static struct sums beside;
+static long size_limit, lock_limit;
 
 /* What the model gets wrong on purpose, so that it has to be found out. */
 static enum mistake {
@@ -159,6 +183,8 @@ static struct report {
 	unsigned long succeeded[KINDS];
 	unsigned long refused[KINDS];
 	unsigned long busy_writes;
+	unsigned long without_memory;	/* calls */
+	long merged;			/* pages, at most */
 } *report;
 
 static int check_step = FULL_CHECK;	/* calls from one check of everything to the next */
@@ -166,8 +192,8 @@ static int flag_check_step = FLAG_CHECK;
 static bool with_threads;
 static FILE *log_file;
 static unsigned long page_size;
-static int maps_fd, pagemap_fd, uffd;
-static bool tracks_dirty;
+static int maps_fd, pagemap_fd, uffd, fail_fd;
+static bool tracks_dirty, can_fail;
 
 static unsigned long P(int page)
 {
@@ -220,6 +246,34 @@ static bool any_sealed(int first, int nr)
 		if (pages[i].mapped && pages[i].sealed)
 			return true;
 	return false;
+}
+
+static int count_mapped(int first, int nr)
+{
+	int mapped = 0;
+
+	for (int i = first; i < first + nr; i++)
+		mapped += pages[i].mapped;
+	return mapped;
+}
+
+static int count_locked(int first, int nr)
+{
+	int locked = 0;
+
+	for (int i = first; i < first + nr; i++)
+		locked += !!(pages[i].flags & LOCKED);
+	return locked;
+}
+
+static bool exceeds_size(long added)
+{
+	return beside.size + count_mapped(0, PAGES) + added > size_limit;
+}
+
+static bool exceeds_locks(long added)
+{
+	return count_locked(0, PAGES) + added > lock_limit;
 }
 
 /* The range becomes one mapping, or several, of which none goes beyond it. */
@@ -340,6 +394,13 @@ static void check_protection(int nr, bool is)
 		fail("page %d is protected, or is not, as it should not be", nr);
 }
 
+/* What KSM has merged is a new entry. */
+static bool has_to_be_dirty(const struct page *p)
+{
+	return p->mapped && tracks_dirty &&
+	       (p->vma_dirty || (p->dirty && !(p->flags & MERGEABLE)));
+}
+
 /* Zero pages are looked at only if they are there: else there would soon be no others. */
 static void check_contents(int first, int nr)
 {
@@ -363,8 +424,7 @@ static void check_contents(int first, int nr)
 		check_protection(i, is & PM_UFFD_WP);
 		if (!p->mapped && is & (PM_PRESENT | PM_SWAP))
 			fail("page %d: not mapped, but in pagemap: %#lx", i, (long)is);
-		if (p->mapped && tracks_dirty && (p->dirty || p->vma_dirty) &&
-		    !(is & PM_SOFT_DIRTY))
+		if (has_to_be_dirty(p) && !(is & PM_SOFT_DIRTY))
 			fail("page %d: has changed, but does not read as such: %#lx", i,
 			     (long)is);
 	}
@@ -459,10 +519,42 @@ static void check_flags(void)
 	}
 }
 
+static void read_sums(struct sums *sums)
+{
+	struct counters now;
+
+	read_counters(&now);
+	*sums = (struct sums) {
+		now.size * KB / page_size, now.data * KB / page_size,
+		now.locked * KB / page_size,
+	};
+}
+
+static void check_sums(void)
+{
+	struct sums want = beside, is;
+
+	for (int i = 0; i < PAGES; i++) {
+		const struct page *p = &pages[i];
+
+		want.size += p->mapped;
+		want.data += p->mapped && !p->shared && p->prot & PROT_WRITE;
+		want.locked += !!(p->flags & LOCKED);
+	}
+	read_sums(&is);
+	if (is.size != want.size)
+		fail("%ld pages are mapped, not %ld", is.size, want.size);
+	if (is.data != want.data)
+		fail("%ld pages are data, not %ld", is.data, want.data);
+	if (is.locked != want.locked)
+		fail("%ld pages are locked, not %ld", is.locked, want.locked);
+}
+
 static void check_all(void)
 {
 	check_layout(0, PAGES);
 	check_contents(0, PAGES);
+	check_sums();
 }
 
 /* What a call has to do with, but no more of it than is cheap. */
@@ -493,6 +585,13 @@ static int error_of_call(long ret)
 	return ret == -1 ? errno : 0;
 }
 
+#define WRITE_SEALS	(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+
+static bool is_write_sealed(int object)
+{
+	return object >= 0 && objects[object].seals & WRITE_SEALS;
+}
+
 static void map_pages(const struct call *c, int object)
 {
 	next_birth++;
@@ -501,6 +600,7 @@ static void map_pages(const struct call *c, int object)
 		pages[c->at + i] = (struct page) {
 			.mapped = true,
 			.shared = c->flags & MAP_SHARED,
+			.read_only = c->flags & MAP_SHARED && is_write_sealed(object),
 			.prot = c->prot,
 			.object = object,
 			.offset = object < FILES ? c->offset + i : i,
@@ -514,21 +614,32 @@ static void map_pages(const struct call *c, int object)
 		populate(&pages[c->at], c->len);
 }
 
+/* In the order in which the kernel asks. */
+static int error_of_map(const struct call *c, int object)
+{
+	if (c->flags & MAP_FIXED_NOREPLACE && !is_free(c->at, c->len))
+		return EEXIST;
+	if (c->flags & MAP_LOCKED && exceeds_locks(c->len))
+		return EAGAIN;
+	if (is_write_sealed(object) && c->flags & MAP_SHARED && c->prot & PROT_WRITE)
+		return EPERM;
+	if (any_sealed(c->at, c->len))
+		return EPERM;
+	return exceeds_size(c->len - count_mapped(c->at, c->len)) ? ENOMEM : 0;
+}
+
 static int do_map(const struct call *c)
 {
 	const bool anon = c->object < 0;
 	struct procmap_query vma;
-	int object = c->object, want = 0, error;
+	int object = c->object, want, error;
 
 	if (object == SHARED) {
 		object = free_object();
 		if (!object)
 			return 0;
 	}
-	if (c->flags & MAP_FIXED_NOREPLACE && !is_free(c->at, c->len))
-		want = EEXIST;
-	else if (any_sealed(c->at, c->len))
-		want = EPERM;
+	want = error_of_map(c, object);
 	error = error_of_call((long)mmap(at(P(c->at)), bytes(c->len), c->prot,
 					 c->flags | (anon ? MAP_ANONYMOUS : 0),
 					 anon ? -1 : objects[object].fd,
@@ -571,6 +682,8 @@ static int do_protect(const struct call *c)
 
 		if (!p->mapped)
 			want = ENOMEM;
+		else if (p->read_only && c->prot & PROT_WRITE)
+			want = EACCES;
 		else if (p->sealed)
 			want = EPERM;
 		if (want)
@@ -636,8 +749,10 @@ static int advise_page(struct page *p, int advice)
 	case MADV_REMOVE:
 		if (p->flags & LOCKED || anon)
 			return EINVAL;
-		if (!p->shared)
+		if (!p->shared || p->read_only)
 			return EACCES;
+		if (is_write_sealed(p->object))
+			return EPERM;
 		punch(p->object, p->offset);
 		break;
 	case MADV_HUGEPAGE:
@@ -649,8 +764,12 @@ static int advise_page(struct page *p, int advice)
 	case MADV_MERGEABLE:
 		if (!p->shared)
 			p->flags |= MERGEABLE;
+		if (p->protected)
+			p->protected = PERHAPS;
 		break;
 	case MADV_UNMERGEABLE:
+		if (p->flags & MERGEABLE)
+			p->dirty = false;
 		p->flags &= ~MERGEABLE;
 		break;
 	case MADV_DONTFORK:
@@ -706,11 +825,16 @@ static int do_advise(const struct call *c)
 static int do_lock(const struct call *c)
 {
 	const bool locks = c->kind == LOCK;
+	const bool exceeds = locks && exceeds_locks(c->len - count_locked(c->at, c->len));
 	int populated = true;
 	const int error = error_of_call(locks ? mlock(at(P(c->at)), bytes(c->len)) :
 					munlock(at(P(c->at)), bytes(c->len)));
 	int i;
 
+	if (exceeds) {
+		expect_error(error, ENOMEM);
+		return error;
+	}
 	for (i = c->at; i < c->at + c->len && pages[i].mapped; i++)
 		pages[i].flags = (pages[i].flags & ~LOCKED) | (locks ? LOCKED : 0);
 	if (i > c->at)
@@ -740,6 +864,7 @@ static void write_in_vain(int page)
 
 static int do_write(const struct call *c)
 {
+	next_id++;
 	for (int i = c->at; i < c->at + c->len; i++) {
 		struct page *p = &pages[i];
 
@@ -750,7 +875,8 @@ static int do_write(const struct call *c)
 				write_in_vain(i);
 			continue;
 		}
-		next_id++;
+		if (!(c->flags & ALIKE))
+			next_id++;
 		stamp(P(i), next_id);
 		if (p->shared) {
 			objects[p->object].ids[p->offset] = next_id;
@@ -802,9 +928,13 @@ static int do_touch(const struct call *c)
 static int do_truncate(const struct call *c)
 {
 	struct object *object = &objects[c->object];
+	const int error = error_of_call(ftruncate(object->fd, bytes(c->len)));
+	const unsigned int seal = c->len < object->size ? F_SEAL_SHRINK :
+				  c->len > object->size ? F_SEAL_GROW : 0;
 
-	if (ftruncate(object->fd, bytes(c->len)))
-		fail("ftruncate failed with %d", errno);
+	expect_error(error, object->seals & seal ? EPERM : 0);
+	if (error)
+		return error;
 	for (int i = 0; i < PAGES; i++) {
 		struct page *p = &pages[i];
 
@@ -821,9 +951,14 @@ static int do_truncate(const struct call *c)
 
 static int do_punch(const struct call *c)
 {
-	if (fallocate(objects[c->object].fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		      bytes(c->offset), bytes(c->len)))
-		fail("fallocate failed with %d", errno);
+	const int error = error_of_call(fallocate(objects[c->object].fd,
+						  FALLOC_FL_PUNCH_HOLE |
+						  FALLOC_FL_KEEP_SIZE,
+						  bytes(c->offset), bytes(c->len)));
+
+	expect_error(error, is_write_sealed(c->object) ? EPERM : 0);
+	if (error)
+		return error;
 	for (int i = c->offset; i < c->offset + c->len; i++)
 		punch(c->object, i);
 	return 0;
@@ -840,7 +975,7 @@ static __noreturn void look_as_child(void)
 			p->content = VIEW;
 		p->dirty = false;
 		p->vma_dirty = false;
-		p->flags &= ~REGISTERED;
+		p->flags &= ~(REGISTERED | LOCKED);
 		p->protected = UNPROTECTED;
 	}
 	close(maps_fd);
@@ -951,9 +1086,59 @@ static int do_write_protect(const struct call *c)
 	for (int i = c->at; i < c->at + c->len; i++) {
 		struct page *p = &pages[i];
 
-		p->protected = !c->flags ? UNPROTECTED : p->content == OWN ? PROTECTED :
-			       PERHAPS;
+		p->protected = !c->flags ? UNPROTECTED :
+			       p->content == OWN && !(p->flags & MERGEABLE) ? PROTECTED :
+									      PERHAPS;
 	}
+	return 0;
+}
+
+/* So many pages more than there are by now, or as many as the process may have at all. */
+static int do_limit(const struct call *c)
+{
+	const bool is_size = c->flags == RLIMIT_AS;
+	const long used = is_size ? beside.size + count_mapped(0, PAGES) :
+				    count_locked(0, PAGES);
+	struct rlimit rlimit;
+	long limit;
+
+	if (getrlimit(c->flags, &rlimit))
+		fail("getrlimit failed with %d", errno);
+	limit = rlimit.rlim_max / page_size;
+	if (c->len != NO_LIMIT && used + c->len < limit)
+		limit = used + c->len;
+	rlimit.rlim_cur = bytes(limit);
+	if (setrlimit(c->flags, &rlimit))
+		fail("setrlimit failed with %d", errno);
+	if (is_size)
+		size_limit = limit;
+	else
+		lock_limit = limit;
+	return 0;
+}
+
+static bool can_be_written(int object)
+{
+	for (int i = 0; i < PAGES; i++)
+		if (pages[i].mapped && pages[i].shared && pages[i].object == object &&
+		    !pages[i].read_only)
+			return true;
+	return false;
+}
+
+/* If others happen to have one of its pages, it is busy, too. */
+static int do_seal_file(const struct call *c)
+{
+	struct object *object = &objects[c->object];
+	const int error = error_of_call(fcntl(object->fd, F_ADD_SEALS, c->flags));
+	const bool denies = c->flags & F_SEAL_WRITE && !(object->seals & F_SEAL_WRITE);
+
+	if (denies && (can_be_written(c->object) || error == EBUSY)) {
+		expect_error(error, EBUSY);
+		return error;
+	}
+	expect_error(error, 0);
+	object->seals |= c->flags;
 	return 0;
 }
 
@@ -1032,6 +1217,35 @@ static bool is_for_several(const struct call *c, int vma_end)
 	       (c->len == c->new || is_mapped(c->at, kept_len(c))) && !expect_base();
 }
 
+/* Whether something comes to that page of the new range, and not only a gap. */
+static bool is_replaced(const struct call *c, int nr)
+{
+	return nr >= kept_len(c) || pages[c->at + nr].mapped;
+}
+
+/* What it has more afterwards has to be allowed. */
+static uint64_t errors_of_limits(const struct call *c)
+{
+	const int growth = c->new > c->len ? c->new - c->len : 0;
+	const bool is_locked = pages[c->at + (c->len ? c->len - 1 : 0)].flags & LOCKED;
+	long size = growth + (is_kept(c) ? count_mapped(c->at, c->len) : 0);
+	long locked = is_locked ? growth : 0;
+	const bool grows = size, locks = locked;
+	uint64_t errors = 0;
+
+	for (int i = 0; is_fixed(c) && c->to != FAR && i < c->new; i++) {
+		if (!is_replaced(c, i))
+			continue;
+		size -= pages[c->to + i].mapped;
+		locked -= !!(pages[c->to + i].flags & LOCKED);
+	}
+	if (locks && exceeds_locks(locked))
+		errors |= ERROR(EAGAIN);
+	if (grows && exceeds_size(size))
+		errors |= ERROR(ENOMEM);
+	return errors;
+}
+
 /* All that is wrong with a call; the kernel may tell any of it. */
 static uint64_t errors_of(const struct call *c, int vma_end)
 {
@@ -1049,12 +1263,12 @@ static uint64_t errors_of(const struct call *c, int vma_end)
 	    (c->len > c->new && any_sealed(c->at + kept, c->len - kept)))
 		errors |= ERROR(EPERM);
 	for (int i = 0; is_fixed(c) && c->to != FAR && i < c->new; i++)
-		if (pages[c->to + i].sealed && (c->len != c->new || pages[c->at + i].mapped ||
-						!several))
+		if (pages[c->to + i].sealed && (is_replaced(c, i) || !several))
 			errors |= ERROR(EPERM);
 	for (int i = c->at; several && i < c->at + kept; i++)
 		if (pages[i].flags & REGISTERED)
 			errors |= ERROR(EFAULT);
+	errors |= errors_of_limits(c);
 	if (several)
 		return errors;
 	if (!c->len && !pages[c->at].shared)
@@ -1248,19 +1462,56 @@ static void make_equal(const struct call *c, int error)
 	}
 }
 
+/* What is populated after a call may fail unseen. */
+static bool arm(const struct call *c)
+{
+	const int kept = kept_len(c);
+
+	return c->fail && can_fail && kept && !(pages[c->at + kept - 1].flags & LOCKED) &&
+	       arm_fail_nth(fail_fd, c->fail);
+}
+
+/*
+ * Nothing has changed, but that what was to be replaced may be gone: then all of it.
+ */
+static void apply_failure(const struct call *c)
+{
+	bool is_asked = false, is_gone = false;
+	struct procmap_query vma;
+
+	report->without_memory++;
+	for (int i = 0; is_fixed(c) && i < c->new; i++) {
+		if (!pages[c->to + i].mapped || !is_replaced(c, i))
+			continue;
+		if (!is_asked)
+			is_gone = !query(P(c->to + i), 0, &vma);
+		is_asked = true;
+		if (is_gone)
+			forget(c->to + i, 1);
+	}
+	check_all();
+}
+
 static int do_remap(const struct call *c)
 {
 	const int vma_end = pages[c->at].mapped ? end_of_vma(c->at) : 0;
 	const uint64_t errors = errors_of(c, vma_end);
+	bool armed, failed;
 	unsigned long ret;
 	int error;
 
 	if (pages[c->at].mapped && !vma_end)
 		fail("page %d should be mapped", c->at);
 	differs = log_file ? may_differ(c) : NULL;
+	armed = arm(c);
 	ret = do_mremap(P(c->at) + (c->odd & ODD_ADDR ? 8 : 0), old_len(c), new_len(c),
 			c->flags, new_addr(c));
+	failed = armed && disarm_fail_nth(fail_fd);
 	error = error_of(ret);
+	if (failed && error == ENOMEM && !errors) {
+		apply_failure(c);
+		return error;
+	}
 	if (error && !(errors & ERROR(error)))
 		fail("failed with %d (%s)%s", error, strerror(error),
 		     errors ? ", which is not wrong with it" : "");
@@ -1404,7 +1655,7 @@ static int pick_prot(void)
 
 static void draw_map(struct call *c)
 {
-	static const int kinds[] = { ANON, ANON, ANON, SHARED, 0, 1, 2 };
+	static const int kinds[] = { ANON, ANON, ANON, SHARED, 0, 1, 2, TO_SEAL };
 
 	c->at = one_in(8) ? pick(5) * TABLE : pick_page();
 	c->len = clip(c->at, pick_len());
@@ -1426,7 +1677,7 @@ static void draw_advice(struct call *c)
 	static const int advice[] = {
 		MADV_DONTNEED, MADV_DONTNEED, MADV_DONTNEED, MADV_FREE, MADV_COLD,
 		MADV_PAGEOUT, MADV_PAGEOUT, MADV_REMOVE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-		MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_DONTFORK, MADV_DOFORK,
+		MADV_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_DONTFORK, MADV_DOFORK,
 		MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_DONTDUMP, MADV_DODUMP,
 		MADV_COLLAPSE,
 	};
@@ -1486,12 +1737,31 @@ static void draw_remap(struct call *c)
 		if (c->at + c->len <= c->to || c->to + c->new <= c->at)
 			break;
 	}
+	if (one_in(5))
+		c->fail = 1 + pick(one_in(3) ? 40 : 10);
 	if (one_in(30))
 		c->odd = 1 << pick(5);
 	if (one_in(60))
 		c->flags = pick(16);
 	if (one_in(100))
 		c->to = FAR;
+}
+
+/* Low, and soon lifted again: else calls would mostly be refused. */
+static void draw_limit(struct call *c)
+{
+	c->flags = one_in(2) ? RLIMIT_AS : RLIMIT_MEMLOCK;
+	c->len = one_in(2) ? NO_LIMIT : 1 + pick(c->flags == RLIMIT_AS ? 200 : 20);
+}
+
+static void draw_seals(struct call *c)
+{
+	static const unsigned int seals[] = {
+		F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE,
+	};
+
+	c->object = TO_SEAL;
+	c->flags = seals[pick(ARRAY_SIZE(seals))];
 }
 
 /* What is registered, and all of it, unless there is nothing. */
@@ -1517,7 +1787,8 @@ static enum kind pick_kind(void)
 		{ REMAP, 340 }, { WRITE, 220 }, { MAP, 150 }, { UNMAP, 40 }, { PROTECT, 70 },
 		{ ADVISE, 90 }, { LOCK, 15 }, { UNLOCK, 20 }, { TRUNCATE, 12 }, { PUNCH, 12 },
 		{ TOUCH, 25 }, { FORK, 2 }, { CLEAR_DIRTY, 15 }, { SEAL, 1 }, { STEP_ASIDE, 10 },
-		{ REGISTER, 12 }, { UNREGISTER, 4 }, { WRITE_PROTECT, 20 },
+		{ REGISTER, 12 }, { UNREGISTER, 4 }, { WRITE_PROTECT, 20 }, { LIMIT, 8 },
+		{ SEAL_FILE, 2 },
 	};
 	int sum = 0, which;
 
@@ -1550,8 +1821,16 @@ static void draw_call(struct call *c)
 		draw_advice(c);
 		break;
 	case WRITE:
+		c->flags = one_in(4) ? ALIKE : 0;
+		/* fall through */
 	case TOUCH:
 		c->len = clip(c->at, 1 + pick(6));
+		break;
+	case LIMIT:
+		draw_limit(c);
+		break;
+	case SEAL_FILE:
+		draw_seals(c);
 		break;
 	case LOCK:
 		if (c->len > 64)
@@ -1630,14 +1909,15 @@ static void map_as_text(char *out, size_t size, const struct call *c)
 
 static void remap_as_text(char *out, size_t size, const struct call *c)
 {
-	char flags[96], to[32];
+	char flags[96], to[32], fails[32];
 
 	flags_as_text(flags, c->flags);
 	snprintf(to, sizeof(to), c->to == FAR ? "TASK_SIZE" : "P(%d)", c->to);
-	snprintf(out, size, "mremap(P(%d)%s, %d pages%s, %d pages%s, %s, %s%s)", c->at,
+	snprintf(fails, sizeof(fails), c->fail ? " without allocation %d" : "", c->fail);
+	snprintf(out, size, "mremap(P(%d)%s, %d pages%s, %d pages%s, %s, %s%s)%s", c->at,
 		 c->odd & ODD_ADDR ? " + 8" : "", c->len, c->odd & ODD_OLD_LEN ? " - 7" : "",
 		 c->odd & NO_NEW_LEN ? 0 : c->new, c->odd & ODD_NEW_LEN ? " - 5" : "", flags,
-		 to, c->odd & ODD_NEW_ADDR ? " + 16" : "");
+		 to, c->odd & ODD_NEW_ADDR ? " + 16" : "", fails);
 }
 
 static const char *text_of(const struct call *c)
@@ -1671,6 +1951,17 @@ static const char *text_of(const struct call *c)
 	case PUNCH:
 		snprintf(text, sizeof(text), "fallocate(memfd[%d], hole, %d pages, %d pages)",
 			 c->object, c->offset, c->len);
+		break;
+	case LIMIT:
+		snprintf(text, sizeof(text), "setrlimit(%s, %d pages more)",
+			 c->flags == RLIMIT_AS ? "RLIMIT_AS" : "RLIMIT_MEMLOCK", c->len);
+		break;
+	case SEAL_FILE:
+		snprintf(text, sizeof(text), "%s(memfd[%d], %lu)", name, c->object, c->flags);
+		break;
+	case WRITE:
+		snprintf(text, sizeof(text), "write(P(%d), %d pages%s)", c->at, c->len,
+			 c->flags & ALIKE ? " alike" : "");
 		break;
 	case FORK:
 	case CLEAR_DIRTY:
@@ -1706,6 +1997,8 @@ static int make_call(const struct call *c)
 	case WRITE_PROTECT: return do_write_protect(c);
 	case REMAP: return do_remap(c);
 	case STEP_ASIDE: return do_step_aside();
+	case LIMIT: return do_limit(c);
+	case SEAL_FILE: return do_seal_file(c);
 	default: return 0;
 	}
 }
@@ -1739,6 +2032,14 @@ static void log_call(int nr, const struct call *c, int error)
 	differs = NULL;
 }
 
+static void note_merged(void)
+{
+	const long merged = read_long("/proc/self/ksm_merging_pages");
+
+	if (merged > report->merged)
+		report->merged = merged;
+}
+
 static void after_call(int nr, const struct call *c, int error)
 {
 	if (error)
@@ -1749,9 +2050,11 @@ static void after_call(int nr, const struct call *c, int error)
 		log_call(nr, c, error);
 	if (nr % check_step == check_step - 1)
 		check_all();
-	if (nr % flag_check_step == flag_check_step - 1)
+	if (nr % flag_check_step == flag_check_step - 1) {
 		check_flags();
-	if (c->kind == TRUNCATE || c->kind == PUNCH)
+		note_merged();
+	}
+	if (c->kind == TRUNCATE || c->kind == PUNCH || c->kind == LIMIT)
 		return;
 	check_some(c->at, c->len > c->new ? c->len : c->new);
 	if (c->kind == REMAP && is_fixed(c))
@@ -1770,13 +2073,13 @@ static void fence(int page, const char *name)
 
 static void make_files(void)
 {
-	static const int sizes[FILES] = { 600, 64, 30 };
+	static const int sizes[FILES] = { 600, 64, 30, 50 };
 
 	for (int i = 0; i < FILES; i++) {
 		struct object *object = &objects[i];
 		struct procmap_query vma;
 
-		object->fd = memfd_create("random", 0);
+		object->fd = memfd_create("random", MFD_ALLOW_SEALING);
 		object->size = sizes[i];
 		if (object->fd < 0 || ftruncate(object->fd, bytes(object->size)))
 			fail("cannot make a file");
@@ -1786,6 +2089,30 @@ static void make_files(void)
 		object->inode = vma.inode;
 		munmap(at(P(0)), page_size);
 	}
+}
+
+/* Who has it is not limited in what is locked. */
+static void drop_capability(int number)
+{
+	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+
+	if (syscall(SYS_capget, &header, data))
+		fail("capget failed with %d", errno);
+	data[CAP_TO_INDEX(number)].effective &= ~CAP_TO_MASK(number);
+	if (syscall(SYS_capset, &header, data))
+		fail("capset failed with %d", errno);
+}
+
+/* The stack is not to grow any more: it is what the process has besides the window. */
+static void sum_up_besides(void)
+{
+	volatile char stack[256 * KB];
+
+	for (size_t i = 0; i < sizeof(stack); i += KB)
+		stack[i] = 0;
+	read_sums(&beside);
+	read_sums(&beside);
 }
 
 static void open_window(void)
@@ -1807,14 +2134,20 @@ static void open_window(void)
 	map_anon(P(0), page_size);
 	tracks_dirty = !expect_base() && pagemap_entry(P(0)) & PM_SOFT_DIRTY;
 	munmap(at(P(0)), page_size);
+	do_limit(&(struct call) { .flags = RLIMIT_AS, .len = NO_LIMIT });
+	do_limit(&(struct call) { .flags = RLIMIT_MEMLOCK, .len = NO_LIMIT });
+	drop_capability(CAP_IPC_LOCK);
+	fail_fd = open(FAIL_NTH, O_RDWR);
 	if (with_threads)
 		start_busy_thread();
+	sum_up_besides();
 }
 
 static __noreturn void close_window(void)
 {
 	check_all();
 	check_flags();
+	note_merged();
 	if (with_threads)
 		stop_busy_thread();
 	if (log_file)
@@ -1864,31 +2197,72 @@ static bool is_good(pid_t child)
 	return !status;
 }
 
-static bool is_seed_good(unsigned long seed, int calls)
+/* Those calls, or the first ones of that seed. */
+static bool is_one_run_good(const struct call *calls, unsigned long seed, int nr)
 {
 	pid_t child;
 
 	*report->complaint = '\0';
-	report->nr_calls = 0;
 	if (log_file)
 		fflush(log_file);
 	child = fork();
+	if (!child && calls)
+		run_list(calls, nr);
 	if (!child)
-		run_seed(seed, calls);
+		run_seed(seed, nr);
 	return is_good(child);
+}
+
+/* -1: others change it as well; or it is of no interest. */
+static long committed_before(void)
+{
+	const long is = committed_kb();
+
+	if (log_file)
+		return -1;
+	usleep(20000);
+	return committed_kb() == is ? is : -1;
+}
+
+/* Some of it may be given back later. */
+static bool is_given_back(long before)
+{
+	for (int i = 0; i < 50 && before >= 0; i++) {
+		if (committed_kb() == before)
+			return true;
+		usleep(20000);
+	}
+	return before < 0;
+}
+
+/* What others commit meanwhile comes once; what a run leaves behind comes again. */
+#define RUNS	3
+
+static bool is_run_good(const struct call *calls, unsigned long seed, int nr)
+{
+	long before;
+
+	for (int i = 0; i < RUNS; i++) {
+		before = committed_before();
+		if (!is_one_run_good(calls, seed, nr))
+			return false;
+		if (is_given_back(before))
+			return true;
+	}
+	snprintf(report->complaint, sizeof(report->complaint),
+		 "Committed_AS is %ld kB in the end, was %ld", committed_kb(), before);
+	return false;
+}
+
+static bool is_seed_good(unsigned long seed, int calls)
+{
+	report->nr_calls = 0;
+	return is_run_good(NULL, seed, calls);
 }
 
 static bool is_list_good(const struct call *calls, int nr)
 {
-	pid_t child;
-
-	*report->complaint = '\0';
-	if (log_file)
-		fflush(log_file);
-	child = fork();
-	if (!child)
-		run_list(calls, nr);
-	return is_good(child);
+	return is_run_good(calls, 0, nr);
 }
 
 /* ---- what is left of a list that fails ---- */
@@ -1956,24 +2330,32 @@ static void explain(META, unsigned long seed)
 
 /* ---- tests ---- */
 
-#define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
+/* So that pages are merged soon. */
+static void start_merging(void)
+{
+	static const char * const values[][2] = {
+		{ "smart_scan", "0" }, { "pages_to_scan", "1000" },
+		{ "sleep_millisecs", "1" }, { "run", "1" },
+	};
+	char path[64];
 
-static char old_map_count[32];
+	for (size_t i = 0; i < ARRAY_SIZE(values); i++) {
+		snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", values[i][0]);
+		if (!access(path, W_OK))
+			change_setting(path, values[i][1]);
+	}
+}
 
 static void set_up(META)
 {
 	/* Where it ends is another matter, and of other tests. */
-	if (!read_setting(MAX_MAP_COUNT, old_map_count, sizeof(old_map_count)) ||
-	    !write_setting(MAX_MAP_COUNT, "65530"))
+	if (!change_setting("/proc/sys/vm/max_map_count", "65530"))
 		SKIP(return, "needs root");
+	start_merging();
+	can_fail = !expect_base() && !getenv("MREMAP_LOG") && !prepare_fail_nth();
 	report = mmap(NULL, sizeof(*report), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, report);
-}
-
-static void tear_down(void)
-{
-	write_setting(MAX_MAP_COUNT, old_map_count);
 }
 
 FIXTURE(run)
@@ -1995,7 +2377,7 @@ FIXTURE_SETUP(run)
 
 FIXTURE_TEARDOWN(run)
 {
-	tear_down();
+	put_settings_back();
 }
 
 FIXTURE_VARIANT_ADD(run, seeds_1) { 100, 100, false };
@@ -2063,8 +2445,9 @@ static void print_progress(long seconds, unsigned long first, unsigned long seed
 	for (int kind = 0; kind < KINDS; kind++)
 		snprintf(kinds + strlen(kinds), sizeof(kinds) - strlen(kinds), ", %s %lu/%lu",
 			 kind_names[kind], report->succeeded[kind], report->refused[kind]);
-	printf("# %ld s, seeds %lu-%lu, %lu calls, %lu writes meanwhile (done/refused%s)\n",
-	       seconds, first, seed, calls_made(), report->busy_writes, kinds);
+	printf("# %ld s, seeds %lu-%lu, %lu calls (%lu without memory), %lu writes meanwhile, up to %ld pages merged (done/refused%s)\n",
+	       seconds, first, seed, calls_made(), report->without_memory,
+	       report->busy_writes, report->merged, kinds);
 	fflush(stdout);
 }
 
@@ -2083,7 +2466,7 @@ FIXTURE_SETUP(asked_for)
 
 FIXTURE_TEARDOWN(asked_for)
 {
-	tear_down();
+	put_settings_back();
 }
 
 #define MOST_FAILURES	5
@@ -2138,7 +2521,7 @@ FIXTURE_SETUP(wrong)
 
 FIXTURE_TEARDOWN(wrong)
 {
-	tear_down();
+	put_settings_back();
 }
 
 FIXTURE_VARIANT_ADD(wrong, kept_pages) { KEPT_PAGES };

@@ -11,7 +11,7 @@
  *
  * A contest ends after some acts, and moves go on for as long; mostly without waiting
  * for an act to end, so that they meet in the middle of it. The rival has to get its way
- * at least once in all contests of a test. They are held at full speed, and with
+ * with each kind of memory at least once. Contests are held at full speed, and with
  * CONFIG_DEBUG_MREMAP_DELAY also with each move held up for a while at every point
  * where a rival could do harm. mremap_race looks at single such moments.
  */
@@ -156,7 +156,6 @@ struct contest {
 	volatile bool over;
 	volatile unsigned int acts;
 	volatile unsigned int successes;
-	unsigned int all_successes;
 	char complaint[256];
 	pthread_t thread;
 	pid_t child;
@@ -208,56 +207,21 @@ static void pin_to(int cpu)
 	sched_setaffinity(0, sizeof(set), &set);
 }
 
-/* ---- settings that are put back ---- */
-
-static struct {
-	char path[128];
-	char value[64];
-} settings[16];
-
-static int nr_settings;
-
-/* Those that show several values have the one that holds in brackets. */
-static void strip_value(char *value)
-{
-	char *start = strchr(value, '['), *end = strchr(value, ']');
-
-	if (start && end) {
-		*end = '\0';
-		memmove(value, start + 1, end - start);
-	}
-}
-
-static bool change_setting(const char *path, const char *value)
-{
-	char *old = settings[nr_settings].value;
-
-	if (!read_setting(path, old, sizeof(settings->value)) ||
-	    !write_setting(path, value))
-		return false;
-	strip_value(old);
-	strcpy(settings[nr_settings++].path, path);
-	return true;
-}
-
-static void put_settings_back(void)
-{
-	while (nr_settings--)
-		write_setting(settings[nr_settings].path,
-			      settings[nr_settings].value);
-	nr_settings = 0;
-}
+/* ---- moves that are held up ---- */
 
 #define DELAY_DIR	"/sys/kernel/debug/mremap_delay_us/"
 #define NEEDS_DELAYS	"needs CONFIG_DEBUG_MREMAP_DELAY (" DELAY_DIR ")"
 #define DELAY		"3000"
 
-static bool hold_up_moves(void)
+/* Before the TLB is flushed there may be time for a page to be freed, and used again. */
+#define LONG_DELAY	"20000"
+
+static bool hold_up_moves(const char *moved)
 {
 	return change_setting(DELAY_DIR "planned", DELAY) &&
 	       change_setting(DELAY_DIR "detached", DELAY) &&
 	       change_setting(DELAY_DIR "detach_flushed", DELAY) &&
-	       change_setting(DELAY_DIR "moved", DELAY);
+	       change_setting(DELAY_DIR "moved", moved);
 }
 
 /* ---- places where there may be nothing ---- */
@@ -366,6 +330,12 @@ static void next_page(struct contest *contest)
 		contest->page = 0;
 }
 
+/* Nothing of the contest writes such a word where the writer looks. */
+static bool is_of_others(const struct contest *contest, uint64_t found)
+{
+	return found && (found < tag_of(0) || found >> 32 > contest->pages);
+}
+
 /* It is at the other place, or lost, which will be seen at the end. */
 static void go_after_memory(struct contest *contest)
 {
@@ -374,14 +344,15 @@ static void go_after_memory(struct contest *contest)
 		next_page(contest);
 }
 
+/* Blindly, beside the count, and only then with a look at what is there. */
 static bool count_in_page(struct contest *contest)
 {
 	volatile uint64_t *count = &contest->counts[contest->page];
+	volatile uint64_t *words = counter_at(contest, contest->place, contest->page);
 	uint64_t found = *count;
 
-	if (__atomic_compare_exchange_n(counter_at(contest, contest->place,
-						   contest->page),
-					&found, *count + 1, false,
+	words[1] = tag_of(0);
+	if (__atomic_compare_exchange_n(words, &found, *count + 1, false,
 					__ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
 		++*count;
 		next_page(contest);
@@ -389,14 +360,19 @@ static bool count_in_page(struct contest *contest)
 	}
 	if (found >> 32 == contest->page + 1)
 		complain_of(contest, "the writer does not find what it wrote");
+	if (is_of_others(contest, found))
+		complain_of(contest, "the writer finds what others have written");
 	return false;
 }
 
+/* It never sleeps, and is not to keep others waiting for its processor. */
 static void *run_writer(void *arg)
 {
 	struct contest *contest = arg;
+	const struct sched_param none = { 0 };
 
 	pin_to(CPU_OF_WRITER);
+	sched_setscheduler(0, SCHED_IDLE, &none);
 	if (sigsetjmp(missed, 1))
 		go_after_memory(contest);
 	may_miss = true;
@@ -558,28 +534,56 @@ static void map_memory(META, struct contest *contest)
 		fill_memory(contest);
 }
 
-static void move_memory(META, struct contest *contest)
+/* So that there are some for the rival to take. What is in them may change meanwhile. */
+static void touch_pages_if_there(struct contest *contest)
+{
+	bool there;
+
+	check_if_there(contest, contest->now, &there);
+}
+
+static size_t len_at(const struct contest *contest, int place)
+{
+	return contest->len +
+	       (place && contest->move->how == GROWS ? bytes(GROWTH) : 0);
+}
+
+static unsigned long move_once(struct contest *contest)
 {
 	const unsigned int how = contest->move->how;
-	const unsigned long from = contest->places[contest->now];
-	const unsigned long to = contest->places[!contest->now];
-	const size_t grown = contest->len + (how == GROWS ? bytes(GROWTH) : 0);
-	const size_t len = contest->now ? grown : contest->len;
-	const size_t new_len = contest->now ? contest->len : grown;
+	const int now = contest->now;
+	const unsigned long to = contest->places[!now];
+	const unsigned long got =
+		do_mremap(contest->places[now], len_at(contest, now),
+			  len_at(contest, !now),
+			  how == KEEPS ? FIXED | DONTUNMAP :
+			  how == SHIFTS ? OVERLAP : FIXED, to);
 
-	ASSERT_EQ(to, do_mremap(from, len, new_len,
-				how == KEEPS ? FIXED | DONTUNMAP :
-				how == SHIFTS ? OVERLAP : FIXED, to));
-	contest->now = !contest->now;
+	contest->now ^= got == to;
 	contest->moved++;
+	return got;
+}
+
+static void unmap_old_place(const struct contest *contest)
+{
+	if (contest->move->how == KEEPS)
+		munmap(at(contest->places[!contest->now]), contest->len);
+}
+
+static void move_memory(META, struct contest *contest)
+{
+	const unsigned long to = contest->places[!contest->now];
+
+	ASSERT_EQ(to, move_once(contest));
 	/* It is to be met in the middle of what it does. */
 	if (contest->moved % 4)
 		nap();
 	else
 		wait_for_rival(contest);
-	if (how == KEEPS)
-		munmap(at(from), len);
-	if (!contest->rival->empties && !contest->rival->takes)
+	unmap_old_place(contest);
+	if (contest->rival->empties)
+		touch_pages_if_there(contest);
+	else if (!contest->rival->takes)
 		EXPECT_OK(check_pages(contest, contest->now));
 }
 
@@ -628,12 +632,29 @@ static void end_contest(META, struct contest *contest)
 	if (rival->end)
 		EXPECT_OK(rival->end(contest));
 	munmap(at(contest->places[contest->now]),
-	       contest->len + bytes(GROWTH) * (contest->move->how == GROWS));
+	       len_at(contest, contest->now));
 	if (contest->fd >= 0)
 		close(contest->fd);
 	if (contest->kind->bit == DISK)
 		close(contest->direct);
-	contest->all_successes += contest->successes;
+}
+
+/* Nothing else shows whether huge pages are what moves. */
+static const char *check_kind(const struct contest *contest)
+{
+	if (contest->kind->bit != HUGE ||
+	    smaps_kb(HOME, "AnonHugePages") * KB == contest->len)
+		return NULL;
+	return "needs huge pages of anonymous memory that are free (AnonHugePages)";
+}
+
+static void call_off(struct contest *contest)
+{
+	contest->over = true;
+	contest->acts = 1;
+	if (contest->child)
+		waitpid(contest->child, NULL, 0);
+	munmap(at(HOME), contest->len);
 }
 
 /* What is missing for it, or NULL. */
@@ -647,6 +668,11 @@ static const char *hold_contest(META, struct contest *contest)
 	if (rival->is_process)
 		start_process(_metadata, contest);
 	map_memory(_metadata, contest);
+	missing = check_kind(contest);
+	if (missing) {
+		call_off(contest);
+		return missing;
+	}
 	if (rival->begin)
 		ASSERT_OK(rival->begin(contest));
 	start_threads(_metadata, contest);
@@ -667,22 +693,41 @@ static bool can_move(const struct rival *rival, const struct kind *kind,
 	       !(rival->but & move->how);
 }
 
-/* Whether the test has failed. */
+/* Whether it was held. */
 static bool hold_named(META, struct contest *contest, const struct kind *kind,
-		       const struct move *move, int *held)
+		       const struct move *move)
 {
 	const char *missing;
 
 	start_contest(contest, kind, move);
 	missing = hold_contest(_metadata, contest);
-	*held += !missing;
 	if (missing)
 		TH_LOG("no contest for %s: %s", kind->name, missing);
-	if (_metadata->exit_code != KSFT_FAIL)
-		return false;
-	TH_LOG("that was %s: %s, %u moves, %u acts", kind->name, move->name,
-	       contest->moved, contest->acts);
-	return true;
+	if (_metadata->exit_code == KSFT_FAIL)
+		TH_LOG("that was %s: %s, %u moves, %u acts", kind->name,
+		       move->name, contest->moved, contest->acts);
+	return !missing;
+}
+
+/* How many were held. */
+static int hold_all_of(META, struct contest *contest, const struct kind *kind)
+{
+	unsigned int successes = 0;
+	int held = 0;
+
+	for (size_t m = 0; m < ARRAY_SIZE(moves); m++) {
+		if (_metadata->exit_code == KSFT_FAIL)
+			return held;
+		if (!can_move(contest->rival, kind, &moves[m]) ||
+		    !hold_named(_metadata, contest, kind, &moves[m]))
+			continue;
+		held++;
+		successes += contest->successes;
+	}
+	if (held)
+		EXPECT_LT(0, successes)
+			TH_LOG("the rival never got its way with %s", kind->name);
+	return held;
 }
 
 static void hold_contests(META, struct contest *contest)
@@ -690,15 +735,9 @@ static void hold_contests(META, struct contest *contest)
 	int held = 0;
 
 	for (size_t k = 0; k < ARRAY_SIZE(kinds); k++)
-		for (size_t m = 0; m < ARRAY_SIZE(moves); m++)
-			if (can_move(contest->rival, &kinds[k], &moves[m]) &&
-			    hold_named(_metadata, contest, &kinds[k], &moves[m],
-				       &held))
-				return;
+		held += hold_all_of(_metadata, contest, &kinds[k]);
 	if (!held)
 		SKIP(return, "needs what is said above");
-	EXPECT_LT(0, contest->all_successes)
-		TH_LOG("the rival never got its way");
 }
 
 /* ---- others who move pages: compaction, move_pages(), NUMA balancing ---- */
@@ -750,10 +789,12 @@ static const char *prepare_migration(struct contest *contest)
 	return access(TWO_NODES, F_OK) ? NEEDS_TWO_NODES : NULL;
 }
 
-static void migrate_to(struct contest *contest, int place, int node)
+/* How many of them are there now. */
+static size_t migrate_to(struct contest *contest, int place, int node)
 {
 	static void *pages[MAX_PAGES];
 	static int nodes[MAX_PAGES], status[MAX_PAGES];
+	size_t there = 0;
 
 	for (size_t i = 0; i < contest->pages; i++) {
 		pages[i] = at(page_at(contest, place, i));
@@ -762,15 +803,18 @@ static void migrate_to(struct contest *contest, int place, int node)
 	}
 	syscall(__NR_move_pages, contest->mover, contest->pages, pages, nodes,
 		status, MPOL_MF_MOVE_ALL);
+	for (size_t i = 0; i < contest->pages; i++)
+		there += status[i] == node;
+	return there;
 }
 
 static bool migrate(struct contest *contest)
 {
 	const int node = contest->acts & 1;
+	const size_t there = migrate_to(contest, 0, node) +
+			     migrate_to(contest, 1, node);
 
-	migrate_to(contest, 0, node);
-	migrate_to(contest, 1, node);
-	return has_grown(contest, "pgmigrate_success");
+	return has_grown(contest, "pgmigrate_success") && there;
 }
 
 #define BALANCING	"/proc/sys/kernel/numa_balancing"
@@ -875,12 +919,19 @@ static bool swap_off_and_on(struct contest *contest)
 }
 
 /* Less than is needed: also what the call itself allocates has to be reclaimed. */
-static const char *prepare_limit(struct contest *contest)
+static const char *limit_group(struct contest *contest)
 {
-	const char *missing = prepare_reclaim(contest);
+	(void)contest;
+	return write_setting(OWN_CGROUP "memory.max", "4M") ? NULL :
+							      "cannot limit the group";
+}
 
-	return missing ?: write_setting(OWN_CGROUP "memory.max", "4M") ? NULL :
-								   NEEDS_CGROUP;
+/* The next memory may need huge pages from the start. */
+static const char *lift_limit(struct contest *contest)
+{
+	(void)contest;
+	return write_setting(OWN_CGROUP "memory.max", "max") ? NULL :
+							       "cannot lift the limit";
 }
 
 static bool use_up_memory(struct contest *contest)
@@ -980,11 +1031,15 @@ static const char *check_disk(struct contest *contest)
 
 #define REUSED	16
 
-/* Pages freed last are the first that one gets. Does anybody write to them? */
+/*
+ * Pages freed last are the first that one gets. Does anybody write to them? Whoever
+ * reads them, as the writer might, finds what is nobody's count.
+ */
 static void reuse_pages(struct contest *contest)
 {
 	unsigned char *pages = mmap(NULL, bytes(REUSED), READ_WRITE,
-				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+				    -1, 0);
 
 	memset(pages, 0x5a, bytes(REUSED));
 	usleep(2000);
@@ -994,26 +1049,82 @@ static void reuse_pages(struct contest *contest)
 	munmap(pages, bytes(REUSED));
 }
 
+/* Whether the mover has a page there, which is copied. */
+static bool peek(struct contest *contest, unsigned long addr, void *page)
+{
+	struct iovec here = { page, psize() }, there = { at(addr), psize() };
+	const ssize_t got = syscall(__NR_process_vm_readv, contest->mover, &here,
+				    1, &there, 1, 0);
+
+	if (got < 0 && errno != EFAULT)
+		complain_of(contest, "cannot look at what the mover has");
+	return got == (ssize_t)psize();
+}
+
+/*
+ * Of the file behind its end nothing may be mapped, whatever was on its way meanwhile.
+ * The last quarter is behind it at both places: these are far apart, or less than a
+ * quarter.
+ */
+static void look_behind_end(struct contest *contest)
+{
+	static char page[64 * KB];
+	const size_t first = contest->pages * 3 / 4;
+
+	for (size_t i = first; i < contest->pages; i += 1 + contest->pages / 64)
+		if (peek(contest, page_at(contest, 0, i), page) ||
+		    peek(contest, page_at(contest, 1, i), page))
+			complain_of(contest, "a page behind the end is mapped");
+}
+
 static bool cut_file(struct contest *contest)
 {
 	const size_t rest = contest->pages / 2 * contest->unit;
 
 	if (ftruncate(contest->fd, rest))
 		complain_of(contest, "cannot truncate");
+	look_behind_end(contest);
 	reuse_pages(contest);
 	if (ftruncate(contest->fd, contest->len))
 		complain_of(contest, "cannot make it as long as before");
 	return true;
 }
 
+/* Its stamp is at no other place, until somebody puts it there again. */
+static void look_for_page(struct contest *contest, size_t nr)
+{
+	static uint64_t page[64 * KB / sizeof(uint64_t)];
+
+	for (int place = 0; place < 2; place++)
+		if (peek(contest, page_at(contest, place, nr), page) &&
+		    !check_stamp((unsigned long)page, id_of(contest, nr)))
+			complain_of(contest, "a page is mapped that was a hole");
+}
+
+static void stamp_in_file(struct contest *contest, size_t nr)
+{
+	void *page = mmap(NULL, contest->unit, READ_WRITE, MAP_SHARED,
+			  contest->fd, nr * contest->unit);
+
+	if (page == MAP_FAILED) {
+		complain_of(contest, "cannot map the file");
+		return;
+	}
+	stamp((unsigned long)page, id_of(contest, nr));
+	munmap(page, contest->unit);
+}
+
 static bool punch_holes(struct contest *contest)
 {
-	const size_t half = contest->pages / 2 * contest->unit;
+	const size_t half = contest->pages / 2;
 
 	if (fallocate(contest->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		      half, contest->unit))
+		      half * contest->unit, contest->unit))
 		complain_of(contest, "cannot punch a hole");
+	look_for_page(contest, half);
 	reuse_pages(contest);
+	/* For the next hole. */
+	stamp_in_file(contest, half);
 	return true;
 }
 
@@ -1077,6 +1188,37 @@ static bool merge_and_unmerge(struct contest *contest)
 		write_setting(KSM "run", "1");
 	}
 	return merged;
+}
+
+static bool all_go_to(struct contest *contest, int node)
+{
+	/* Some may be busy, and those that are merged are one. */
+	for (int i = 0; i < 20; i++) {
+		if (migrate_to(contest, contest->now, node) == contest->pages)
+			return true;
+		nap();
+	}
+	return false;
+}
+
+/* Wherever it is, what was merged is known to be there: else it could not be migrated. */
+static const char *move_merged(struct contest *contest)
+{
+	const char *why = NULL;
+
+	if (access(TWO_NODES, F_OK))
+		return NULL;
+	advise_both(contest, MADV_MERGEABLE);
+	if (!merge_for_a_while())
+		return "nothing is merged any more";
+	write_setting(KSM "run", "0");
+	if (error_of(move_once(contest)))
+		return "cannot move once more";
+	unmap_old_place(contest);
+	if (!all_go_to(contest, 0) || !all_go_to(contest, 1))
+		why = "what was merged cannot be migrated";
+	write_setting(KSM "run", "1");
+	return why ?: check_pages(contest, contest->now);
 }
 
 /* ---- fork, and neighbours ---- */
@@ -1675,20 +1817,20 @@ RIVAL(switched_generations, prepare_generations, switch_generations,
 RIVAL(swapoff, prepare_swapoff, swap_off_and_on, .is_process = true,
       .slow = true,
       .kinds = ANON | SHMEM, .but = GROWS | SEVERAL);
-RIVAL(limit, prepare_limit, use_up_memory, .is_process = true,
-      .slow = true,
+RIVAL(limit, prepare_reclaim, use_up_memory, limit_group, lift_limit,
+      .is_process = true, .slow = true,
       .kinds = ANON | HUGE);
 RIVAL(collapse, prepare_collapse, collapse_and_split, .is_process = true,
       .large = true,
       .kinds = ANON | SHMEM | HUGE, .but = KEEPS | GROWS | SEVERAL | SHIFTS);
 RIVAL(writeback, NULL, sync_file, .is_process = true, .kinds = DISK,
       .end = check_disk);
-RIVAL(truncation, NULL, cut_file, .is_process = true, .kinds = FILES,
+RIVAL(truncation, prepare_process_vm, cut_file, .is_process = true, .kinds = FILES,
       .empties = true, .end = check_first_half);
-RIVAL(hole_punching, NULL, punch_holes, .is_process = true,
+RIVAL(hole_punching, prepare_process_vm, punch_holes, .is_process = true,
       .kinds = SHMEM | HUGETLB, .empties = true, .end = check_first_half);
-RIVAL(ksm, prepare_ksm, merge_and_unmerge, .begin = offer_pages, .alike = true,
-      .kinds = ANON | PRIVATE);
+RIVAL(ksm, prepare_ksm, merge_and_unmerge, offer_pages, move_merged,
+      .alike = true, .kinds = ANON | PRIVATE);
 RIVAL(fork, NULL, fork_and_look,
       .kinds = ANON | SHMEM | PRIVATE | DISK | HUGE | HUGETLB);
 RIVAL(neighbour, NULL, be_a_neighbour, .kinds = ANON | SHMEM | HUGE,
@@ -1753,7 +1895,8 @@ TEST_F_TIMEOUT(against, at_full_speed, TIMEOUT)
 TEST_F_TIMEOUT(against, held_up, TIMEOUT)
 {
 	const struct rival *rival = self->contest->rival;
-	const char *missing = hold_up_moves() ? NULL : NEEDS_DELAYS;
+	const char *moved = rival->empties ? LONG_DELAY : DELAY;
+	const char *missing = hold_up_moves(moved) ? NULL : NEEDS_DELAYS;
 
 	if (!missing && rival->prepare)
 		missing = rival->prepare(self->contest);
@@ -1805,7 +1948,7 @@ FIXTURE_SETUP(ring)
 		SKIP(return, "needs two processors");
 	if (!open_samples(self))
 		SKIP(return, "needs CONFIG_PERF_EVENTS and leave to use them");
-	hold_up_moves();
+	hold_up_moves(DELAY);
 }
 
 FIXTURE_TEARDOWN(ring)
@@ -1890,7 +2033,7 @@ FIXTURE_SETUP(killed)
 	ASSERT_EQ(SIDE, map_at(SIDE, contest->len, READ_WRITE, MAP_SHARED,
 			       contest->fd, 0));
 	stamp_range(SIDE, contest->len, 1);
-	hold_up_moves();
+	hold_up_moves(DELAY);
 }
 
 FIXTURE_TEARDOWN(killed)

@@ -623,6 +623,44 @@ long read_long(const char *path)
 	return strtol(value, NULL, 10);
 }
 
+static struct {
+	char path[128];
+	char value[64];
+} settings[16];
+
+static int nr_settings;
+
+/* Those that show several values have the one that holds in brackets. */
+static void strip_value(char *value)
+{
+	char *start = strchr(value, '['), *end = strchr(value, ']');
+
+	if (start && end) {
+		*end = '\0';
+		memmove(value, start + 1, end - start);
+	}
+}
+
+bool change_setting(const char *path, const char *value)
+{
+	char *old = settings[nr_settings].value;
+
+	if (!read_setting(path, old, sizeof(settings->value)) ||
+	    !write_setting(path, value))
+		return false;
+	strip_value(old);
+	strcpy(settings[nr_settings++].path, path);
+	return true;
+}
+
+void put_settings_back(void)
+{
+	while (nr_settings--)
+		write_setting(settings[nr_settings].path,
+			      settings[nr_settings].value);
+	nr_settings = 0;
+}
+
 #define RAMFS_MAGIC	0x858458f6
 #define TMPFS_MAGIC	0x01021994
 

@@ -243,6 +243,10 @@ bool write_setting(const char *path, const char *text);
 bool read_setting(const char *path, char *out, size_t len);
 long read_long(const char *path);
 
+/* The same, for as long as a test lasts: put_settings_back() is its teardown's. */
+bool change_setting(const char *path, const char *text);
+void put_settings_back(void);
+
 /* Is this task in the kernel, where nothing but its waker can get it out? */
 bool is_asleep(pid_t task);
 
