@@ -1239,7 +1239,7 @@ FIXTURE_VARIANT_ADD(unmapping, brk) { by_brk };
 static unsigned long grow_heap(void)
 {
 	const unsigned long top = (unsigned long)sbrk(0);
-	const unsigned long start = -(-top & -psize());
+	const unsigned long start = -(-top & -(unsigned long)psize());
 
 	return sbrk(start - top + bytes(2)) == at(top) ? start : 0;
 }
