@@ -709,7 +709,7 @@ void leave_group(void)
 
 const char *prepare_fail_nth(void)
 {
-	const char *const settings[][2] = {
+	const char *const knobs[][2] = {
 		{ DEBUGFS "failslab/ignore-gfp-wait", "N" },
 		{ DEBUGFS "failslab/verbose", "0" },
 		{ DEBUGFS "fail_page_alloc/ignore-gfp-wait", "N" },
@@ -722,8 +722,8 @@ const char *prepare_fail_nth(void)
 		return "needs fault injection (" FAIL_NTH ")";
 	if (access(DEBUGFS "failslab", F_OK))
 		mount("debugfs", DEBUGFS, "debugfs", 0, NULL);
-	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
-		if (!write_setting(settings[i][0], settings[i][1]))
+	for (size_t i = 0; i < ARRAY_SIZE(knobs); i++)
+		if (!write_setting(knobs[i][0], knobs[i][1]))
 			return "needs failslab and fail_page_alloc in debugfs";
 	return NULL;
 }
