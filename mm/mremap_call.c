@@ -86,7 +86,7 @@ static bool keeps_source(const struct mremap_request *req)
 	return req->flags & MREMAP_DONTUNMAP;
 }
 
-/* The new place may overlap the old one; without this flag that is refused. */
+/* To a place that the old one is a part of; without this flag it is refused. */
 static bool may_overlap(const struct mremap_request *req)
 {
 	return req->flags & MREMAP_OVERLAP;
@@ -399,16 +399,11 @@ static int check_limits(const struct mremap_op *op)
 	return 0;
 }
 
-/* hugetlb grows only as the only mapping of a call: its inode is locked meanwhile. */
+/* It does so only alone: its inode is locked meanwhile. */
 static bool grows_hugetlb(const struct mremap_op *op)
 {
 	return is_vm_hugetlb_page(op->moves->src) && op->nr_moves == 1 &&
 	       growth(&op->req);
-}
-
-static bool has_fixed_size(vm_flags_t vm_flags)
-{
-	return vm_flags & (VM_DONTEXPAND | VM_PFNMAP);
 }
 
 /*
@@ -427,7 +422,7 @@ static int check_growth(const struct mremap_op *op)
 	if (grows_hugetlb(op))
 		return hugetlb_check_growth(mv->src, mv->addr, mv->addr + mv->len,
 					    growth(&op->req));
-	return has_fixed_size(mv->vm_flags) ? -EFAULT : 0;
+	return mv->vm_flags & (VM_DONTEXPAND | VM_PFNMAP) ? -EFAULT : 0;
 }
 
 /* Can the only source be moved or grown as asked? */
@@ -440,7 +435,7 @@ static int check_resize(struct mremap_op *op)
 	/* A private mapping has no second view: it would be an unrelated one. */
 	if (!req->old_len && !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE)))
 		return -EINVAL;
-	if (keeps_source(req) && has_fixed_size(vma->vm_flags))
+	if (keeps_source(req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
 		return -EINVAL;
 	if (moved_len(req) > vma->vm_end - req->addr)
 		return -EFAULT;
@@ -806,10 +801,7 @@ static int find_any(struct vma_move *mv, unsigned long hint)
 	return 0;
 }
 
-/*
- * Was the hint followed, if only into the area above the usual one? Where mappings are
- * laid out bottom-up, all of it is above that address.
- */
+/* Was the hint followed, if only into the area above the usual one? */
 static bool is_at_hint(const struct vma_move *mv, unsigned long hint)
 {
 	return mv->dst_addr == hint || mv->dst_addr > mv->src->vm_mm->mmap_base;
@@ -1042,7 +1034,7 @@ static void place_moves(struct mremap_op *op, unsigned long new_addr)
 
 /*
  * The size modulo which the offset must not change for one of them: that of huge pages
- * of hugetlb, or SHMLBA where caches tell addresses apart. 0 if there is none.
+ * of hugetlb, or of what caches tell apart. 0 if there is none.
  */
 static unsigned long congruence_for_all(const struct mremap_op *op)
 {
@@ -1486,7 +1478,7 @@ static bool may_merge(struct mremap_op *op)
 	return false;
 }
 
-/* Not by mas_store_gfp(): with only some of the nodes that it needs it never gives up. */
+/* mas_store_gfp() would try for ever, once it has got one of several nodes. */
 static int link_at_new_place(struct mremap_op *op, const struct vma_move *mv)
 {
 	VMA_ITERATOR(vmi, op->mm, mv->dst_addr);
@@ -1509,8 +1501,8 @@ static void unlink_range(struct mm_struct *mm, unsigned long start,
 }
 
 /* Nothing is mapped there any more, so no table of its own is to stay. */
-static void free_tables_of_gap(struct mremap_op *op, unsigned long start,
-			       unsigned long len, bool page_tables)
+static void free_tables_of_gap(struct mremap_op *op, const struct vma_move *mv,
+			       unsigned long start, unsigned long len)
 {
 	MA_STATE(gap, &op->mm->mm_mt, start, start);
 	unsigned long ceiling = USER_PGTABLES_CEILING;
@@ -1518,8 +1510,8 @@ static void free_tables_of_gap(struct mremap_op *op, unsigned long start,
 	WARN_ON_ONCE(mas_walk(&gap));
 	if (gap.last != ULONG_MAX)
 		ceiling = gap.last + 1;
-	free_left_tables(op->mm, start, len, max(gap.index, FIRST_USER_ADDRESS),
-			 ceiling, page_tables);
+	free_left_tables(&mv->tables, start, len,
+			 max(gap.index, FIRST_USER_ADDRESS), ceiling);
 }
 
 static unsigned long last_of_gap(const struct mremap_op *op, unsigned long addr)
@@ -1530,7 +1522,7 @@ static unsigned long last_of_gap(const struct mremap_op *op, unsigned long addr)
 	return gap.last;
 }
 
-/* Unlink the VMAs before @end from that of their two places where they are not. */
+/* Take those before @end out of the new places again, where they are not. */
 static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
 {
 	const struct vma_move *mv, *next;
@@ -1552,8 +1544,8 @@ static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *
 		last = last_of_gap(op, mv->dst_addr);
 		while (next < end && next->dst_addr <= last)
 			next++;
-		free_tables_of_gap(op, mv->dst_addr, next[-1].dst_addr +
-				   next[-1].dst_len - mv->dst_addr, true);
+		free_tables_of_gap(op, mv, mv->dst_addr, next[-1].dst_addr +
+				   next[-1].dst_len - mv->dst_addr);
 	}
 }
 
@@ -1587,6 +1579,7 @@ static int relocate_back(struct mremap_op *op, struct vma_move *end)
 		cond_resched();
 		if (relocate_page_tables_back(&mv->tables))
 			err = -ENOMEM;
+		mv->tables.tables_stay = true;
 	}
 	return err;
 }
@@ -1813,19 +1806,17 @@ static void populate_growth(struct mremap_op *op)
 static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 {
 	const struct vma_move *last = last_move(op);
-	unsigned long start = op->moves->addr;
-	unsigned long len = last->addr + last->len - start;
-	bool tables_stay = false;
-	struct vma_move *mv;
+	struct vma_move *first = op->moves, *mv;
+	unsigned long len = last->addr + last->len - first->addr;
 
 	for_each_move(op, mv)
-		tables_stay |= mv->tables.tables_stay;
-	unlink_range(op->mm, start, len);
+		first->tables.tables_stay |= mv->tables.tables_stay;
+	unlink_range(op->mm, first->addr, len);
 	/*
 	 * Before the tail is unmapped, which frees the tables above those of the gap
 	 * as well, but not those in the gap.
 	 */
-	free_tables_of_gap(op, start, len, tables_stay);
+	free_tables_of_gap(op, first, first->addr, len);
 	/* When the tail was gathered, the new place was not yet its neighbour. */
 	refresh_unmapping(tail, op->mm);
 	complete_unmapping(tail, op->mm);
@@ -2360,6 +2351,9 @@ static void add_ranges_beside_sources(struct mremap_op *op)
 static void free_tables_of_gaps(struct mremap_op *op, unsigned long start,
 				unsigned long end)
 {
+	struct vma_move *mv = op->moves;
+
+	mv->tables.tables_stay = true;
 	while (start < end) {
 		MA_STATE(mas, &op->mm->mm_mt, start, start);
 		bool is_gap = !mas_walk(&mas);
@@ -2367,7 +2361,7 @@ static void free_tables_of_gaps(struct mremap_op *op, unsigned long start,
 
 		cond_resched();
 		if (is_gap)
-			free_tables_of_gap(op, start, next - start, true);
+			free_tables_of_gap(op, mv, start, next - start);
 		start = next;
 	}
 }
@@ -2497,7 +2491,7 @@ static int shift_in_place(struct mremap_op *op)
 		if (!err)
 			mv->dst = mv->src;
 		else
-			mv->tables = (struct pagetable_move) {};
+			mv->tables = (struct pagetable_move) { .src = mv->src };
 	}
 	if (err)
 		free_tables_of_gaps(op, op->req.new_addr,

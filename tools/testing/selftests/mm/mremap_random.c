@@ -1508,8 +1508,10 @@ static int do_remap(const struct call *c)
 			c->flags, new_addr(c));
 	failed = armed && disarm_fail_nth(fail_fd);
 	error = error_of(ret);
-	if (failed && error == ENOMEM && !errors) {
-		apply_failure(c);
+	/* Memory may be out before it is found what else is wrong. */
+	if (failed && error == ENOMEM && !(errors & ERROR(ENOMEM))) {
+		if (!errors)
+			apply_failure(c);
 		return error;
 	}
 	if (error && !(errors & ERROR(error)))
