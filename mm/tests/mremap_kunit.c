@@ -2749,6 +2749,7 @@ static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
 static void expect_huge_page_stays(struct kunit *test, unsigned long len,
 				   bool fill_slot)
 {
+	const unsigned long last = SRC_AT + ALIGN_DOWN(len - 1, PMD_SIZE);
 	struct mm_struct *mm = current->mm;
 	struct pagetable_move pm;
 	struct move_window *win;
@@ -2757,9 +2758,10 @@ static void expect_huge_page_stays(struct kunit *test, unsigned long len,
 
 	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, win);
-	map_huge(test, SRC_AT, PMD_SIZE);
+	map_huge(test, SRC_AT, last + PMD_SIZE - SRC_AT);
 	stamp(test, SRC_AT);
-	if (!is_huge_at(SRC_AT))
+	stamp(test, last);
+	if (!is_huge_at(SRC_AT) || !is_huge_at(last))
 		kunit_skip(test, "no huge pages to be had");
 	pm = (struct pagetable_move) {
 		.src = vma_at(SRC_AT),
@@ -2784,7 +2786,9 @@ static void expect_huge_page_stays(struct kunit *test, unsigned long len,
 
 	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
 	KUNIT_EXPECT_TRUE(test, is_huge_at(SRC_AT));
+	KUNIT_EXPECT_TRUE(test, is_huge_at(last));
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, last), stamp_of(last));
 	close_space(test);
 }
 
@@ -2795,7 +2799,8 @@ static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
 
 static void huge_page_is_not_split_under_the_locks(struct kunit *test)
 {
-	expect_huge_page_stays(test, PMD_SIZE / 2, false);
+	/* A single part is not planned again under them; a second one is. */
+	expect_huge_page_stays(test, PMD_SIZE + PMD_SIZE / 2, false);
 }
 
 /*
