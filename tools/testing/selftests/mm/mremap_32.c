@@ -17,6 +17,8 @@
 #define MREMAP_OVERLAP	32
 #endif
 
+#define ARRAY_SIZE(array)	(sizeof(array) / sizeof((array)[0]))
+
 #define FIXED		(MREMAP_MAYMOVE | MREMAP_FIXED)
 #define DONTUNMAP	(MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
 #define OVERLAP		(FIXED | MREMAP_OVERLAP)
@@ -202,7 +204,7 @@ int main(int argc, char **argv, char **envp)
 		return 1;
 	end = strtoul(argv[2], NULL, 16);
 	make_room(argv, envp);
-	for (unsigned int i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+	for (unsigned int i = 0; i < ARRAY_SIZE(cases); i++) {
 		if (strcmp(argv[1], cases[i].name))
 			continue;
 		cases[i].run();

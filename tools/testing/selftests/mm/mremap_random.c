@@ -2447,9 +2447,10 @@ static void print_progress(long seconds, unsigned long first, unsigned long seed
 	for (int kind = 0; kind < KINDS; kind++)
 		snprintf(kinds + strlen(kinds), sizeof(kinds) - strlen(kinds), ", %s %lu/%lu",
 			 kind_names[kind], report->succeeded[kind], report->refused[kind]);
-	printf("# %ld s, seeds %lu-%lu, %lu calls (%lu without memory), %lu writes meanwhile, up to %ld pages merged (done/refused%s)\n",
+	printf("# %ld s, seeds %lu-%lu, %lu calls (%lu without memory), %lu writes meanwhile, ",
 	       seconds, first, seed, calls_made(), report->without_memory,
-	       report->busy_writes, report->merged, kinds);
+	       report->busy_writes);
+	printf("up to %ld pages merged (done/refused%s)\n", report->merged, kinds);
 	fflush(stdout);
 }
 
