@@ -9,8 +9,9 @@
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
 
-checks=(shell python spelling mutants checkpatch maintainers kernel_doc selftests gcc stack sparse
-	clang coccinelle smatch)
+quick_checks=(shell python spelling mutants checkpatch maintainers kernel_doc selftests gcc stack
+	sparse clang)
+checks=("${quick_checks[@]}" coccinelle smatch)
 skipped=77
 # No function of mm/mremap*.c may take more bytes of the stack, of which there are 16 KB.
 most_stack=2304
@@ -18,8 +19,15 @@ selftest_flags="-Wextra -Wshadow -Wstrict-prototypes"
 
 out=build/check
 
-[[ ${1-} != -* ]] || die "usage: lab/check.sh [CHECK...], checks: ${checks[*]}"
-((!$#)) || checks=("$@")
+usage="usage: lab/check.sh [--quick | CHECK...], checks: ${checks[*]}
+  --quick  without coccinelle, which takes half of the time, and smatch"
+if [[ ${1-} == --quick ]]; then
+	checks=("${quick_checks[@]}")
+elif [[ ${1-} == -* ]]; then
+	die "$usage"
+elif (($#)); then
+	checks=("$@")
+fi
 
 # repository_files PATTERN...: tracked, or not yet
 repository_files() {

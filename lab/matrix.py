@@ -77,7 +77,7 @@ ALL_OFF = ("!TRANSPARENT_HUGEPAGE !HUGETLBFS !USERFAULTFD !MEM_SOFT_DIRTY !KSM "
 MOVE = "HAVE_MOVE_PMD HAVE_MOVE_PUD"
 
 ROWS = [
-    Row("everything", "x86_64", quick=True),
+    Row("everything", "x86_64"),
     Row("no THP", "x86_64", "!TRANSPARENT_HUGEPAGE", quick=True),
     Row("no hugetlb", "x86_64", "!HUGETLBFS"),
     Row("no THP, no hugetlb", "x86_64", "!TRANSPARENT_HUGEPAGE !HUGETLBFS"),
@@ -102,7 +102,7 @@ ROWS = [
     Row("everything, clang", "x86_64", clang=True),
     Row("all of it off, clang", "x86_64", ALL_OFF, clang=True),
     Row("2 levels", "i386", "!64BIT HIGHMEM4G", quick=True),
-    Row("3 levels (PAE)", "i386", "!64BIT HIGHMEM64G X86_PAE", quick=True),
+    Row("3 levels (PAE)", "i386", "!64BIT HIGHMEM64G X86_PAE"),
     Row("all of it off", "i386", ALL_OFF + " !64BIT"),
     Row("tinyconfig", "i386", "!64BIT", target="tinyconfig"),
     Row("64 bits", "um", quick=True),
@@ -126,7 +126,7 @@ ROWS = [
     Row("all of it off, radix alone", "powerpc",
         "PPC64 PPC_BOOK3S_64 CPU_LITTLE_ENDIAN POWER9_CPU PPC_RADIX_MMU PPC_PSERIES "
         "!PPC_64S_HASH_MMU " + ALL_OFF),
-    Row("everything", "s390", quick=True),
+    Row("everything", "s390"),
     Row("all of it off", "s390", ALL_OFF),
     Row("2 levels", "arm", "!64BIT ARCH_MULTI_V7 ARCH_VIRT"),
     Row("3 levels (LPAE)", "arm", "!64BIT ARCH_MULTI_V7 ARCH_VIRT ARM_LPAE"),

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Writes our changes as a patch series to build/series/, and checks each step.
 
-usage: lab/series.py [--only-write | --quick | --boot [PATCH]]
+usage: lab/series.py [--only-write | --only-apply | --quick | --boot [PATCH]]
        --only-write  checks nothing
+       --only-apply  compiles nothing: whether each applies, what checkpatch.pl says, the end
        --quick       compiles of a patch's kernel files what is its own, and what includes
                      its headers only after the last patch
        --boot        also runs the tests that exist after each step, from PATCH on, the
@@ -512,8 +513,8 @@ def is_about_moved_code(complaint: str, histories: dict[str, History]) -> bool:
 
 
 def apply_and_check(mails: list[pathlib.Path], histories: dict[str, History],
-                    boot_from: int, quick: bool) -> None:
-    """Images are booted from the patch of that number on."""
+                    boot_from: int, compiled: str) -> None:
+    """Images are booted from the patch of that number on. Compiled are "all", "own", "none"."""
     shutil.rmtree(APPLIED, ignore_errors=True)
     subprocess.run(["cp", "-al", tree.BASE, APPLIED], check=True)
     LOGS.mkdir(exist_ok=True)
@@ -525,7 +526,8 @@ def apply_and_check(mails: list[pathlib.Path], histories: dict[str, History],
         start = time.monotonic()
         git(APPLIED, "am", "--quiet", str(mail))
         step = Step(number)
-        step.check(own_only=quick and number < last_of_kernel)
+        if compiled != "none":
+            step.check(own_only=compiled == "own" and number < last_of_kernel)
         if number >= boot_from:
             step.boot()
         found = [line for line in checkpatch.look_at([str(mail)])
@@ -549,19 +551,25 @@ def main(arguments: list[str]) -> None:
     cover, recipes, histories = read_series()
     names = [recipe.name for recipe in recipes]
     boot_from = len(recipes) + 1
+    compiled = "all"
     match arguments:
-        case [] | ["--only-write"] | ["--quick"]:
+        case [] | ["--only-write"]:
             pass
+        case ["--only-apply"]:
+            compiled = "none"
+        case ["--quick"]:
+            compiled = "own"
         case ["--boot"]:
             boot_from = 1
         case ["--boot", patch] if patch in names:
             boot_from = names.index(patch) + 1
         case _:
-            raise SeriesError("usage: lab/series.py [--only-write | --quick | --boot [PATCH]]")
+            raise SeriesError("usage: lab/series.py [--only-write | --only-apply | --quick | "
+                              "--boot [PATCH]]")
     mails = write(cover, recipes, histories)
     checked = arguments != ["--only-write"]
     if checked:
-        apply_and_check(mails, histories, boot_from, quick=arguments == ["--quick"])
+        apply_and_check(mails, histories, boot_from, compiled)
         wrong = differences(list(histories))
         if wrong:
             raise SeriesError("not as in build/tree/: " + ", ".join(wrong))

@@ -30,7 +30,7 @@ import ktap
 
 LAB = Path(__file__).resolve().parent
 KEY = LAB.parent / "build/trial/key"
-README = LAB.parent / "README.md"
+README = LAB / "README.md"
 HOST = "10.0.2.2"   # this machine, in QEMU's network
 NO_CONNECTION = 255     # of ssh
 NOT_RUN = "not run"
