@@ -18,6 +18,8 @@ usage="usage: lab/test.sh [--base] [-f prod|debug|rt|lean|kcsan] [-s SUITE] [-t 
           is one of bases/
   -f, -s  only this flavor, only this suite: ${suites[*]}, or kunit
   -t      only tests of this name; what follows -- goes to the suite
+Without -f the slowest of them, debug, does only a part of what there is for many kinds of
+memory: MREMAP_BRIEF, see mremap_util.h.
 FLAVORS in the environment are those of a run of all: lean and debug unless told"
 
 read -ra flavors <<<"${FLAVORS:-lean debug}"
@@ -28,6 +30,7 @@ flavor_given=0
 
 declare -A seconds=([prod]=600 [lean]=600 [debug]=3600 [rt]=3600 [kcsan]=3600)	# limit for one suite
 declare -A append=([mremap_race]="numa=fake=2" [mremap_rivals]="numa=fake=2")	# on the command line
+declare -A brief=([debug]="MREMAP_BRIEF=1")	# in the environment, without -f
 declare -A pass_over=([kcsan]="BUG: KCSAN: ")	# that is judged by lab/kcsan.py
 
 is_one_of() {
@@ -55,7 +58,7 @@ while (($#)); do
 		(($# > 1)) || die "$1 needs a value"
 		case $1 in
 		-f) is_one_of "$2" prod debug rt lean kcsan || die "no flavor '$2': prod, debug, rt, lean or kcsan"
-			flavors=("$2") flavor_given=1 kunit=0 ;;
+			flavors=("$2") flavor_given=1 kunit=0 brief=() ;;
 		-s) is_one_of "$2" "${suites[@]}" kunit || die "no suite '$2': ${suites[*]} kunit"
 			[[ $2 == kunit ]] || kunit=0
 			suites=("$2") ;;
@@ -90,7 +93,8 @@ run_suite() {
 	lab/guest.py --image "$image" --mem 2048 --timeout "${seconds[$flavor]}" --log "$log" \
 		--append "oops=panic ${append[$suite]-}" --pass-over "${pass_over[$flavor]-$^}" \
 		--add "$out/$suite" --add lab/test_setup.sh -- \
-		/bin/sh /bin/test_setup.sh env MREMAP_EXPECT="$expect" "/bin/$suite" \
+		/bin/sh /bin/test_setup.sh env MREMAP_EXPECT="$expect" \
+		${brief[$flavor]+"${brief[$flavor]}"} "/bin/$suite" \
 		${arguments[@]+"${arguments[@]}"} >"$tap" 2>"$report.guest" || status=$?
 	lab/ktap.py "$tap" >"$report" || good=0
 	verdict=$(tail -n 1 "$report")

@@ -140,6 +140,7 @@ struct rival {
 /* In memory that the processes share, and that never moves. */
 struct contest {
 	const struct rival *rival;
+	unsigned int named;	/* contests that there are for it, until now */
 	const struct kind *kind;
 	const struct move *move;
 	size_t unit;		/* bytes of a page of this kind */
@@ -719,6 +720,7 @@ static int hold_all_of(META, struct contest *contest, const struct kind *kind)
 		if (_metadata->exit_code == KSFT_FAIL)
 			return held;
 		if (!can_move(contest->rival, kind, &moves[m]) ||
+		    is_left_out(contest->named++) ||
 		    !hold_named(_metadata, contest, kind, &moves[m]))
 			continue;
 		held++;

@@ -678,9 +678,29 @@ static bool is_missing(const char *why)
 	return why && !strncmp(why, "needs ", 6);
 }
 
+static bool has_kinds(const struct row *row)
+{
+	return strchr(row->low, '*') || strchr(row->high, '*');
+}
+
+/*
+ * Which of the kinds of memory it is to be. If there are few, all of them. Of many some may
+ * be left out, and they are others for another row.
+ */
 static const char *kinds_of(const struct row *row, const char *kinds)
 {
-	return strchr(row->low, '*') || strchr(row->high, '*') ? kinds : "w";
+	const unsigned int first = strlen(row->low) + row->call.from +
+				   row->call.old + row->call.new;
+	const size_t nr = strlen(kinds);
+	static char chosen[32];
+	char *next = chosen;
+
+	if (!has_kinds(row))
+		return "w";
+	for (unsigned int i = 0; i < nr; i++)
+		if (nr < 5 || !is_left_out(first + i))
+			*next++ = kinds[i];
+	return chosen;
 }
 
 /* The row for each of the kinds of memory, as far as this kernel has them. */

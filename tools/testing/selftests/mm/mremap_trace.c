@@ -819,7 +819,7 @@ static void __attribute__((constructor)) fix_places(int argc, char **argv)
 {
 	const int persona = personality(0xffffffff);
 
-	if (!(persona & ADDR_NO_RANDOMIZE) &&
+	if (argc && !(persona & ADDR_NO_RANDOMIZE) &&
 	    personality(persona | ADDR_NO_RANDOMIZE) >= 0)
 		execv("/proc/self/exe", argv);
 }
