@@ -48,7 +48,7 @@ static pud_t *find_pud(struct mm_struct *mm, unsigned long addr)
 	return pud_offset(p4d, addr);
 }
 
-static pud_t *get_old_pud(struct mm_struct *mm, unsigned long addr)
+static pud_t *get_pud(struct mm_struct *mm, unsigned long addr)
 {
 	pud_t *pud = find_pud(mm, addr);
 
@@ -58,7 +58,7 @@ static pud_t *get_old_pud(struct mm_struct *mm, unsigned long addr)
 	return pud_none_or_clear_bad(pud) ? NULL : pud;
 }
 
-/* The size of the empty entry at @addr, where get_old_pud() found nothing. */
+/* The size of the empty entry at @addr, where get_pud() found nothing. */
 static unsigned long get_hole_size(struct mm_struct *mm, unsigned long addr)
 {
 	pgd_t *pgd = pgd_offset(mm, addr);
@@ -76,22 +76,23 @@ void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
 {
 	pud_t *pud;
 
-	/* hugetlb keeps swap-like entries in PUDs, which are not bad ones. */
+	/* get_pud() would take hugetlb's swap-like entries for bad ones. */
 	if (is_vm_hugetlb_page(vma) || IS_ALIGNED(addr, PUD_SIZE))
 		return;
-	pud = get_old_pud(vma->vm_mm, addr);
+	pud = get_pud(vma->vm_mm, addr);
 	if (pud && pud_leaf(pudp_get(pud)))
 		split_huge_pud(vma, pud, addr);
 }
 
 /*
  * What a PMD entry is. Plans and moves both go by this: what was planned without
- * locks is looked at again under them (T2).
+ * locks is looked at again under them (T2). move_huge_pmds(), split_huge_pmd() and
+ * pte_offset_map() have to know every kind of entry that is huge here.
  */
 enum pmd_kind {
 	PMD_IS_NONE,	/* nothing; also a page table that is detached */
 	PMD_IS_TABLE,	/* a page table */
-	PMD_IS_HUGE,	/* a huge page, also a device's, or one in migration */
+	PMD_IS_HUGE,	/* anything else: a huge page, also a device's or in migration */
 };
 
 static __always_inline enum pmd_kind classify_pmd(pmd_t pmd)
@@ -116,8 +117,8 @@ static bool is_congruent(const struct pagetable_move *pm)
 
 /*
  * Bytes from @addr to the next boundary of @size at the old or the new place, or
- * to the end of what is walked. It is @size if and only if one whole entry of
- * that size can move.
+ * to the end of what is walked. Only if it is @size, one whole entry of that size
+ * can move.
  */
 static unsigned long get_extent_at(const struct pagetable_move *pm,
 				   unsigned long addr, unsigned long size)
@@ -125,7 +126,7 @@ static unsigned long get_extent_at(const struct pagetable_move *pm,
 	unsigned long old_room = size - (addr & (size - 1));
 	unsigned long new_room = size - ((addr + pm->shift) & (size - 1));
 
-	return min3(old_room, new_room, max(pm->end, pm->wide_end) - addr);
+	return min3(old_room, new_room, pm->wide_end - addr);
 }
 
 static unsigned long get_extent(const struct pagetable_move *pm,
@@ -134,7 +135,7 @@ static unsigned long get_extent(const struct pagetable_move *pm,
 	return get_extent_at(pm, pm->cursor, size);
 }
 
-/* Takes two thirds of what find_vma_intersection() does. */
+/* Is nothing mapped in [start, end)? It takes less than find_vma_intersection(). */
 static bool is_unmapped(struct mm_struct *mm, unsigned long start, unsigned long end)
 {
 	MA_STATE(mas, &mm->mm_mt, start, start);
@@ -179,11 +180,11 @@ static bool can_align_down_new(const struct pagetable_move *pm)
 }
 
 /*
- * The new mapping may go on above the range, with what it grew by. That is as
- * good as unmapped: nothing is there, and nobody can fault it in. If it was merged
- * with a neighbour there may be entries, but then there is a table for them
- * already, and a table moves only to where there is none. A move back does not ask
- * this: it is widened only if the table at the end did move.
+ * The new mapping may go on above the range, with what it grew by. That is as good
+ * as unmapped: no fault can bring an entry there. If it was merged with a neighbour,
+ * the entries of that one have a table already, and a table moves only to where
+ * there is none. A move back does not ask this: it is widened only if the table at
+ * the end did move.
  */
 static bool can_align_up_new(const struct pagetable_move *pm)
 {
@@ -472,7 +473,7 @@ static void flush_window(struct pagetable_move *pm, struct move_window *win)
  * memory may be unmapped by drivers under locks of their own, and the stack's
  * two ranges may overlap: there each table has its own flush, under its lock.
  */
-static void flush_if_special(struct pagetable_move *pm, struct move_window *win)
+static void flush_if_per_table(struct pagetable_move *pm, struct move_window *win)
 {
 	if (pm->per_table)
 		flush_window(pm, win);
@@ -586,7 +587,7 @@ static int move_ptes(struct pagetable_move *pm, struct move_window *win,
 		if (move_pte_entries(pm, old_pte, new_pte, extent >> PAGE_SHIFT))
 			note_flush(win, pm->cursor, extent, true);
 		arch_leave_lazy_mmu_mode();
-		flush_if_special(pm, win);
+		flush_if_per_table(pm, win);
 		err = 0;
 	}
 	unlock_both(old_ptl, new_ptl);
@@ -672,7 +673,7 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 	}
 	if (tables || huge)
 		note_flush(win, old_addr, i * PMD_SIZE, tables);
-	flush_if_special(pm, win);
+	flush_if_per_table(pm, win);
 	unlock_both(old_ptl, new_ptl);
 
 	pm->cursor += i * PMD_SIZE;
@@ -703,7 +704,7 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 		pud_clear(old_pud);
 		pud_populate(mm, new_pud, pud_pgtable(pud));
 		note_flush(win, pm->cursor, PUD_SIZE, true);
-		flush_if_special(pm, win);
+		flush_if_per_table(pm, win);
 		pm->moved_table = true;
 		pm->moved_end = pm->cursor + PUD_SIZE;
 		pm->stats.puds++;
@@ -750,8 +751,9 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
  */
 
 /*
- * The first writes an entry that nobody else writes, the second looks at one.
- * Architectures without arch_can_detach_page_tables() only have to compile this.
+ * The first writes an entry that nobody else writes, the second tells whether an
+ * entry that moves is present. Architectures without arch_can_detach_page_tables()
+ * only have to compile this.
  */
 #ifndef arch_set_moved_pte
 #define arch_set_moved_pte(ptep, pte)	WRITE_ONCE(*(ptep), pte)
@@ -881,7 +883,7 @@ static pte_t mark_moved_pte(pte_t pte)
 static void move_detached_entries(struct pagetable_move *pm, pte_t *old_pte,
 				  pte_t *new_pte, unsigned long nr)
 {
-	const pte_t none = __pte(0);	/* a call, under a hypervisor */
+	const pte_t none = __pte(0);	/* with paravirt a call: not in the loop */
 	unsigned long i;
 
 	if (pm->count_ptes)
@@ -923,7 +925,7 @@ static int move_detached_ptes(struct pagetable_move *pm, struct move_window *win
 	return 0;
 }
 
-/* Can the page tables of @vma be taken away by who makes its file's pages huge? */
+/* Can collapse_file() take page tables of @vma away, to make its file's pages huge? */
 static bool is_retractable(const struct vm_area_struct *vma)
 {
 	return vma->vm_file && !vma->anon_vma;
@@ -995,6 +997,7 @@ static bool reuse_detached_table(struct pagetable_move *pm,
 /* The walk */
 
 /*
+ * Allocate a table for the new place, before the locks are taken that reclaim takes.
  * A move back finds its tables; see "taking tables out of the tree" above. Two
  * cases are left in which it needs one after all: a huge page that was split at
  * the new place, on an architecture where no table moves whole; and a file's
@@ -1125,17 +1128,20 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 {
 	pmd_t *old_pmd = old_pmd_at(win, addr);
 	pmd_t *new_pmd = new_pmd_at(pm, win, addr);
+	enum pmd_kind kind;
 	bool reuse;
 
 	if (extent == PMD_SIZE && moves_whole(pm, win, addr))
 		return 0;
-	if (classify_pmd(pmdp_get_lockless(old_pmd)) == PMD_IS_HUGE) {
+	kind = classify_pmd(pmdp_get_lockless(old_pmd));
+	if (kind == PMD_IS_HUGE) {
 		if (plan->locked)
 			return -EAGAIN;
 		split_huge_pmd(pm->src, old_pmd, addr);
+		kind = classify_pmd(pmdp_get_lockless(old_pmd));
 	}
-	if (pmd_none(pmdp_get_lockless(old_pmd)))
-		return 0;
+	if (kind != PMD_IS_TABLE)
+		return kind == PMD_IS_NONE ? 0 : -EAGAIN;
 
 	plan->tables += old_pmd != plan->last_old;
 	plan->last_old = old_pmd;
@@ -1180,9 +1186,10 @@ static bool is_window_full(const struct move_window *win,
 }
 
 /*
- * Where tables move whole there is nothing to plan, as far as that goes. It ends
- * at the first entry that needs something, and the next window begins there.
- * If memory runs out, the window ends before that, unless it has no beginning.
+ * A table that moves whole needs no plan. A window that begins with one takes all up
+ * to its limit unseen: the move stops with -EAGAIN at the first entry that does need
+ * a plan, where the next window begins. Any other window ends before such a table; and
+ * where memory runs out, unless that is at its start.
  */
 static int plan_window(struct pagetable_move *pm, struct move_window *win,
 		       unsigned long room_end)
@@ -1260,7 +1267,11 @@ static int move_at_cursor(struct pagetable_move *pm, struct move_window *win)
 	return err;
 }
 
-/* What was detached is moved first: that takes less than detaching it again. */
+/*
+ * What was detached is moved first: that takes less than detaching it again. The last
+ * table that the window is allowed counts from its first part on, so it may go on to
+ * the next table before this tells.
+ */
 static bool is_window_done(const struct pagetable_move *pm,
 			   const struct move_window *win)
 {
@@ -1378,13 +1389,13 @@ static int move_next_window(struct pagetable_move *pm, struct move_window *win,
 	return err == -EAGAIN && tries ? 0 : err;
 }
 
-/* Move the cursor past the empty entry that it is at: 256 TB are one in a PGD. */
+/* Move the cursor past the empty entry that it is at: a PUD, or one of a level above. */
 static void skip_hole(struct pagetable_move *pm)
 {
 	unsigned long size = get_hole_size(pm->src->vm_mm, pm->cursor);
 	unsigned long room = size - (pm->cursor & (size - 1));
 
-	pm->cursor += min(room, max(pm->end, pm->wide_end) - pm->cursor);
+	pm->cursor += min(room, pm->wide_end - pm->cursor);
 }
 
 /*
@@ -1441,8 +1452,8 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 
 /*
  * There is no table of PMDs at the new place. One is made, and what is above it, for
- * the first entry from the cursor on to @end only, to which the cursor moves. Seldom
- * called, and not to cost others their registers.
+ * the first entry from the cursor on to @end only, to which the cursor moves. That is
+ * rare: inlined, it would cost the common path registers.
  */
 static noinline int make_new_pud(struct pagetable_move *pm, struct move_window *win,
 				 unsigned long end)
@@ -1473,8 +1484,8 @@ static __always_inline int find_new_pud(struct pagetable_move *pm,
 }
 
 /* Move what the table of PMDs at the cursor has up to @end, or the first part of it. */
-static int move_table_of_pmds(struct pagetable_move *pm, struct move_window *win,
-			      unsigned long end)
+static int move_under_pud(struct pagetable_move *pm, struct move_window *win,
+			  unsigned long end)
 {
 	int err;
 
@@ -1497,7 +1508,7 @@ static int move_next(struct pagetable_move *pm, struct move_window *win)
 	int err = 0;
 	pud_t pud;
 
-	win->old_pud = get_old_pud(pm->src->vm_mm, pm->cursor);
+	win->old_pud = get_pud(pm->src->vm_mm, pm->cursor);
 	if (!win->old_pud) {
 		skip_hole(pm);
 		return 0;
@@ -1506,7 +1517,7 @@ static int move_next(struct pagetable_move *pm, struct move_window *win)
 	/* A leaf may be gone by now, with the device; a table stays one. */
 	pud = pudp_get(win->old_pud);
 	if (!pud_none(pud) && !pud_leaf(pud))
-		return move_table_of_pmds(pm, win, end);
+		return move_under_pud(pm, win, end);
 	if (!pud_none(pud))
 		err = drop_leaf_pud(pm->src, win->old_pud, pm->cursor);
 	if (!err)
@@ -1558,7 +1569,8 @@ static void end_move(struct pagetable_move *pm, struct move_window *win,
  *
  * Everything that is mapped in [@pm->start, @pm->end) goes to the same place
  * shifted by @pm->shift: pages, swap and migration entries, markers. Tables
- * that are used up stay where they are, empty.
+ * whose entries moved one by one stay where they are, but for those that became
+ * tables of the new place.
  *
  * Context: mmap_lock held for write on entry and exit, both VMAs write-locked.
  *	    May sleep; takes i_mmap_rwsem and the anon_vma lock by itself.
@@ -1713,7 +1725,7 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 	unsigned long first;
 	int err;
 
-	win->old_pud = get_old_pud(mm, pm->cursor);
+	win->old_pud = get_pud(mm, pm->cursor);
 	if (!win->old_pud || pud_none(pudp_get(win->old_pud))) {
 		pm->cursor = pm->wide_end;
 		return 0;
@@ -1858,7 +1870,10 @@ static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
 		err = move_at_cursor(pm, win);
 	reattach_tables(pm, win);
 	pm->tables_stay |= win->tables;
-	return is_one || !WARN_ON_ONCE(err) ? err : -EIO;
+	/* All was looked at before, but for a single part, which moves or does not. */
+	if (!is_one && WARN_ON_ONCE(err))
+		return -EIO;
+	return err;
 }
 
 /**
@@ -1869,8 +1884,8 @@ static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
  *
  * Context: mmap_lock held for write on entry and exit, the VMA write-locked. May
  *	    sleep; takes i_mmap_rwsem and the anon_vma lock by itself.
- * Return: 0; or -EAGAIN or -ENOMEM, with no entry moved: then move_page_tables(),
- *	   to a copy of the VMA, may still do it.
+ * Return: 0; or -EAGAIN or -ENOMEM, with no entry moved: then move_page_tables(), to a
+ *	   copy of the VMA, may still do it. After a warning entries may be left behind.
  */
 int relocate_page_tables(struct pagetable_move *pm)
 {
@@ -1951,26 +1966,25 @@ static bool has_unused_table(unsigned long start, unsigned long end,
 
 /**
  * free_left_tables - free the page tables at a place of a relocated VMA
- * @pm: its move, done or not
+ * @mm: its address space
  * @start: start of that place, old or new
  * @len: its length in bytes
  * @floor: end of what is mapped below
  * @ceiling: start of what is mapped above; 0 if there is nothing
- *
- * Where all tables have moved, there may be none left but a table of PMDs.
+ * @page_tables: there may be page tables, not only what is above them
  *
  * Context: mmap_lock held for write.
  */
-void free_left_tables(const struct pagetable_move *pm, unsigned long start,
+void free_left_tables(struct mm_struct *mm, unsigned long start,
 		      unsigned long len, unsigned long floor,
-		      unsigned long ceiling)
+		      unsigned long ceiling, bool page_tables)
 {
 	struct mmu_gather tlb;
 
 	if (!has_unused_table(start, start + len, floor, ceiling,
-			      pm->tables_stay ? PMD_SIZE : PUD_SIZE))
+			      page_tables ? PMD_SIZE : PUD_SIZE))
 		return;
-	tlb_gather_mmu(&tlb, pm->src->vm_mm);
+	tlb_gather_mmu(&tlb, mm);
 	free_pgd_range(&tlb, start, start + len, floor, ceiling);
 	tlb_finish_mmu(&tlb);
 }
@@ -2029,7 +2043,7 @@ void free_empty_tables(struct vm_area_struct *vma, unsigned long start,
 	mmap_assert_write_locked(vma->vm_mm);
 	end = ALIGN_DOWN(min(end, vma->vm_end), PMD_SIZE);
 	for (; addr < end; addr = next) {
-		pud_t *pud = get_old_pud(vma->vm_mm, addr);
+		pud_t *pud = get_pud(vma->vm_mm, addr);
 
 		size = pud ? PUD_SIZE : get_hole_size(vma->vm_mm, addr);
 		next = min(addr | (size - 1), end - 1) + 1;

@@ -16,7 +16,8 @@
  *
  *   check     the request, then the VMAs. Nothing is changed, so that what is
  *             wrong with a call is told before it has done anything (C1). Only
- *             a driver's own vm_ops->mremap is asked later, when all is ready.
+ *             a driver's own vm_ops->mremap is asked later, when all is ready,
+ *             and a PUD that drop_leaf_pud() cannot drop is found later.
  *   prepare   what can fail while all mappings are still whole: charge (A1),
  *             reserve huge pages (H2), break KSM pages (K1), split the sources
  *             out of their VMAs, and take the VMAs in the destination ranges
@@ -24,11 +25,13 @@
  *   move      copy the VMAs and move the page tables under them, with the
  *             sources still linked; then take these off for unmapping. Or, if
  *             the entries of each fit in a window, relocate them (R1). Where the
- *             old and the new range overlap, do both, by way of a third (O1).
+ *             old and the new range overlap, the VMAs always change their places,
+ *             if need be with the pages at a staging place meanwhile (O1).
  *   commit    cannot fail. It starts at the point of no return that move_vmas()
- *             and move_through_staging() mark.
- *   revert    undoes prepare and move, last step first (C2). Only a destination
- *             that was unmapped for MREMAP_FIXED cannot be brought back.
+ *             and shift_vmas() mark.
+ *   revert    undoes prepare and move, last step first (C2). A destination that
+ *             was unmapped for MREMAP_FIXED cannot be brought back; the document
+ *             lists what else a failure may leave behind.
  *
  * Locks, outermost first:
  *
@@ -36,7 +39,7 @@
  *   check             write      -           -                  -
  *   prepare           write      write       by split and       -
  *                                            unmap helpers
- *   plan a window     write      write, both -                  as pXd_alloc()
+ *   plan a window     write      write, both -                  one at a time
  *   move a window     write      write, both write, both        both
  *   commit, revert    write      write, both as move            as move
  *   after the call    -          -           -                  -
@@ -58,9 +61,10 @@
  * locks and flushes at its end.
  *
  * Sizes and addresses are in bytes and page aligned unless a comment says
- * pages. "src" and "dst" keep their meaning through the whole call, also while
- * it is being reverted. "Old" and "new" are the two places of an entry that
- * moves; in a move back the old place is where the entry was brought to.
+ * pages. "src" and "dst" of a call keep their meaning all through it, also while
+ * it is being reverted. "Old" and "new" are the two places of an entry that moves;
+ * in a move back the old place is where the entry was brought to, and "src" and
+ * "dst" of its struct pagetable_move are exchanged likewise.
  */
 #ifndef _MM_MREMAP_H
 #define _MM_MREMAP_H
@@ -75,7 +79,7 @@
 
 /**
  * struct move_stats - what a move of page tables came to
- * @vmas: VMAs whose entries were moved
+ * @vmas: VMAs that were given a copy or a new place
  * @relocated: of these, VMAs that changed their place instead of being copied
  * @puds: tables of PMDs that moved whole
  * @pmds: page tables that moved whole
@@ -97,8 +101,8 @@ struct move_stats {
 /*
  * A VMA of up to so many pages can be relocated to a place that the old one overlaps.
  * For more, it takes less to go by way of a staging place, where tables are detached.
- * The places are less than the length apart. So if that is no more than a table maps,
- * they are not congruent, and no table and no huge page can move whole.
+ * Two places that overlap are less than the length apart. So if a table maps as much
+ * as that, they are not congruent, and only single entries move.
  */
 #define MAX_ASIDE	min_t(unsigned long, 512, PTRS_PER_PTE)
 
@@ -194,9 +198,9 @@ bool can_relocate_page_tables(const struct pagetable_move *pm);
 int relocate_page_tables(struct pagetable_move *pm);
 int relocate_page_tables_back(const struct pagetable_move *pm);
 void relocate_empty_vma(struct vm_area_struct *vma, unsigned long addr);
-void free_left_tables(const struct pagetable_move *pm, unsigned long start,
+void free_left_tables(struct mm_struct *mm, unsigned long start,
 		      unsigned long len, unsigned long floor,
-		      unsigned long ceiling);
+		      unsigned long ceiling, bool page_tables);
 void free_empty_tables(struct vm_area_struct *vma, unsigned long start,
 		       unsigned long end);
 void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr);
@@ -204,10 +208,10 @@ void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr);
 /* Page tables: for mm/mremap.c alone */
 
 /*
- * What is done under one round of the rmap locks, with one TLB flush: up to so
- * many page tables whose entries move one by one. Together with the end of a
- * table of PMDs, where every window ends, and with should_yield() that bounds
- * how long others wait for the locks.
+ * What is done under one round of the rmap locks: up to so many page tables whose
+ * entries move one by one, or what one table of PMDs holds, or tables of PMDs. With
+ * should_yield() that bounds how long others wait for the locks. It also bounds what
+ * can be relocated, and struct move_window takes 16 bytes of the stack for each.
  */
 #define WINDOW_TABLES	32
 
@@ -219,7 +223,8 @@ void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr);
  * @new_pmds: the one at the new place
  * @start: old address of the first byte
  * @end: old address behind the last byte
- * @tables: page tables whose entries were moved one by one
+ * @tables: page tables that were not detached and whose entries moved one by one; that
+ *	    bounds the window. One of which the first part is empty may not be counted
  * @flush_start: where the TLB may hold what has moved
  * @flush_end: where that ends; not above @flush_start if there is nothing
  * @flush_small: it may hold more than translations of huge pages
@@ -232,6 +237,9 @@ void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr);
  *
  * In the tree, the entry of a detached table looks empty. So before an empty entry
  * at the old place is skipped, is_detached() has to be asked.
+ *
+ * The arrays have one more than WINDOW_TABLES because so many tables at one place
+ * can be one more at the other, which a move back starts from.
  */
 struct move_window {
 	pud_t *old_pud;
@@ -348,7 +356,8 @@ struct unmapping {
  * @src: VMA with the pages to move
  * @vm_flags: flags of the source when the call came
  * @dst: VMA that covers the new range; NULL until copied, and again if pages
- *	 could not go back from there; @src if that was relocated
+ *	 could not go back from there; @src if that was relocated. In a move by way
+ *	 of a staging place it covers that, and @dst_addr is its start
  * @tables: the move of the page tables
  * @notified: the new mapping's driver was notified of it
  *
@@ -456,7 +465,7 @@ struct mremap_op {
 	struct list_head uffd_unmap_dst;
 	struct list_head uffd_unmap_src;
 
-	/* Set once nothing can fail any more, the counts also by what failed: */
+	/* Set once nothing can fail any more; @stats also if it failed, @result earlier: */
 	struct vm_userfaultfd_ctx uffd_remap;
 	struct move_stats stats;
 	bool unlocked;
@@ -476,7 +485,7 @@ enum delay_point {
 	DELAY_RESERVED,		/* hugetlb that grows is reserved, its inode locked */
 	DELAY_PLANNED,		/* a window is planned, rmap locks not taken */
 	DELAY_DETACHED,		/* tables are detached, the TLBs not flushed */
-	DELAY_DETACH_FLUSHED,	/* that is flushed, no entry has moved */
+	DELAY_DETACH_FLUSHED,	/* that is flushed, no entry is at its new place */
 	DELAY_MOVED,		/* entries have moved, the TLBs are not flushed */
 	NR_DELAY_POINTS,
 };

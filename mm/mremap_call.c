@@ -86,7 +86,7 @@ static bool keeps_source(const struct mremap_request *req)
 	return req->flags & MREMAP_DONTUNMAP;
 }
 
-/* To a place that the old one is a part of; without this flag it is refused. */
+/* The new place may overlap the old one; without this flag that is refused. */
 static bool may_overlap(const struct mremap_request *req)
 {
 	return req->flags & MREMAP_OVERLAP;
@@ -399,11 +399,16 @@ static int check_limits(const struct mremap_op *op)
 	return 0;
 }
 
-/* It does so only alone: its inode is locked meanwhile. */
+/* hugetlb grows only as the only mapping of a call: its inode is locked meanwhile. */
 static bool grows_hugetlb(const struct mremap_op *op)
 {
 	return is_vm_hugetlb_page(op->moves->src) && op->nr_moves == 1 &&
 	       growth(&op->req);
+}
+
+static bool has_fixed_size(vm_flags_t vm_flags)
+{
+	return vm_flags & (VM_DONTEXPAND | VM_PFNMAP);
 }
 
 /*
@@ -422,7 +427,7 @@ static int check_growth(const struct mremap_op *op)
 	if (grows_hugetlb(op))
 		return hugetlb_check_growth(mv->src, mv->addr, mv->addr + mv->len,
 					    growth(&op->req));
-	return mv->vm_flags & (VM_DONTEXPAND | VM_PFNMAP) ? -EFAULT : 0;
+	return has_fixed_size(mv->vm_flags) ? -EFAULT : 0;
 }
 
 /* Can the only source be moved or grown as asked? */
@@ -435,7 +440,7 @@ static int check_resize(struct mremap_op *op)
 	/* A private mapping has no second view: it would be an unrelated one. */
 	if (!req->old_len && !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE)))
 		return -EINVAL;
-	if (keeps_source(req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
+	if (keeps_source(req) && has_fixed_size(vma->vm_flags))
 		return -EINVAL;
 	if (moved_len(req) > vma->vm_end - req->addr)
 		return -EFAULT;
@@ -475,7 +480,7 @@ static int check_planned_move(const struct mremap_op *op,
 		return -EFAULT;
 	if (!can_modify_vma(vma))
 		return -EPERM;
-	if (keeps_source(&op->req) && (vma->vm_flags & (VM_DONTEXPAND | VM_PFNMAP)))
+	if (keeps_source(&op->req) && has_fixed_size(vma->vm_flags))
 		return -EINVAL;
 	return check_move_out(vma, mv->addr, mv->addr + mv->len);
 }
@@ -801,7 +806,10 @@ static int find_any(struct vma_move *mv, unsigned long hint)
 	return 0;
 }
 
-/* Was the hint followed, if only into the area above the usual one? */
+/*
+ * Was the hint followed, if only into the area above the usual one? Where mappings are
+ * laid out bottom-up, all are above mmap_base, and any place will do.
+ */
 static bool is_at_hint(const struct vma_move *mv, unsigned long hint)
 {
 	return mv->dst_addr == hint || mv->dst_addr > mv->src->vm_mm->mmap_base;
@@ -1034,7 +1042,7 @@ static void place_moves(struct mremap_op *op, unsigned long new_addr)
 
 /*
  * The size modulo which the offset must not change for one of them: that of huge pages
- * of hugetlb, or of what caches tell apart. 0 if there is none.
+ * of hugetlb, or SHMLBA where caches tell addresses apart. 0 if there is none.
  */
 static unsigned long congruence_for_all(const struct mremap_op *op)
 {
@@ -1478,7 +1486,7 @@ static bool may_merge(struct mremap_op *op)
 	return false;
 }
 
-/* mas_store_gfp() would try for ever, once it has got one of several nodes. */
+/* Not by mas_store_gfp(): with only some of the nodes that it needs it never gives up. */
 static int link_at_new_place(struct mremap_op *op, const struct vma_move *mv)
 {
 	VMA_ITERATOR(vmi, op->mm, mv->dst_addr);
@@ -1501,8 +1509,8 @@ static void unlink_range(struct mm_struct *mm, unsigned long start,
 }
 
 /* Nothing is mapped there any more, so no table of its own is to stay. */
-static void free_tables_of_gap(struct mremap_op *op, const struct vma_move *mv,
-			       unsigned long start, unsigned long len)
+static void free_tables_of_gap(struct mremap_op *op, unsigned long start,
+			       unsigned long len, bool page_tables)
 {
 	MA_STATE(gap, &op->mm->mm_mt, start, start);
 	unsigned long ceiling = USER_PGTABLES_CEILING;
@@ -1510,8 +1518,8 @@ static void free_tables_of_gap(struct mremap_op *op, const struct vma_move *mv,
 	WARN_ON_ONCE(mas_walk(&gap));
 	if (gap.last != ULONG_MAX)
 		ceiling = gap.last + 1;
-	free_left_tables(&mv->tables, start, len,
-			 max(gap.index, FIRST_USER_ADDRESS), ceiling);
+	free_left_tables(op->mm, start, len, max(gap.index, FIRST_USER_ADDRESS),
+			 ceiling, page_tables);
 }
 
 static unsigned long last_of_gap(const struct mremap_op *op, unsigned long addr)
@@ -1522,7 +1530,7 @@ static unsigned long last_of_gap(const struct mremap_op *op, unsigned long addr)
 	return gap.last;
 }
 
-/* Take those before @end out of the new places again, where they are not. */
+/* Unlink the VMAs before @end from that of their two places where they are not. */
 static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
 {
 	const struct vma_move *mv, *next;
@@ -1544,8 +1552,8 @@ static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *
 		last = last_of_gap(op, mv->dst_addr);
 		while (next < end && next->dst_addr <= last)
 			next++;
-		free_tables_of_gap(op, mv, mv->dst_addr, next[-1].dst_addr +
-				   next[-1].dst_len - mv->dst_addr);
+		free_tables_of_gap(op, mv->dst_addr, next[-1].dst_addr +
+				   next[-1].dst_len - mv->dst_addr, true);
 	}
 }
 
@@ -1579,7 +1587,6 @@ static int relocate_back(struct mremap_op *op, struct vma_move *end)
 		cond_resched();
 		if (relocate_page_tables_back(&mv->tables))
 			err = -ENOMEM;
-		mv->tables.tables_stay = true;
 	}
 	return err;
 }
@@ -1806,17 +1813,19 @@ static void populate_growth(struct mremap_op *op)
 static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 {
 	const struct vma_move *last = last_move(op);
-	struct vma_move *first = op->moves, *mv;
-	unsigned long len = last->addr + last->len - first->addr;
+	unsigned long start = op->moves->addr;
+	unsigned long len = last->addr + last->len - start;
+	bool tables_stay = false;
+	struct vma_move *mv;
 
 	for_each_move(op, mv)
-		first->tables.tables_stay |= mv->tables.tables_stay;
-	unlink_range(op->mm, first->addr, len);
+		tables_stay |= mv->tables.tables_stay;
+	unlink_range(op->mm, start, len);
 	/*
 	 * Before the tail is unmapped, which frees the tables above those of the gap
 	 * as well, but not those in the gap.
 	 */
-	free_tables_of_gap(op, first, first->addr, len);
+	free_tables_of_gap(op, start, len, tables_stay);
 	/* When the tail was gathered, the new place was not yet its neighbour. */
 	refresh_unmapping(tail, op->mm);
 	complete_unmapping(tail, op->mm);
@@ -2351,9 +2360,6 @@ static void add_ranges_beside_sources(struct mremap_op *op)
 static void free_tables_of_gaps(struct mremap_op *op, unsigned long start,
 				unsigned long end)
 {
-	struct vma_move *mv = op->moves;
-
-	mv->tables.tables_stay = true;
 	while (start < end) {
 		MA_STATE(mas, &op->mm->mm_mt, start, start);
 		bool is_gap = !mas_walk(&mas);
@@ -2361,7 +2367,7 @@ static void free_tables_of_gaps(struct mremap_op *op, unsigned long start,
 
 		cond_resched();
 		if (is_gap)
-			free_tables_of_gap(op, mv, start, next - start);
+			free_tables_of_gap(op, start, next - start, true);
 		start = next;
 	}
 }
@@ -2491,7 +2497,7 @@ static int shift_in_place(struct mremap_op *op)
 		if (!err)
 			mv->dst = mv->src;
 		else
-			mv->tables = (struct pagetable_move) { .src = mv->src };
+			mv->tables = (struct pagetable_move) {};
 	}
 	if (err)
 		free_tables_of_gaps(op, op->req.new_addr,

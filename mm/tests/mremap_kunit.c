@@ -61,7 +61,7 @@ static void expect_extent(struct kunit *test, const struct extent_case *c,
 	unsigned long new = new_entry + bytes_of(c->new, size);
 	const struct pagetable_move pm = {
 		.cursor = old,
-		.end = old + bytes_of(c->len, size),
+		.wide_end = old + bytes_of(c->len, size),
 		.shift = new - old,
 	};
 
@@ -120,7 +120,7 @@ static void windows_are_limited(struct kunit *test)
 	const unsigned long start = 4 * size, far = 8 * size;
 	struct pagetable_move pm = {
 		.cursor = start + PAGES(3),
-		.end = far,
+		.wide_end = far,
 		.shift = PAGES(1),
 	};
 
@@ -140,10 +140,10 @@ static void windows_are_limited(struct kunit *test)
 	/* In the last tables of the address space, whose end would be 0. */
 	pm = (struct pagetable_move) {
 		.cursor = -2 * PMD_SIZE,
-		.end = -PAGE_SIZE,
+		.wide_end = -PAGE_SIZE,
 		.shift = PAGES(1) - size,
 	};
-	KUNIT_EXPECT_EQ(test, window_limit(&pm, pm.end), pm.end);
+	KUNIT_EXPECT_EQ(test, window_limit(&pm, pm.wide_end), pm.wide_end);
 }
 
 /* Empty entries are skipped up to the one that is not, or to the end. */
@@ -813,15 +813,15 @@ static void set_range(unsigned long start, unsigned long len,
 	mas_store_gfp(&mas, vma, GFP_KERNEL);
 }
 
-static void clear_gap(struct pagetable_move *pm, unsigned long start,
-		      unsigned long len)
+static void clear_gap(unsigned long start, unsigned long len, bool page_tables)
 {
 	struct vm_area_struct *prev, *next;
 
 	set_range(start, len, NULL);
-	next = find_vma_prev(pm->src->vm_mm, start, &prev);
-	free_left_tables(pm, start, len, prev ? prev->vm_end : FIRST_USER_ADDRESS,
-			 next ? next->vm_start : USER_PGTABLES_CEILING);
+	next = find_vma_prev(current->mm, start, &prev);
+	free_left_tables(current->mm, start, len,
+			 prev ? prev->vm_end : FIRST_USER_ADDRESS,
+			 next ? next->vm_start : USER_PGTABLES_CEILING, page_tables);
 }
 
 /* What a call does around relocate_page_tables() */
@@ -840,9 +840,9 @@ static void end_relocation(struct pagetable_move *pm, int err)
 	struct mm_struct *mm = current->mm;
 
 	if (err) {
-		clear_gap(pm, pm->start + pm->shift, pm->new_len);
+		clear_gap(pm->start + pm->shift, pm->new_len, pm->tables_stay);
 	} else {
-		clear_gap(pm, pm->start, len);
+		clear_gap(pm->start, len, pm->tables_stay);
 		vm_stat_account(mm, pm->src->vm_flags,
 				(pm->new_len - len) >> PAGE_SHIFT);
 	}
@@ -1010,9 +1010,9 @@ static void leave_at(struct pagetable_move *pm, bool new_place)
 
 	set_range(start, len, pm->src);
 	if ((long)shift > 0)
-		clear_gap(pm, start - shift, shift);
+		clear_gap(start - shift, shift, pm->tables_stay);
 	else
-		clear_gap(pm, start + len, -shift);
+		clear_gap(start + len, -shift, pm->tables_stay);
 }
 
 static void expect_shifted(struct kunit *test, const struct shift_case *c,
@@ -1478,7 +1478,7 @@ static void holes_are_passed_at_once(struct kunit *test)
 	struct mm_struct *mm = current->mm;
 	struct pagetable_move pm = {
 		.start = PAGES(3),
-		.end = TASK_SIZE - PAGES(1),
+		.wide_end = TASK_SIZE - PAGES(1),
 		.cursor = PAGES(3),
 	};
 	unsigned int steps = 0;
@@ -1489,14 +1489,14 @@ static void holes_are_passed_at_once(struct kunit *test)
 	stamp(test, SRC_AT);
 	pm.src = vma_at(SRC_AT);
 	KUNIT_ASSERT_NOT_NULL(test, pm.src);
-	while (pm.cursor < pm.end && steps < 2 * PTRS_PER_PUD + 2 * PTRS_PER_PGD) {
-		if (get_old_pud(mm, pm.cursor))
+	while (pm.cursor < pm.wide_end && steps < 2 * PTRS_PER_PUD + 2 * PTRS_PER_PGD) {
+		if (get_pud(mm, pm.cursor))
 			pm.cursor += get_extent(&pm, PUD_SIZE);
 		else
 			skip_hole(&pm);
 		steps++;
 	}
-	KUNIT_EXPECT_EQ(test, pm.cursor, pm.end);
+	KUNIT_EXPECT_EQ(test, pm.cursor, pm.wide_end);
 	KUNIT_EXPECT_GT(test, steps, 1);
 	close_space(test);
 }
@@ -2566,7 +2566,7 @@ static void begin_window(struct pagetable_move *pm, struct move_window *win)
 	win->tables = 0;
 	win->start = pm->start;
 	win->end = pm->end;
-	win->old_pud = get_old_pud(mm, pm->start);
+	win->old_pud = get_pud(mm, pm->start);
 	win->new_pud = alloc_new_pud(mm, new_addr_of(pm));
 	win->old_pmds = table_of_pmds(win->old_pud, pm->start);
 	win->new_pmds = table_of_pmds(win->new_pud, new_addr_of(pm));
@@ -2770,7 +2770,6 @@ static void expect_huge_page_stays(struct kunit *test, unsigned long len,
 		.end = SRC_AT + len,
 		.shift = DST_AT - SRC_AT,
 		.new_len = len,
-		.tables_stay = true,
 	};
 
 	mmap_write_lock(mm);
@@ -2781,7 +2780,7 @@ static void expect_huge_page_stays(struct kunit *test, unsigned long len,
 		err = move_all_entries(&pm, win);
 		drop_rmap_locks(pm.src);
 	}
-	clear_gap(&pm, DST_AT, PMD_SIZE);
+	clear_gap(DST_AT, PMD_SIZE, true);
 	mmap_write_unlock(mm);
 
 	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
