@@ -48,6 +48,7 @@ static pud_t *find_pud(struct mm_struct *mm, unsigned long addr)
 	return pud_offset(p4d, addr);
 }
 
+/* As find_pud(), but NULL as well if the entry is empty. */
 static pud_t *get_pud(struct mm_struct *mm, unsigned long addr)
 {
 	pud_t *pud = find_pud(mm, addr);
@@ -117,8 +118,8 @@ static bool is_congruent(const struct pagetable_move *pm)
 
 /*
  * Bytes from @addr to the next boundary of @size at the old or the new place, or
- * to the end of what is walked. Only if it is @size, one whole entry of that size
- * can move.
+ * to the end of what is walked. One whole entry of that size can move only if this
+ * is @size.
  */
 static unsigned long get_extent_at(const struct pagetable_move *pm,
 				   unsigned long addr, unsigned long size)
@@ -135,7 +136,7 @@ static unsigned long get_extent(const struct pagetable_move *pm,
 	return get_extent_at(pm, pm->cursor, size);
 }
 
-/* Is nothing mapped in [start, end)? It takes less than find_vma_intersection(). */
+/* Is nothing mapped in [start, end)? This is cheaper than find_vma_intersection(). */
 static bool is_unmapped(struct mm_struct *mm, unsigned long start, unsigned long end)
 {
 	MA_STATE(mas, &mm->mm_mt, start, start);
@@ -883,7 +884,7 @@ static pte_t mark_moved_pte(pte_t pte)
 static void move_detached_entries(struct pagetable_move *pm, pte_t *old_pte,
 				  pte_t *new_pte, unsigned long nr)
 {
-	const pte_t none = __pte(0);	/* with paravirt a call: not in the loop */
+	const pte_t none = __pte(0);	/* a call with PARAVIRT_XXL: not in the loop */
 	unsigned long i;
 
 	if (pm->count_ptes)
@@ -1268,9 +1269,9 @@ static int move_at_cursor(struct pagetable_move *pm, struct move_window *win)
 }
 
 /*
- * What was detached is moved first: that takes less than detaching it again. The last
- * table that the window is allowed counts from its first part on, so it may go on to
- * the next table before this tells.
+ * What was detached is moved first: that takes less than detaching it again. A
+ * table counts from its first part on, so that the first part of one more may move
+ * before this tells.
  */
 static bool is_window_done(const struct pagetable_move *pm,
 			   const struct move_window *win)
@@ -1451,9 +1452,9 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 }
 
 /*
- * There is no table of PMDs at the new place. One is made, and what is above it, for
- * the first entry from the cursor on to @end only, to which the cursor moves. That is
- * rare: inlined, it would cost the common path registers.
+ * There is no table of PMDs at the new place. Move the cursor to the first entry up to
+ * @end that needs one, and make what is above that table. That is rare: inlined, it
+ * would cost the common path registers.
  */
 static noinline int make_new_pud(struct pagetable_move *pm, struct move_window *win,
 				 unsigned long end)
@@ -1885,7 +1886,7 @@ static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
  * Context: mmap_lock held for write on entry and exit, the VMA write-locked. May
  *	    sleep; takes i_mmap_rwsem and the anon_vma lock by itself.
  * Return: 0; or -EAGAIN or -ENOMEM, with no entry moved: then move_page_tables(), to a
- *	   copy of the VMA, may still do it. After a warning entries may be left behind.
+ *	   copy of the VMA, may still do it. After a warning entries may be lost.
  */
 int relocate_page_tables(struct pagetable_move *pm)
 {

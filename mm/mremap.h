@@ -37,12 +37,16 @@
  *
  *   phase             mmap_lock  VMA lock    i_mmap, anon_vma   page table
  *   check             write      -           -                  -
- *   prepare           write      write       by split and       -
- *                                            unmap helpers
- *   plan a window     write      write, both -                  one at a time
- *   move a window     write      write, both write, both        both
- *   commit, revert    write      write, both as move            as move
+ *   prepare           write      src         by its helpers     by its helpers
+ *   copy the VMAs     write      src, dst    by copy_vma()      -
+ *   plan a window     write      src, dst    -                  one at a time
+ *   move a window     write      src, dst    i_mmap, anon_vma   old and new
+ *   commit, revert    write      src, dst    as for a window,   as for a window,
+ *                                            by its helpers     by its helpers
  *   after the call    -          -           -                  -
+ *
+ * All of them are held for write; the helpers are those of the core that split, merge
+ * and unmap VMAs, break KSM pages and split huge pages.
  *
  * While hugetlb grows, from prepare to commit or revert, the lock of its inode is held,
  * under mmap_lock and the locks of all VMAs that are to be changed, and before all
@@ -101,8 +105,8 @@ struct move_stats {
 /*
  * A VMA of up to so many pages can be relocated to a place that the old one overlaps.
  * For more, it takes less to go by way of a staging place, where tables are detached.
- * Two places that overlap are less than the length apart. So if a table maps as much
- * as that, they are not congruent, and only single entries move.
+ * Two places that overlap are less than the length apart. If that is no more than what
+ * a table maps, they are not congruent, and only single entries move.
  */
 #define MAX_ASIDE	min_t(unsigned long, 512, PTRS_PER_PTE)
 
@@ -317,8 +321,8 @@ struct range_survey {
  * shrinking move drops, or the two ends of a destination range. Of several sources
  * the first may be cut at its start, and the last where source and tail end.
  *
- *	VMA          |          s s s s s s s d d d d       |
- *	after        |  below  |   source    |  tail | above |
+ *	VMA          |          s s s s s s s t t t t       |
+ *	after        |  below  |   source    |  tail | above|
  *	split at               1             2       3
  */
 #define MAX_SPLITS 3

@@ -1530,7 +1530,7 @@ static unsigned long last_of_gap(const struct mremap_op *op, unsigned long addr)
 	return gap.last;
 }
 
-/* Unlink the VMAs before @end from that of their two places where they are not. */
+/* Unlink each VMA before @end from that of its two places where it is not. */
 static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
 {
 	const struct vma_move *mv, *next;
@@ -1548,12 +1548,13 @@ static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *
 		next = mv + 1;
 		if (mv->src->vm_start == mv->dst_addr)
 			continue;
-		/* All of a gap at once: a table above goes with the first below it. */
+		/* All of a gap at once: a table above is freed with the first below it. */
 		last = last_of_gap(op, mv->dst_addr);
 		while (next < end && next->dst_addr <= last)
 			next++;
 		free_tables_of_gap(op, mv->dst_addr, next[-1].dst_addr +
-				   next[-1].dst_len - mv->dst_addr, true);
+				   next[-1].dst_len - mv->dst_addr,
+				   /* page_tables = */ true);
 	}
 }
 
@@ -2367,7 +2368,8 @@ static void free_tables_of_gaps(struct mremap_op *op, unsigned long start,
 
 		cond_resched();
 		if (is_gap)
-			free_tables_of_gap(op, start, next - start, true);
+			free_tables_of_gap(op, start, next - start,
+					   /* page_tables = */ true);
 		start = next;
 	}
 }

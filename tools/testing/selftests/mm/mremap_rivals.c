@@ -1085,8 +1085,9 @@ static bool cut_file(struct contest *contest)
 
 	if (ftruncate(contest->fd, rest))
 		complain_of(contest, "cannot truncate");
-	look_behind_end(contest);
+	/* At once: a look waits until the move is over, and all is flushed. */
 	reuse_pages(contest);
+	look_behind_end(contest);
 	if (ftruncate(contest->fd, contest->len))
 		complain_of(contest, "cannot make it as long as before");
 	return true;
@@ -1123,8 +1124,8 @@ static bool punch_holes(struct contest *contest)
 	if (fallocate(contest->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		      half * contest->unit, contest->unit))
 		complain_of(contest, "cannot punch a hole");
+	reuse_pages(contest);	/* before the look, which waits for the move */
 	look_for_page(contest, half);
-	reuse_pages(contest);
 	/* For the next hole. */
 	stamp_in_file(contest, half);
 	return true;
