@@ -704,6 +704,7 @@ static const char *kinds_of(const struct row *row, const char *kinds)
 	for (unsigned int i = 0; i < nr; i++)
 		if (nr < 5 || !is_left_out(turn_of(row) + i))
 			*next++ = kinds[i];
+	*next = '\0';
 	return chosen;
 }
 
