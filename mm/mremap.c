@@ -572,7 +572,8 @@ static int move_ptes(struct pagetable_move *pm, struct move_window *win,
 
 	if (!install_table(mm, win, new_pmd))
 		return -EAGAIN;
-	win->tables += pm->cursor == win->start || IS_ALIGNED(pm->cursor, PMD_SIZE);
+	win->tables += pm->cursor == max(win->start, pm->start) ||
+		       IS_ALIGNED(pm->cursor, PMD_SIZE);
 	old_table = pmdp_get_lockless(old_pmd);
 	new_table = pmdp_get_lockless(new_pmd);
 	old_pte = pte_offset_map_nolock(mm, old_pmd, pm->cursor, &old_ptl);
@@ -1382,9 +1383,8 @@ static int move_next_window(struct pagetable_move *pm, struct move_window *win,
 	start = pm->cursor;
 	do {
 		err = plan_window(pm, win, room_end);
-		if (err)
-			return err;
-		err = move_under_locks(pm, win);
+		if (!err)
+			err = move_under_locks(pm, win);
 	} while (err == -EAGAIN && pm->cursor == start && --tries);
 	/* What got on will be tried again from there. */
 	return err == -EAGAIN && tries ? 0 : err;
@@ -1912,8 +1912,6 @@ int relocate_page_tables(struct pagetable_move *pm)
 		drop_rmap_locks(vma);
 	}
 	end_move(pm, &win, &range);
-	if (err)
-		pm->tables_stay = true;
 	/* That some have moved is not to happen, but no page is to be lost if it does. */
 	if (err == -EIO)
 		err = move_page_tables_back(pm) ?: -EAGAIN;

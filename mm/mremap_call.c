@@ -1522,19 +1522,46 @@ static void free_tables_of_gap(struct mremap_op *op, unsigned long start,
 			 ceiling, page_tables);
 }
 
-static unsigned long last_of_gap(const struct mremap_op *op, unsigned long addr)
+/* Where nothing is mapped in [start, end) now, no table is to stay. */
+static void free_tables_of_gaps(struct mremap_op *op, unsigned long start,
+				unsigned long end)
 {
-	MA_STATE(gap, &op->mm->mm_mt, addr, addr);
+	while (start < end) {
+		MA_STATE(mas, &op->mm->mm_mt, start, start);
+		bool is_gap = !mas_walk(&mas);
+		unsigned long next = min(mas.last, end - 1) + 1;
 
-	mas_walk(&gap);
-	return gap.last;
+		cond_resched();
+		if (is_gap)
+			free_tables_of_gap(op, start, next - start,
+					   /* page_tables = */ true);
+		start = next;
+	}
+}
+
+static unsigned long end_of_sources(const struct mremap_op *op)
+{
+	const struct vma_move *last = end_of_moves(op) - 1;
+
+	return last->addr + last->len;
+}
+
+/*
+ * VMAs were to be relocated by @shift, and are not, or cannot all go back. Tables are
+ * left where they would have gone, and where one was that cannot go back.
+ */
+static void free_tables_of_both_places(struct mremap_op *op, unsigned long shift)
+{
+	unsigned long start = op->moves->addr, end = end_of_sources(op);
+
+	free_tables_of_gaps(op, start, end);
+	free_tables_of_gaps(op, start + shift, end + shift);
 }
 
 /* Unlink each VMA before @end from that of its two places where it is not. */
 static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
 {
-	const struct vma_move *mv, *next;
-	unsigned long last;
+	const struct vma_move *mv;
 
 	for (mv = op->moves; mv < end; mv++) {
 		cond_resched();
@@ -1543,19 +1570,7 @@ static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *
 		else
 			unlink_range(op->mm, mv->dst_addr, mv->dst_len);
 	}
-	for (mv = op->moves; mv < end; mv = next) {
-		cond_resched();
-		next = mv + 1;
-		if (mv->src->vm_start == mv->dst_addr)
-			continue;
-		/* All of a gap at once: a table above is freed with the first below it. */
-		last = last_of_gap(op, mv->dst_addr);
-		while (next < end && next->dst_addr <= last)
-			next++;
-		free_tables_of_gap(op, mv->dst_addr, next[-1].dst_addr +
-				   next[-1].dst_len - mv->dst_addr,
-				   /* page_tables = */ true);
-	}
+	free_tables_of_both_places(op, op->moves->dst_addr - op->moves->addr);
 }
 
 static int link_at_new_places(struct mremap_op *op)
@@ -2306,11 +2321,6 @@ static unsigned long distance(const struct mremap_op *op)
 	return goes_up(op) ? shift_of(op) : -shift_of(op);
 }
 
-static unsigned long end_of_sources(const struct mremap_op *op)
-{
-	return last_move(op)->addr + last_move(op)->len;
-}
-
 /* The VMA changes its address, so whoever must hear of that is in the way. */
 static int check_overlapping_move(const struct mremap_op *op, struct vma_move *mv)
 {
@@ -2354,23 +2364,6 @@ static void add_ranges_beside_sources(struct mremap_op *op)
 			end = min(end, op->req.addr);
 		if (start < end)
 			add_dst_range(op, start, end);
-	}
-}
-
-/* Where nothing is mapped in [start, end) now, no table is to stay. */
-static void free_tables_of_gaps(struct mremap_op *op, unsigned long start,
-				unsigned long end)
-{
-	while (start < end) {
-		MA_STATE(mas, &op->mm->mm_mt, start, start);
-		bool is_gap = !mas_walk(&mas);
-		unsigned long next = min(mas.last, end - 1) + 1;
-
-		cond_resched();
-		if (is_gap)
-			free_tables_of_gap(op, start, next - start,
-					   /* page_tables = */ true);
-		start = next;
 	}
 }
 
@@ -2502,8 +2495,7 @@ static int shift_in_place(struct mremap_op *op)
 			mv->tables = (struct pagetable_move) {};
 	}
 	if (err)
-		free_tables_of_gaps(op, op->req.new_addr,
-				    end_of_sources(op) + shift_of(op));
+		free_tables_of_both_places(op, shift_of(op));
 	return err;
 }
 
@@ -2669,10 +2661,11 @@ static int do_staged_move(struct mremap_op *op, struct pagetable_move *onward,
 	if (!err)
 		err = gather_unmapping(copies, op->mm, start, start + len,
 				       &op->uffd_unmap_src);
-	if (!err || move_back_to_staging(op, onward))
-		return err;
-	shift_sources(op, -shift_of(op));
-	free_tables_of_gaps(op, op->req.new_addr, op->req.new_addr + len);
+	if (!err)
+		return 0;
+	if (!move_back_to_staging(op, onward))
+		shift_sources(op, -shift_of(op));
+	free_tables_of_both_places(op, shift_of(op));
 	return err;
 }
 
@@ -2685,21 +2678,8 @@ static void sum_up_staged_stats(struct mremap_op *op,
 		add_stats(op, &onward[nr].stats);
 }
 
-/* The charge stays with the VMAs, and nothing is left in their copies. */
-static void remove_staging(struct mremap_op *op, struct unmapping *copies)
+static int shift_through_staging(struct mremap_op *op, struct unmapping *copies)
 {
-	struct vma_move *mv;
-
-	copies->vms.nr_accounted = 0;
-	copies->vms.emptied = true;
-	complete_unmapping(copies, op->mm);
-	for_each_move(op, mv)
-		account_destination(op, mv);
-}
-
-static int shift_through_staging(struct mremap_op *op)
-{
-	struct unmapping copies __uninitialized;
 	struct pagetable_move *onward;
 	int err;
 
@@ -2708,10 +2688,8 @@ static int shift_through_staging(struct mremap_op *op)
 			  GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	if (!onward)
 		return -ENOMEM;
-	err = do_staged_move(op, onward, &copies);
+	err = do_staged_move(op, onward, copies);
 	sum_up_staged_stats(op, onward);
-	if (!err)
-		remove_staging(op, &copies);
 	kvfree(onward);
 	return err;
 }
@@ -2728,6 +2706,18 @@ static void merge_at_new_place(struct mremap_op *op)
 		undo_split(op->mm, mv->addr + shift_of(op));
 		undo_split(op->mm, mv->addr + shift_of(op) + mv->len);
 	}
+}
+
+/* The charge stays with the VMAs, and nothing is left in their copies. */
+static void remove_staging(struct mremap_op *op, struct unmapping *copies)
+{
+	struct vma_move *mv;
+
+	copies->vms.nr_accounted = 0;
+	copies->vms.emptied = true;
+	complete_unmapping(copies, op->mm);
+	for_each_move(op, mv)
+		account_destination(op, mv);
 }
 
 static void commit_shift(struct mremap_op *op)
@@ -2758,6 +2748,7 @@ static void find_sources(struct mremap_op *op)
 /* If it does not work out in place after all, the staging place is chosen late. */
 static int shift_vmas(struct mremap_op *op, bool in_place)
 {
+	struct unmapping copies __uninitialized;
 	int err;
 
 	init_moves(op);
@@ -2772,7 +2763,7 @@ static int shift_vmas(struct mremap_op *op, bool in_place)
 		in_place = false;
 	}
 	if (!err && !in_place)
-		err = shift_through_staging(op);
+		err = shift_through_staging(op, &copies);
 	sum_up_stats(op);
 	if (err) {
 		revert_move(op);
@@ -2780,6 +2771,8 @@ static int shift_vmas(struct mremap_op *op, bool in_place)
 	}
 
 	/* Point of no return */
+	if (!in_place)
+		remove_staging(op, &copies);
 	commit_shift(op);
 	return 0;
 }

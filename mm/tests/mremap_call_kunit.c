@@ -1811,11 +1811,58 @@ static void call_keeps_to_its_map_budget(struct kunit *test)
 	close_space(test);
 }
 
+static void make_table(struct kunit *test, unsigned long addr)
+{
+	struct mm_struct *mm = current->mm;
+	p4d_t *p4d = p4d_alloc(mm, pgd_offset(mm, addr), addr);
+	pud_t *pud = p4d ? pud_alloc(mm, p4d, addr) : NULL;
+	pmd_t *pmd = pud ? pmd_alloc(mm, pud, addr) : NULL;
+
+	KUNIT_ASSERT_TRUE(test, pmd && !pte_alloc(mm, pmd));
+}
+
+/*
+ * Two were to be relocated. The first could not go back; the second
+ * never left.
+ */
+static void tables_of_both_places_are_freed(struct kunit *test)
+{
+	const unsigned long shift = DST_AT - SRC_AT;
+	struct vma_move moves[] = {
+		{ .addr = SRC_AT, .len = PMD_SIZE },
+		{ .addr = SRC_AT + PMD_SIZE, .len = PMD_SIZE },
+	};
+	struct mremap_op op = {
+		.mm = current->mm,
+		.moves = moves,
+		.nr_moves = ARRAY_SIZE(moves),
+	};
+	unsigned long tables;
+
+	map_at(test, SRC_AT + PMD_SIZE, PMD_SIZE, RW);
+	map_at(test, DST_AT, PMD_SIZE, RW);
+	stamp(test, SRC_AT + PMD_SIZE);
+	stamp(test, DST_AT);
+	tables = mm_pgtables_bytes(op.mm);
+	make_table(test, SRC_AT);
+	make_table(test, DST_AT + PMD_SIZE);
+	KUNIT_EXPECT_GT(test, mm_pgtables_bytes(op.mm), tables);
+
+	mmap_write_lock(op.mm);
+	free_tables_of_both_places(&op, shift);
+	mmap_write_unlock(op.mm);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(op.mm), tables);
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PMD_SIZE), stamp_of(SRC_AT + PMD_SIZE));
+	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(DST_AT));
+	close_space(test);
+}
+
 static struct kunit_case call_tests[] = {
 	KUNIT_CASE_PARAM(call_is_granted, call_gen_params),
 	KUNIT_CASE_PARAM(mapping_changes_its_place, call_gen_params),
 	KUNIT_CASE(who_is_known_is_not_relocated),
 	KUNIT_CASE(special_mapping_is_copied),
+	KUNIT_CASE(tables_of_both_places_are_freed),
 	KUNIT_CASE_PARAM(refused_call_changes_nothing, call_gen_params),
 	KUNIT_CASE(refused_sources_are_put_back),
 	KUNIT_CASE(unsplittable_is_left_alone),

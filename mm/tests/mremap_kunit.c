@@ -840,7 +840,7 @@ static void end_relocation(struct pagetable_move *pm, int err)
 	struct mm_struct *mm = current->mm;
 
 	if (err) {
-		clear_gap(pm->start + pm->shift, pm->new_len, pm->tables_stay);
+		clear_gap(pm->start + pm->shift, pm->new_len, true);
 	} else {
 		clear_gap(pm->start, len, pm->tables_stay);
 		vm_stat_account(mm, pm->src->vm_flags,
@@ -1010,9 +1010,9 @@ static void leave_at(struct pagetable_move *pm, bool new_place)
 
 	set_range(start, len, pm->src);
 	if ((long)shift > 0)
-		clear_gap(start - shift, shift, pm->tables_stay);
+		clear_gap(start - shift, shift, true);
 	else
-		clear_gap(start + len, -shift, pm->tables_stay);
+		clear_gap(start + len, -shift, true);
 }
 
 static void expect_shifted(struct kunit *test, const struct shift_case *c,
