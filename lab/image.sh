@@ -92,6 +92,10 @@ fi
 extra=lab/config/patched-$options.config
 [[ $tree != patched || ! -e $extra ]] || fragments+=("$extra")
 
+# And those that only this base has.
+extra=lab/config/base-$BASE.config
+[[ ! -e $extra ]] || fragments+=("$extra")
+
 # Kbuild sees the source as "..", whichever tree it is, so that the compiler's
 # command lines are the same and ccache serves one tree from the other.
 out=$shadow/$flavor

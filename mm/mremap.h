@@ -33,36 +33,20 @@
  *             was unmapped for MREMAP_FIXED cannot be brought back; the document
  *             lists what else a failure may leave behind.
  *
- * Locks, outermost first:
+ * Locks, outermost first: mmap_lock, those of VMAs, i_mmap_rwsem, that of the anon_vma,
+ * those of page tables. All of them are held for write. The document says which phase
+ * holds which.
  *
- *   phase             mmap_lock  VMA lock    i_mmap, anon_vma   page table
- *   check             write      -           -                  -
- *   prepare           write      src         by its helpers     by its helpers
- *   copy the VMAs     write      src, dst    by copy_vma()      -
- *   plan a window     write      src, dst    -                  one at a time
- *   move a window     write      src, dst    i_mmap, anon_vma   old and new
- *   commit, revert    write      src, dst    as for a window,   as for a window,
- *                                            by its helpers     by its helpers
- *   after the call    -          -           -                  -
- *
- * All of them are held for write; the helpers are those of the core that split, merge
- * and unmap VMAs, break KSM pages and split huge pages.
- *
- * While hugetlb grows, from prepare to commit or revert, the lock of its inode is held,
- * under mmap_lock and the locks of all VMAs that are to be changed, and before all
- * others. It grows alone, so that nothing else is waited for meanwhile.
+ * While hugetlb grows, the lock of its inode is held, too, below those of the VMAs and
+ * before all others.
  *
  * TLB contract (T1): between the moment an entry leaves its old place and the
  * end of the flush of that place, the rmap locks are not dropped, on no path.
  * Until the flush a CPU can still write through the old translation, so nobody
- * may clean, free or migrate the page. Reclaim, migration, truncation and
- * collapse need the rmap locks for that; khugepaged, KSM, madvise() and the OOM
- * reaper need mmap_lock; page faults need the VMA lock. All of these are held.
- * GUP-fast takes none of them, but it only reads entries, takes a reference and
- * looks again. So one flush does for a whole window of entries. Device mappings
- * and the stack of an execve() are flushed table by table, under the page table
- * locks (T7). hugetlb has its own mover, in mm/hugetlb.c, which takes the same
- * locks and flushes at its end.
+ * may clean, free or migrate the page. The document says why these locks are enough.
+ * Device mappings and the stack of an execve() are flushed table by table, under the
+ * page table locks (T7). hugetlb has its own mover, in mm/hugetlb.c, which takes the
+ * same locks and flushes at its end.
  *
  * Sizes and addresses are in bytes and page aligned unless a comment says
  * pages. "src" and "dst" of a call keep their meaning all through it, also while

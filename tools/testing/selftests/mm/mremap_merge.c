@@ -1341,8 +1341,8 @@ TEST(generations)
 
 	NEED_SWAP();
 	make_home(_metadata, &h, PAGES, ".o.");
-	h.mid_joins = !expect_base();
-	h.next_joins = !expect_base();
+	h.mid_joins = !expect_base_6();
+	h.next_joins = !expect_base_6();
 	ASSERT_OK(come_back(&h));
 	EXPECT_OK(in_child(child_with_child, &h));
 	EXPECT_OK(check_parts(&h));

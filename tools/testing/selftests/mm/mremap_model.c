@@ -1383,7 +1383,7 @@ static void want_events(struct world *w, const struct call *call, unsigned long 
 		want_destination_unmapped(w, call);
 	if (moves && is_registered(first))
 		want_remap(&w->monitors[first->monitor], cell_addr(w, call->from), ret,
-			   (expect_base() ? call->old : kept) * w->unit);
+			   (expect_base_6() ? call->old : kept) * w->unit);
 	want_cells_unmapped(w, call->from + kept, call->old - kept);
 	if (moves && !keeps(call))
 		want_cells_unmapped(w, call->from, kept);

@@ -303,21 +303,29 @@ static const char *check_refused(int error, const struct outline *before)
 	       check_stamps(DST, bytes(8), 101);
 }
 
+/* Stock 7.x asks for the same of all calls, before it looks what they are about. */
+static long needs_of(const struct edge *edge)
+{
+	if (expect_base_7())
+		return edge->flags & MREMAP_DONTUNMAP ? 5 : 4;
+	return edge->needs;
+}
+
 static const char *check_edge(SELF, const struct edge *edge)
 {
-	const long count = count_crowd(self);
+	const long count = count_crowd(self), needs = needs_of(edge);
 	struct outline before;
 	const char *why = NULL;
 	unsigned long to;
 
-	if (edge->needs != ANY) {
-		set_limit(count + edge->needs - 1);
+	if (needs != ANY) {
+		set_limit(count + needs - 1);
 		read_outline(&before);
 		to = call_edge(edge);
 		why = check_refused(error_of(to), &before);
 	}
 	if (!why) {
-		set_limit(count + edge->needs);
+		set_limit(count + needs);
 		why = check_allowed(edge, call_edge(edge));
 	}
 	set_limit(count + 5000);
@@ -880,6 +888,8 @@ static void limit_to_current(bool must_do)
 
 FIXTURE_SETUP(tight)
 {
+	if (expect_base_7())
+		SKIP(return, "needs limits of memory that suit this kernel");
 	no_huge_pages();
 	stay_on_this_processor();
 	self->dst = DST + bytes(variant->offset);

@@ -765,6 +765,11 @@ bool expect_base_7(void)
 	return expect_base() && !uname(&is) && atoi(is.release) >= 7;
 }
 
+bool expect_base_6(void)
+{
+	return expect_base() && !expect_base_7();
+}
+
 bool expect_fixed(void)
 {
 	return expect("fixed");
