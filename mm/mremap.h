@@ -142,6 +142,8 @@ struct entry_aside {
  *	      ^      ^                            ^           ^
  *	      own_start                           end         own_end
  *	             start
+ *	      wide_start                                      wide_end	widened
+ *	             wide_start                   wide_end		not widened
  *
  * own_* tell which tables may be detached (D1). If nothing else is mapped at the
  * new place either, and tables can move whole, wide_* have the same values, and
