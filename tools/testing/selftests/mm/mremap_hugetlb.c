@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -1674,6 +1675,64 @@ TEST_F(group, limit_of_both_mended)
 	munmap(at(DST), psize());
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(3), 0, 0));
 	EXPECT_EQ(huge(3), (size_t)read_long(self->charged_above));
+}
+
+/* ---- a bug of others, which moves are not to make worse ---- */
+
+#define FAULTS	8
+
+static pthread_barrier_t all_ready;
+static int zeros;
+
+/* By a system call: an error, not a signal, if the page is gone. */
+static void *fault_in(void *page)
+{
+	pthread_barrier_wait(&all_ready);
+	if (read(zeros, page, 1) < 0)
+		page = NULL;
+	return page;
+}
+
+/* Faults that have begun when a file is cut. What they bring is not to stay there. */
+static const char *truncate_meanwhile(int file, int patience)
+{
+	pthread_t threads[FAULTS];
+
+	for (int i = 0; i < FAULTS; i++)
+		if (pthread_create(&threads[i], NULL, fault_in, at(SRC + huge(i))))
+			return "cannot start a thread";
+	pthread_barrier_wait(&all_ready);
+	while (patience--)
+		sched_yield();
+	if (ftruncate(file, 0))
+		return "cannot truncate the file";
+	for (int i = 0; i < FAULTS; i++)
+		pthread_join(threads[i], NULL);
+	for (int i = 0; i < FAULTS; i++)
+		if (is_present(SRC + huge(i)))
+			return complain("page %d is mapped, behind the end of the file", i);
+	return NULL;
+}
+
+TEST(truncation_waits_for_faults_fixed)
+{
+	int file;
+
+	if (!expect_fixed())
+		SKIP(return, "a bug of other calls (MREMAP_EXPECT=fixed)");
+	if (get_free_hugepages() < FAULTS)
+		SKIP(return, "needs 8 free huge pages (vm.nr_hugepages)");
+	file = memfd_create("cut", MFD_HUGETLB);
+	zeros = open("/dev/zero", O_RDONLY);
+	ASSERT_LE(0, zeros);
+	ASSERT_EQ(0, pthread_barrier_init(&all_ready, NULL, FAULTS + 1));
+	for (int round = 0; round < 100; round++) {
+		ASSERT_EQ(0, ftruncate(file, huge(FAULTS)));
+		ASSERT_EQ(SRC, map_at(SRC, huge(FAULTS), PROT_READ | PROT_WRITE, MAP_SHARED,
+				      file, 0));
+		ASSERT_OK(truncate_meanwhile(file, round % 10));
+		munmap(at(SRC), huge(FAULTS));
+	}
 }
 
 /* ---- System V ---- */
