@@ -1661,8 +1661,9 @@ static bool is_one_pud_table(const struct pagetable_move *pm,
 }
 
 /*
- * How many entries from @addr on can move whole, whatever they are? Before the
- * locks are taken it is hoped that all new slots are free.
+ * How many entries from @addr on can move whole, whatever they are? Before the locks
+ * are taken it is hoped that all new slots are free, unless others have been there: a
+ * huge page that goes to a table has to be split then.
  */
 static unsigned long count_whole_pmds(const struct pagetable_move *pm,
 				      const struct move_window *win,
@@ -1673,7 +1674,7 @@ static unsigned long count_whole_pmds(const struct pagetable_move *pm,
 
 	if (!can_move_pte_tables(pm) || addr & ~PMD_MASK)
 		return 0;
-	if (!locked)
+	if (!locked && !pm->tables_there)
 		return max;
 	while (nr < max && pmd_none(pmdp_get_lockless(new_pmd + nr)))
 		nr++;
@@ -1925,7 +1926,8 @@ int relocate_page_tables(struct pagetable_move *pm)
  * Context: as for relocate_page_tables(). The tree of VMAs still has the VMA at
  *	    both places.
  * Return: 0; it needs no memory, with the exceptions of preload_table(), in which
- *	   it may fail with -ENOMEM, and finds each slot as it left it.
+ *	   it may fail with -ENOMEM. A slot that it left empty may have a table by
+ *	   now, of another VMA that was relocated to there and back.
  */
 int relocate_page_tables_back(const struct pagetable_move *pm)
 {
@@ -1936,6 +1938,7 @@ int relocate_page_tables_back(const struct pagetable_move *pm)
 		.end = pm->end + pm->shift,
 		.shift = -pm->shift,
 		.aside = pm->aside,
+		.tables_there = pm->tables_there,
 		.new_len = pm->end - pm->start,
 		.wide_start = pm->wide_start + pm->shift,
 		.wide_end = max(pm->end, pm->moved_end) + pm->shift,

@@ -118,6 +118,7 @@ struct entry_aside {
  *	     and becomes so long
  * @aside: if not NULL, the two places of a VMA that is relocated overlap: room for all
  *	   its entries, MAX_ASIDE at most, which leave before the first one arrives
+ * @tables_there: others have been where a VMA is relocated to, and have left tables
  * @count_ptes: somebody wants to know how many single entries move
  * @back: undoes an earlier move; needs no memory, and does not give up
  * @per_table: flush for each table, before its lock is dropped (T7)
@@ -162,6 +163,7 @@ struct pagetable_move {
 	bool in_stack;
 	unsigned long new_len;
 	struct entry_aside *aside;
+	bool tables_there;
 	bool count_ptes;
 	bool back;
 

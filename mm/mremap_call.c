@@ -1548,29 +1548,36 @@ static unsigned long end_of_sources(const struct mremap_op *op)
 
 /*
  * VMAs were to be relocated by @shift, and are not, or cannot all go back. Tables are
- * left where they would have gone, and where one was that cannot go back.
+ * left where they would have gone, and where one was that cannot go back. All of a gap
+ * at once: a table above is freed with the first below it.
  */
 static void free_tables_of_both_places(struct mremap_op *op, unsigned long shift)
 {
 	unsigned long start = op->moves->addr, end = end_of_sources(op);
 
-	free_tables_of_gaps(op, start, end);
-	free_tables_of_gaps(op, start + shift, end + shift);
+	free_tables_of_gaps(op, min(start, start + shift), max(end, end + shift));
 }
 
 /* Unlink each VMA before @end from that of its two places where it is not. */
 static void unlink_from_new_places(struct mremap_op *op, const struct vma_move *end)
 {
+	unsigned long shift = op->moves->dst_addr - op->moves->addr;
 	const struct vma_move *mv;
+	bool all_back = true;
 
 	for (mv = op->moves; mv < end; mv++) {
 		cond_resched();
-		if (mv->src->vm_start == mv->dst_addr)
+		if (mv->src->vm_start == mv->dst_addr) {
 			unlink_range(op->mm, mv->addr, mv->len);
-		else
+			all_back = false;
+		} else {
 			unlink_range(op->mm, mv->dst_addr, mv->dst_len);
+		}
 	}
-	free_tables_of_both_places(op, op->moves->dst_addr - op->moves->addr);
+	if (all_back)
+		free_tables_of_gaps(op, op->moves->dst_addr, end_of_sources(op) + shift);
+	else
+		free_tables_of_both_places(op, shift);
 }
 
 static int link_at_new_places(struct mremap_op *op)
@@ -2429,6 +2436,7 @@ static int shift_vma(struct mremap_op *op, struct vma_move *mv,
 	mv->tables.dst = mv->src;
 	mv->tables.new_len = mv->len;
 	mv->tables.keep_tables = vma_soft_dirty_enabled(mv->src);
+	mv->tables.tables_there = true;
 	if (overlaps_itself(op, mv))
 		mv->tables.aside = aside;
 	err = link_at_new_place(op, mv);

@@ -1846,7 +1846,8 @@ static void tables_of_both_places_are_freed(struct kunit *test)
 	tables = mm_pgtables_bytes(op.mm);
 	make_table(test, SRC_AT);
 	make_table(test, DST_AT + PMD_SIZE);
-	KUNIT_EXPECT_GT(test, mm_pgtables_bytes(op.mm), tables);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(op.mm),
+			tables + 2 * PTRS_PER_PTE * sizeof(pte_t));
 
 	mmap_write_lock(op.mm);
 	free_tables_of_both_places(&op, shift);
@@ -1857,12 +1858,30 @@ static void tables_of_both_places_are_freed(struct kunit *test)
 	close_space(test);
 }
 
+/* Both places are of one gap, with the same table above their own. */
+static void tables_of_one_gap_are_freed_at_once(struct kunit *test)
+{
+	const unsigned long shift = 4 * PMD_SIZE;
+	struct vma_move move = { .addr = SRC_AT, .len = 2 * PMD_SIZE };
+	struct mremap_op op = { .mm = current->mm, .moves = &move, .nr_moves = 1 };
+	unsigned long tables = mm_pgtables_bytes(op.mm);
+
+	make_table(test, SRC_AT);
+	make_table(test, SRC_AT + shift + PMD_SIZE);
+	mmap_write_lock(op.mm);
+	free_tables_of_both_places(&op, shift);
+	mmap_write_unlock(op.mm);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(op.mm), tables);
+	close_space(test);
+}
+
 static struct kunit_case call_tests[] = {
 	KUNIT_CASE_PARAM(call_is_granted, call_gen_params),
 	KUNIT_CASE_PARAM(mapping_changes_its_place, call_gen_params),
 	KUNIT_CASE(who_is_known_is_not_relocated),
 	KUNIT_CASE(special_mapping_is_copied),
 	KUNIT_CASE(tables_of_both_places_are_freed),
+	KUNIT_CASE(tables_of_one_gap_are_freed_at_once),
 	KUNIT_CASE_PARAM(refused_call_changes_nothing, call_gen_params),
 	KUNIT_CASE(refused_sources_are_put_back),
 	KUNIT_CASE(unsplittable_is_left_alone),

@@ -2796,6 +2796,39 @@ static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
 	expect_huge_page_stays(test, PMD_SIZE, true);
 }
 
+/* Where it was, somebody else has been meanwhile and left a table. */
+static void huge_page_goes_back_to_a_filled_slot(struct kunit *test)
+{
+	struct mm_struct *mm = current->mm;
+	struct pagetable_move pm;
+	int err;
+
+	map_huge(test, SRC_AT, PMD_SIZE);
+	stamp(test, SRC_AT);
+	if (!is_huge_at(SRC_AT))
+		kunit_skip(test, "no huge pages to be had");
+	pm = (struct pagetable_move) {
+		.src = vma_at(SRC_AT),
+		.dst = vma_at(SRC_AT),
+		.start = SRC_AT,
+		.end = SRC_AT + PMD_SIZE,
+		.shift = DST_AT - SRC_AT,
+		.new_len = PMD_SIZE,
+		.tables_there = true,
+	};
+	err = begin_relocation(&pm);
+	if (!err)
+		err = pte_alloc(mm, mm_find_pmd(mm, SRC_AT));
+	if (!err)
+		err = relocate_page_tables_back(&pm);
+	end_relocation(&pm, -EAGAIN);
+	KUNIT_EXPECT_EQ(test, err, 0);
+	KUNIT_EXPECT_PTR_EQ(test, vma_at(SRC_AT), pm.src);
+	KUNIT_EXPECT_NULL(test, vma_at(DST_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	close_space(test);
+}
+
 static void huge_page_is_not_split_under_the_locks(struct kunit *test)
 {
 	/* A single part is not planned again under them; a second one is. */
@@ -2902,6 +2935,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(huge_page_stays_if_its_slot_is_filled),
 	KUNIT_CASE(huge_page_is_not_relocated_to_a_filled_slot),
 	KUNIT_CASE(huge_page_is_not_split_under_the_locks),
+	KUNIT_CASE(huge_page_goes_back_to_a_filled_slot),
 	{}
 };
 

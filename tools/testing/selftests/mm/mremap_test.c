@@ -2030,6 +2030,73 @@ TEST(no_page_table_stays_of_a_shift_failed_in_place_mended)
 	fail_shifts(_metadata, /* staged = */ false, /* from_one_on = */ true);
 }
 
+/* Two huge pages, and between them two mappings that share a table. */
+static const char *map_between_huge_pages(void)
+{
+	const size_t span = pmd_span();
+
+	if (map_anon(SRC, span) != SRC || map_anon(SRC + span, span) != SRC + span ||
+	    map_anon(SRC + 2 * span, span) != SRC + 2 * span)
+		return "cannot map memory";
+	stamp_range(SRC, 3 * span, 1);
+	madvise(at(SRC + span), span, MADV_NOHUGEPAGE);
+	if (mprotect(at(SRC + span + span / 2), span / 2, PROT_READ))
+		return "cannot protect memory";
+	if (madvise(at(SRC), span, MADV_COLLAPSE) ||
+	    madvise(at(SRC + 2 * span), span, MADV_COLLAPSE))
+		return "needs huge pages (MADV_COLLAPSE)";
+	return NULL;
+}
+
+/* Where the small pages have been, a table stays, to which the first huge page comes. */
+TEST(huge_pages_shift_to_where_others_have_been_mended)
+{
+	const size_t span = pmd_span(), len = 3 * span;
+	const char *why;
+
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	why = map_between_huge_pages();
+	if (why)
+		SKIP(return, "%s", why);
+	ASSERT_EQ(SRC + span, do_mremap(SRC, len, len, OVERLAP, SRC + span));
+	EXPECT_OK(check_stamps(SRC + span, len, 1));
+	EXPECT_OK(check_unmapped(SRC, span));
+	ASSERT_EQ(SRC, do_mremap(SRC + span, len, len, OVERLAP, SRC));
+	EXPECT_OK(check_stamps(SRC, len, 1));
+	EXPECT_OK(check_unmapped(SRC + len, span));
+}
+
+/* And the last one has to go back to where they have been meanwhile. */
+TEST(huge_pages_shift_back_to_where_others_have_been_mended)
+{
+	const size_t span = pmd_span(), len = 3 * span;
+	const char *why = start_failing(/* from_one_on = */ true);
+	unsigned long ret = 0;
+
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	if (why)
+		SKIP(return, "%s", why);
+	failure.has_failed = true;
+	for (failure.nth = 1; failure.has_failed; failure.nth++) {
+		ASSERT_GE(MOST_ALLOCATIONS, failure.nth);
+		ASSERT_OK(map_between_huge_pages());
+		arm_failure();
+		ret = do_mremap(SRC, len, len, OVERLAP, SRC + span);
+		disarm_failure();
+		if (ret != SRC + span) {
+			ASSERT_EQ(ENOMEM, error_of(ret));
+			ret = SRC;
+		}
+		ASSERT_OK(check_stamps(ret, len, 1))
+			TH_LOG("allocation %d", failure.nth);
+		ASSERT_OK(check_unmapped(ret == SRC ? SRC + len : SRC, span));
+		ASSERT_EQ(0, munmap(at(ret), len));
+	}
+	EXPECT_LT(4, failure.nth);
+	EXPECT_EQ(SRC + span, ret);
+	stop_failing();
+}
+
 /* Shifted by a page again and again, up and down: one mapping, no page table more. */
 TEST(shifts_leave_nothing_mended)
 {
