@@ -520,6 +520,9 @@ TEST(longer_than_the_address_space)
 				      -1, 0));
 		save_state();
 		for (size_t j = 0; j < ARRAY_SIZE(lengths); j++) {
+			/* 7.x compares it with what there is: 47 bits, or 56. */
+			if (expect_base_7() && lengths[j] == 1UL << 47)
+				continue;
 			EXPECT_EQ(wanted, error_of(do_mremap(SRC, from[i], lengths[j],
 							     MREMAP_MAYMOVE, 0)))
 				TH_LOG("from %#zx to %#zx", from[i], lengths[j]);
