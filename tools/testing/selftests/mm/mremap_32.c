@@ -3,7 +3,10 @@
  * What mremap(2) does for a program of 32 bits. mremap_scale runs this on a kernel of 64
  * bits, where addresses and lengths that wrap here do not wrap in the kernel.
  *
- *	mremap_32 CASE END	END: of the address space; exits with 0 if all is well
+ *	mremap_32 CASE END TOO_LONG
+ *
+ * END is that of the address space, TOO_LONG the errno for a new length beyond it. It exits
+ * with 0 if all is well.
  *
  * It has no libc, of which there is seldom one of 32 bits, but tools/include/nolibc.
  */
@@ -25,6 +28,7 @@
 #define EVERY_MAP	(MAP_FIXED_NOREPLACE | MAP_ANONYMOUS)
 
 static unsigned long end;	/* of the address space */
+static unsigned long too_long;
 static int failures;
 
 #define EXPECT(condition) do {						\
@@ -115,11 +119,12 @@ static void moves_to_the_end(void)
 static void wraps(void)
 {
 	const unsigned long addr = map(HOME, 3, MAP_PRIVATE);
-	const unsigned long most = -PAGE, last = -1UL;
+	const unsigned long most = -PAGE, last = -1UL, wraps = most - addr + 2 * PAGE;
 
-	EXPECT(remap(addr, 3 * PAGE, most - addr + 2 * PAGE, 0, 0) == -(unsigned long)ENOMEM);
-	EXPECT(remap(addr, 3 * PAGE, most, MREMAP_MAYMOVE, 0) == -(unsigned long)ENOMEM);
-	EXPECT(remap(addr, 3 * PAGE, last, MREMAP_MAYMOVE, 0) == -(unsigned long)ENOMEM);
+	EXPECT(remap(addr, 3 * PAGE, wraps, 0, 0) ==
+	       -(wraps > end ? too_long : (unsigned long)ENOMEM));
+	EXPECT(remap(addr, 3 * PAGE, most, MREMAP_MAYMOVE, 0) == -too_long);
+	EXPECT(remap(addr, 3 * PAGE, last, MREMAP_MAYMOVE, 0) == -too_long);
 	EXPECT(remap(addr, most, PAGE, 0, 0) == -(unsigned long)EINVAL);
 	EXPECT(remap(addr, last, PAGE, 0, 0) == -(unsigned long)EINVAL);
 	EXPECT(remap(addr, most, most, FIXED, AWAY) == -(unsigned long)EINVAL);
@@ -200,9 +205,10 @@ static void make_room(char **argv, char **envp)
 
 int main(int argc, char **argv, char **envp)
 {
-	if (argc != 3)
+	if (argc != 4)
 		return 1;
 	end = strtoul(argv[2], NULL, 16);
+	too_long = strtoul(argv[3], NULL, 10);
 	make_room(argv, envp);
 	for (unsigned int i = 0; i < ARRAY_SIZE(cases); i++) {
 		if (strcmp(argv[1], cases[i].name))

@@ -1067,10 +1067,11 @@ static __noreturn void become_program(const char *name, unsigned long end)
 {
 	const size_t len = _binary_mremap_32_end - _binary_mremap_32_start;
 	const int fd = memfd_create("mremap_32", MFD_CLOEXEC);
-	char text[16];
-	char *argv[] = { "mremap_32", (char *)name, text, NULL };
+	char text[16], too_long[16];
+	char *argv[] = { "mremap_32", (char *)name, text, too_long, NULL };
 
 	snprintf(text, sizeof(text), "%lx", end);
+	snprintf(too_long, sizeof(too_long), "%d", expect_base_7() ? EINVAL : ENOMEM);
 	if (write(fd, _binary_mremap_32_start, len) != (ssize_t)len)
 		_exit(1);
 	if (end == END_OF_3_GB)
