@@ -1185,10 +1185,25 @@ static int kept_len(const struct call *c)
 	return c->len < c->new ? c->len : c->new;
 }
 
+static bool share_a_page(const struct call *c)
+{
+	return c->to != FAR && c->at + c->len > c->to && c->to + c->new > c->at;
+}
+
+/* It moves by less than its length. */
+static bool is_shift(const struct call *c)
+{
+	return c->flags & MREMAP_OVERLAP && share_a_page(c) && !expect_base();
+}
+
 /* What the arguments alone are refused for. */
 static bool is_bad(const struct call *c)
 {
-	if (c->flags & ~7UL || (is_forced(c) && !(c->flags & MREMAP_MAYMOVE)))
+	const unsigned long known = expect_base() ? 7 : 7 | MREMAP_OVERLAP;
+
+	if (c->flags & ~known || (is_forced(c) && !(c->flags & MREMAP_MAYMOVE)))
+		return true;
+	if (c->flags & MREMAP_OVERLAP && (!is_fixed(c) || is_kept(c)))
 		return true;
 	if (is_kept(c) && (!c->len || old_len(c) > new_len(c) ||
 			   (old_len(c) != new_len(c) && expect_base())) &&
@@ -1201,7 +1216,9 @@ static bool is_bad_place(const struct call *c)
 {
 	if (c->to == FAR || c->odd & ODD_NEW_ADDR)
 		return true;
-	return mistake != OVERLAPS && c->at + c->len > c->to && c->to + c->new > c->at;
+	if (is_shift(c))
+		return c->len != c->new;
+	return mistake != OVERLAPS && share_a_page(c);
 }
 
 static bool fits(const struct call *c)
@@ -1255,7 +1272,7 @@ static uint64_t errors_of_limits(const struct call *c)
 static uint64_t errors_of(const struct call *c, int vma_end)
 {
 	const int kept = kept_len(c);
-	const bool several = is_for_several(c, vma_end);
+	const bool several = is_for_several(c, vma_end) || is_shift(c);
 	uint64_t errors = 0;
 
 	if (is_bad(c))
@@ -1272,7 +1289,7 @@ static uint64_t errors_of(const struct call *c, int vma_end)
 			errors |= ERROR(EPERM);
 	for (int i = c->at; several && i < c->at + kept; i++)
 		if (pages[i].flags & REGISTERED)
-			errors |= ERROR(EFAULT);
+			errors |= is_shift(c) ? ERROR(EINVAL) : ERROR(EFAULT);
 	errors |= errors_of_limits(c);
 	if (several)
 		return errors;
@@ -1398,6 +1415,8 @@ static void apply_move(const struct call *c, unsigned long ret, bool drop)
 
 	if (is_fixed(c) ? ret != P(c->to) : inside && !is_free(to, c->new))
 		fail("returned page %d", to);
+	if (is_shift(c) && c->to == c->at)
+		return;
 	plan_pages(c);
 	leave_pages(c);
 	if (!inside) {
@@ -1435,6 +1454,8 @@ static const char *may_differ(const struct call *c)
 
 	if (is_kept(c) && old_len(c) < new_len(c))
 		return "keeps and grows";
+	if (c->flags & MREMAP_OVERLAP)
+		return "overlaps";
 	for (int i = 1; resizes && i < kept_len(c); i++) {
 		if (!pages[c->at + i].mapped)
 			return "gap";
@@ -1487,6 +1508,8 @@ static void apply_failure(const struct call *c)
 	report->without_memory++;
 	for (int i = 0; is_fixed(c) && i < c->new; i++) {
 		if (!pages[c->to + i].mapped || !is_replaced(c, i))
+			continue;
+		if (is_shift(c) && c->to + i >= c->at && c->to + i < c->at + c->len)
 			continue;
 		if (!is_asked)
 			is_gone = !query(P(c->to + i), 0, &vma);
@@ -1737,6 +1760,21 @@ static void draw_sizes(struct call *c)
 	}
 }
 
+/* By some pages, or some tables, up or down; seldom to where that is not allowed. */
+static void draw_shift(struct call *c)
+{
+	const int way = one_in(3) ? TABLE * pick(3) : pick(c->len + 1);
+
+	c->flags = OVERLAP;
+	if (!one_in(20))
+		c->new = c->len;
+	c->to = one_in(2) ? c->at + way : c->at - way;
+	if (c->to + c->new > PAGES)
+		c->to = PAGES - c->new;
+	if (c->to < 0)
+		c->to = 0;
+}
+
 static void draw_remap(struct call *c)
 {
 	static const unsigned long flags[] = {
@@ -1755,12 +1793,14 @@ static void draw_remap(struct call *c)
 		if (c->at + c->len <= c->to || c->to + c->new <= c->at)
 			break;
 	}
+	if (c->flags == FIXED && c->len && one_in(4))
+		draw_shift(c);
 	if (one_in(5))
 		c->fail = 1 + pick(one_in(3) ? 40 : 10);
 	if (one_in(30))
 		c->odd = 1 << pick(5);
 	if (one_in(60))
-		c->flags = pick(16);
+		c->flags = pick(16) | (one_in(4) ? MREMAP_OVERLAP : 0);
 	if (one_in(100))
 		c->to = FAR;
 }
@@ -1898,6 +1938,7 @@ static void flags_as_text(char *out, unsigned long flags)
 	} names[] = {
 		{ MREMAP_MAYMOVE, "MREMAP_MAYMOVE" }, { MREMAP_FIXED, "MREMAP_FIXED" },
 		{ MREMAP_DONTUNMAP, "MREMAP_DONTUNMAP" }, { 8, "8" },
+		{ MREMAP_OVERLAP, "MREMAP_OVERLAP" },
 	};
 
 	strcpy(out, flags ? "" : "0");
