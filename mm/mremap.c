@@ -209,7 +209,8 @@ static inline bool arch_supports_page_table_move(void)
 
 static bool can_move_tables(const struct pagetable_move *pm)
 {
-	return !pm->keep_tables && arch_supports_page_table_move();
+	return !pm->keep_tables && !pm->among_others &&
+	       arch_supports_page_table_move();
 }
 
 static bool can_move_pte_tables(const struct pagetable_move *pm)
@@ -968,7 +969,8 @@ static bool may_reuse_table(const struct pagetable_move *pm, unsigned long addr,
 {
 	unsigned long end = addr + len;
 
-	return pte_index(addr + pm->shift) <= pte_index(addr) &&
+	return !pm->among_others &&
+	       pte_index(addr + pm->shift) <= pte_index(addr) &&
 	       (IS_ALIGNED(end, PMD_SIZE) || end == pm->end) &&
 	       !is_retractable(pm->src) &&
 	       (pm->back || can_do_without_table(pm, addr, new_pmd, planned));
@@ -1347,7 +1349,7 @@ static bool is_empty_at_cursor(const struct pagetable_move *pm,
 
 /*
  * Move the cursor to the first entry that is not empty, nor a page table without
- * entries of the range, or to @end. Tables that can move whole are not looked into.
+ * entries of the range, or to @end.
  */
 static void skip_to_entries(struct pagetable_move *pm,
 			    const struct move_window *win, unsigned long end)
@@ -1355,7 +1357,7 @@ static void skip_to_entries(struct pagetable_move *pm,
 	unsigned long extent;
 
 	skip_empty_pmds(pm, win, end);
-	while (!can_move_pte_tables(pm) && pm->cursor < end) {
+	while (pm->cursor < end) {
 		extent = get_extent(pm, PMD_SIZE);
 		if (!is_empty_at_cursor(pm, win, extent))
 			break;
@@ -1459,7 +1461,12 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 static noinline int make_new_pud(struct pagetable_move *pm, struct move_window *win,
 				 unsigned long end)
 {
-	if (!fits_table_of_pmds(pm))
+	bool moves_as_one = fits_table_of_pmds(pm);
+
+	/* Tables that can move whole are not looked into. */
+	if (!moves_as_one && can_move_pte_tables(pm))
+		skip_empty_pmds(pm, win, end);
+	else if (!moves_as_one)
 		skip_to_entries(pm, win, end);
 	if (win->new_pud || pm->cursor == end)
 		return 0;
@@ -1484,6 +1491,17 @@ static __always_inline int find_new_pud(struct pagetable_move *pm,
 	return make_new_pud(pm, win, end);
 }
 
+/*
+ * There is no place for a return, so there is to be nothing that returns. If there is
+ * after all, it stays.
+ */
+static int pass_by_nothing(struct pagetable_move *pm, const struct move_window *win,
+			   unsigned long end)
+{
+	skip_to_entries(pm, win, end);
+	return WARN_ON_ONCE(pm->cursor != end) ? -ENOMEM : 0;
+}
+
 /* Move what the table of PMDs at the cursor has up to @end, or the first part of it. */
 static int move_under_pud(struct pagetable_move *pm, struct move_window *win,
 			  unsigned long end)
@@ -1498,8 +1516,7 @@ static int move_under_pud(struct pagetable_move *pm, struct move_window *win,
 		return 0;
 	if (win->new_pud && (!pm->back || !pud_none(pudp_get(win->new_pud))))
 		return move_next_window(pm, win, end);
-	pm->cursor = end;
-	return 0;
+	return pass_by_nothing(pm, win, end);
 }
 
 /* Move what there is under the PUD at the cursor, or the first part of it. */
@@ -1620,6 +1637,7 @@ int move_page_tables_back(const struct pagetable_move *pm)
 		.shift = -pm->shift,
 		.wide_start = pm->wide_start + pm->shift,
 		.wide_end = max(pm->cursor, pm->moved_end) + pm->shift,
+		.among_others = pm->among_others,
 		.back = true,
 	};
 
@@ -1662,8 +1680,7 @@ static bool is_one_pud_table(const struct pagetable_move *pm,
 
 /*
  * How many entries from @addr on can move whole, whatever they are? Before the locks
- * are taken it is hoped that all new slots are free, unless others have been there: a
- * huge page that goes to a table has to be split then.
+ * are taken it is hoped that all new slots are free.
  */
 static unsigned long count_whole_pmds(const struct pagetable_move *pm,
 				      const struct move_window *win,
@@ -1674,7 +1691,7 @@ static unsigned long count_whole_pmds(const struct pagetable_move *pm,
 
 	if (!can_move_pte_tables(pm) || addr & ~PMD_MASK)
 		return 0;
-	if (!locked && !pm->tables_there)
+	if (!locked)
 		return max;
 	while (nr < max && pmd_none(pmdp_get_lockless(new_pmd + nr)))
 		nr++;
@@ -1745,9 +1762,9 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 	if (err)
 		return err;
 	if (pm->back && !is_place_for_return(pm, win))
-		pm->cursor = pm->wide_end;
-	if (pm->cursor == pm->wide_end)
-		return 0;
+		err = pass_by_nothing(pm, win, pm->wide_end);
+	if (err || pm->cursor == pm->wide_end)
+		return err;
 	win->new_pmds = NULL;
 	if (is_one_pud_table(pm, win))
 		return 0;
@@ -1938,7 +1955,7 @@ int relocate_page_tables_back(const struct pagetable_move *pm)
 		.end = pm->end + pm->shift,
 		.shift = -pm->shift,
 		.aside = pm->aside,
-		.tables_there = pm->tables_there,
+		.among_others = pm->among_others,
 		.new_len = pm->end - pm->start,
 		.wide_start = pm->wide_start + pm->shift,
 		.wide_end = max(pm->end, pm->moved_end) + pm->shift,

@@ -118,7 +118,8 @@ struct entry_aside {
  *	     and becomes so long
  * @aside: if not NULL, the two places of a VMA that is relocated overlap: room for all
  *	   its entries, MAX_ASIDE at most, which leave before the first one arrives
- * @tables_there: others have been where a VMA is relocated to, and have left tables
+ * @among_others: others have left tables, which they need to go back, at the new place
+ *		  or in the same table as the old one (O4): only what is in tables moves
  * @count_ptes: somebody wants to know how many single entries move
  * @back: undoes an earlier move; needs no memory, and does not give up
  * @per_table: flush for each table, before its lock is dropped (T7)
@@ -163,7 +164,7 @@ struct pagetable_move {
 	bool in_stack;
 	unsigned long new_len;
 	struct entry_aside *aside;
-	bool tables_there;
+	bool among_others;
 	bool count_ptes;
 	bool back;
 

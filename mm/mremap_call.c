@@ -2392,7 +2392,7 @@ static bool can_shift_in_place(const struct mremap_op *op)
 			.start = mv->addr,
 			.end = mv->addr + mv->len,
 			.shift = shift_of(op),
-			.keep_tables = vma_soft_dirty_enabled(mv->src),
+			.among_others = true,
 		};
 
 		if (overlaps_itself(op, mv) && mv->len > MAX_ASIDE * PAGE_SIZE)
@@ -2435,8 +2435,7 @@ static int shift_vma(struct mremap_op *op, struct vma_move *mv,
 	init_pagetable_move(&mv->tables, mv);
 	mv->tables.dst = mv->src;
 	mv->tables.new_len = mv->len;
-	mv->tables.keep_tables = vma_soft_dirty_enabled(mv->src);
-	mv->tables.tables_there = true;
+	mv->tables.among_others = true;
 	if (overlaps_itself(op, mv))
 		mv->tables.aside = aside;
 	err = link_at_new_place(op, mv);
@@ -2618,7 +2617,7 @@ static int move_on(struct mremap_op *op, struct pagetable_move *onward)
 		pm->start = mv->dst_addr;
 		pm->end = mv->dst_addr + mv->len;
 		pm->shift = mv->src->vm_start - mv->dst_addr;
-		pm->keep_tables = mv->tables.keep_tables;
+		pm->among_others = true;
 		pm->count_ptes = mv->tables.count_ptes;
 		err = move_page_tables(pm);
 		if (err)

@@ -2796,6 +2796,84 @@ static void huge_page_is_not_relocated_to_a_filled_slot(struct kunit *test)
 	expect_huge_page_stays(test, PMD_SIZE, true);
 }
 
+/* As a call does with several that are shifted, without what frees tables. */
+static int shift_one(struct pagetable_move *pm, unsigned long addr, unsigned long len,
+		     unsigned long shift)
+{
+	int err;
+
+	*pm = (struct pagetable_move) {
+		.src = vma_at(addr),
+		.dst = vma_at(addr),
+		.start = addr,
+		.end = addr + len,
+		.shift = shift,
+		.new_len = len,
+		.among_others = true,
+	};
+	err = begin_relocation(pm);
+	set_range(addr + (err ? shift : 0), len, NULL);
+	mmap_write_unlock(current->mm);
+	return err;
+}
+
+static int shift_one_back(struct pagetable_move *pm)
+{
+	unsigned long len = pm->end - pm->start;
+	int err;
+
+	mmap_write_lock(current->mm);
+	set_range(pm->start, len, pm->src);
+	err = relocate_page_tables_back(pm);
+	set_range(pm->start + (err ? 0 : pm->shift), len, NULL);
+	mmap_write_unlock(current->mm);
+	return err;
+}
+
+struct others_case {
+	const char *name;
+	unsigned long empty_len;	/* at SRC_AT: nothing is touched there */
+	unsigned long len;		/* a shift above it, with a page */
+	unsigned long shift;
+};
+
+/* One goes to where another one has left its tables, and comes back without them. */
+static const struct others_case others_cases[] = {
+	{ "page table", PMD_SIZE, PMD_SIZE / 2, PMD_SIZE },
+	{ "page table, not congruent", 2 * PMD_SIZE, PMD_SIZE / 2,
+	  2 * PMD_SIZE + PAGES(7) },
+	{ "table of PMDs", 8 * PMD_SIZE, 4 * PMD_SIZE, ROOM },
+};
+
+KUNIT_ARRAY_PARAM_DESC(others, others_cases, name);
+
+static void tables_of_others_stay(struct kunit *test)
+{
+	const struct others_case *c = test->param_value;
+	const unsigned long addr = SRC_AT + c->shift;
+	struct pagetable_move first, second;
+	unsigned long tables;
+
+	map_at(test, SRC_AT, c->empty_len, RW);
+	map_at(test, addr, c->len, RWX);
+	stamp(test, addr);
+	KUNIT_ASSERT_EQ(test, shift_one(&first, addr, c->len, c->shift), 0);
+	tables = mm_pgtables_bytes(current->mm);
+	KUNIT_ASSERT_EQ(test, shift_one(&second, SRC_AT, c->empty_len, c->shift), 0);
+	KUNIT_EXPECT_EQ(test, shift_one_back(&second), 0);
+	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
+	KUNIT_EXPECT_NOT_NULL(test, mm_find_pmd(current->mm, addr));
+	KUNIT_EXPECT_NULL(test, page_at(SRC_AT));
+	KUNIT_EXPECT_EQ(test, shift_one_back(&first), 0);
+	KUNIT_EXPECT_EQ(test, peek(test, addr), stamp_of(addr));
+	KUNIT_EXPECT_NULL(test, page_at(addr + c->shift));
+
+	mmap_write_lock(current->mm);
+	clear_gap(addr + c->shift, c->len, true);
+	mmap_write_unlock(current->mm);
+	close_space(test);
+}
+
 /* Where it was, somebody else has been meanwhile and left a table. */
 static void huge_page_goes_back_to_a_filled_slot(struct kunit *test)
 {
@@ -2814,7 +2892,7 @@ static void huge_page_goes_back_to_a_filled_slot(struct kunit *test)
 		.end = SRC_AT + PMD_SIZE,
 		.shift = DST_AT - SRC_AT,
 		.new_len = PMD_SIZE,
-		.tables_there = true,
+		.among_others = true,
 	};
 	err = begin_relocation(&pm);
 	if (!err)
@@ -2936,6 +3014,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(huge_page_is_not_relocated_to_a_filled_slot),
 	KUNIT_CASE(huge_page_is_not_split_under_the_locks),
 	KUNIT_CASE(huge_page_goes_back_to_a_filled_slot),
+	KUNIT_CASE_PARAM(tables_of_others_stay, others_gen_params),
 	{}
 };
 
