@@ -2832,44 +2832,59 @@ static int shift_one_back(struct pagetable_move *pm)
 
 struct others_case {
 	const char *name;
-	unsigned long empty_len;	/* at SRC_AT: nothing is touched there */
-	unsigned long len;		/* a shift above it, with a page */
+	unsigned long first;	/* where eight pages are that go first, of which one is touched */
 	unsigned long shift;
+	unsigned long len;	/* of what goes next, from the start of the space */
+	unsigned long touched[2];	/* pages of that, if not 0 */
 };
 
 /* One goes to where another one has left its tables, and comes back without them. */
 static const struct others_case others_cases[] = {
-	{ "page table", PMD_SIZE, PMD_SIZE / 2, PMD_SIZE },
-	{ "page table, not congruent", 2 * PMD_SIZE, PMD_SIZE / 2,
-	  2 * PMD_SIZE + PAGES(7) },
-	{ "table of PMDs", 8 * PMD_SIZE, 4 * PMD_SIZE, ROOM },
+	{ "page table, nothing comes", PMD_SIZE, PMD_SIZE, PMD_SIZE, {} },
+	{ "page table, a page comes", PMD_SIZE, PMD_SIZE, PMD_SIZE, { PAGES(9) } },
+	{ "table of PMDs", ROOM, ROOM, 8 * PMD_SIZE, {} },
+	/* The lower part of a table goes to the one that was left, the upper to none. */
+	{ "not congruent", 5 * PMD_SIZE, 9 * PMD_SIZE / 2, 4 * PMD_SIZE,
+	  { PMD_SIZE + PMD_SIZE / 4, PMD_SIZE + PMD_SIZE * 3 / 4 } },
 };
 
 KUNIT_ARRAY_PARAM_DESC(others, others_cases, name);
 
+static bool has_table_at(unsigned long addr)
+{
+	pmd_t *pmd = mm_find_pmd(current->mm, addr);
+
+	return pmd && classify_pmd(*pmd) == PMD_IS_TABLE;
+}
+
 static void tables_of_others_stay(struct kunit *test)
 {
 	const struct others_case *c = test->param_value;
-	const unsigned long addr = SRC_AT + c->shift;
-	struct pagetable_move first, second;
-	unsigned long tables;
+	const unsigned long addr = SRC_AT + c->first;
+	struct pagetable_move first, next;
+	unsigned int i;
 
-	map_at(test, SRC_AT, c->empty_len, RW);
-	map_at(test, addr, c->len, RWX);
+	map_at(test, SRC_AT, c->len, RW);
+	map_at(test, addr, PAGES(8), RWX);
 	stamp(test, addr);
-	KUNIT_ASSERT_EQ(test, shift_one(&first, addr, c->len, c->shift), 0);
-	tables = mm_pgtables_bytes(current->mm);
-	KUNIT_ASSERT_EQ(test, shift_one(&second, SRC_AT, c->empty_len, c->shift), 0);
-	KUNIT_EXPECT_EQ(test, shift_one_back(&second), 0);
-	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
-	KUNIT_EXPECT_NOT_NULL(test, mm_find_pmd(current->mm, addr));
-	KUNIT_EXPECT_NULL(test, page_at(SRC_AT));
+	for (i = 0; i < ARRAY_SIZE(c->touched) && c->touched[i]; i++)
+		stamp(test, SRC_AT + c->touched[i]);
+	KUNIT_ASSERT_EQ(test, shift_one(&first, addr, PAGES(8), c->shift), 0);
+	KUNIT_ASSERT_TRUE(test, has_table_at(addr));
+	KUNIT_ASSERT_EQ(test, shift_one(&next, SRC_AT, c->len, c->shift), 0);
+	KUNIT_EXPECT_EQ(test, shift_one_back(&next), 0);
+	KUNIT_EXPECT_TRUE(test, has_table_at(addr));
 	KUNIT_EXPECT_EQ(test, shift_one_back(&first), 0);
 	KUNIT_EXPECT_EQ(test, peek(test, addr), stamp_of(addr));
 	KUNIT_EXPECT_NULL(test, page_at(addr + c->shift));
+	for (i = 0; i < ARRAY_SIZE(c->touched) && c->touched[i]; i++)
+		KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + c->touched[i]),
+				stamp_of(SRC_AT + c->touched[i]));
 
 	mmap_write_lock(current->mm);
-	clear_gap(addr + c->shift, c->len, true);
+	if (c->len < c->first)
+		clear_gap(SRC_AT + c->len, c->first - c->len, true);
+	clear_gap(addr + PAGES(8), 2 * ROOM, true);
 	mmap_write_unlock(current->mm);
 	close_space(test);
 }
