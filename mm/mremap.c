@@ -958,6 +958,15 @@ static bool can_do_without_table(const struct pagetable_move *pm,
 }
 
 /*
+ * Where others have been, tables stay where they are. Only what comes back in a table
+ * although it left none is what a huge page became that was split there.
+ */
+static bool may_take_tables(const struct pagetable_move *pm)
+{
+	return !pm->among_others || (pm->back && is_congruent(pm));
+}
+
+/*
  * May the table at @addr, which can be detached, become the one at the new place
  * of [addr, addr + len), which is @new_pmd? Then these must be its last entries,
  * and must not move up in it. @planned is the last entry of which is known that
@@ -969,7 +978,7 @@ static bool may_reuse_table(const struct pagetable_move *pm, unsigned long addr,
 {
 	unsigned long end = addr + len;
 
-	return !pm->among_others &&
+	return may_take_tables(pm) &&
 	       pte_index(addr + pm->shift) <= pte_index(addr) &&
 	       (IS_ALIGNED(end, PMD_SIZE) || end == pm->end) &&
 	       !is_retractable(pm->src) &&

@@ -2889,6 +2889,33 @@ static void tables_of_others_stay(struct kunit *test)
 	close_space(test);
 }
 
+/* It has left no table, and comes back with the one that it became. */
+static void huge_page_that_was_split_goes_back(struct kunit *test)
+{
+	struct pagetable_move pm;
+
+	if (!arch_can_detach_page_tables())
+		kunit_skip(test, "needs tables that can be detached");
+	map_huge(test, SRC_AT, PMD_SIZE);
+	stamp(test, SRC_AT);
+	stamp(test, SRC_AT + PAGES(9));
+	if (!is_huge_at(SRC_AT))
+		kunit_skip(test, "no huge pages to be had");
+	KUNIT_ASSERT_EQ(test, shift_one(&pm, SRC_AT, PMD_SIZE, ROOM), 0);
+	KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT + ROOM));
+	split_huge_pmd(pm.src, mm_find_pmd(current->mm, SRC_AT + ROOM), SRC_AT + ROOM);
+	KUNIT_EXPECT_EQ(test, shift_one_back(&pm), 0);
+	KUNIT_EXPECT_TRUE(test, has_table_at(SRC_AT));
+	KUNIT_EXPECT_FALSE(test, has_table_at(SRC_AT + ROOM));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(9)), stamp_of(SRC_AT + PAGES(9)));
+
+	mmap_write_lock(current->mm);
+	clear_gap(SRC_AT + ROOM, PMD_SIZE, true);
+	mmap_write_unlock(current->mm);
+	close_space(test);
+}
+
 /* Where it was, somebody else has been meanwhile and left a table. */
 static void huge_page_goes_back_to_a_filled_slot(struct kunit *test)
 {
@@ -3030,6 +3057,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(huge_page_is_not_split_under_the_locks),
 	KUNIT_CASE(huge_page_goes_back_to_a_filled_slot),
 	KUNIT_CASE_PARAM(tables_of_others_stay, others_gen_params),
+	KUNIT_CASE(huge_page_that_was_split_goes_back),
 	{}
 };
 
