@@ -499,6 +499,13 @@ static bool install_table(struct mm_struct *mm, struct move_window *win,
 	return true;
 }
 
+static bool are_all_none(pte_t *pte, unsigned long nr)
+{
+	while (nr && pte_none(ptep_get_lockless(pte++)))
+		nr--;
+	return !nr;
+}
+
 /* Movers, one for each kind of entry; all under the rmap locks */
 
 /* A moved page counts as changed: its address is new to whoever tracks it. */
@@ -633,6 +640,27 @@ static unsigned long move_normal_pmds(struct mm_struct *mm, pmd_t *old_pmd,
 	return i;
 }
 
+static bool is_empty_table(pmd_t *pmd)
+{
+	bool is_empty;
+	pte_t *pte;
+
+	if (classify_pmd(pmdp_get_lockless(pmd)) != PMD_IS_TABLE)
+		return false;
+	pte = pte_offset_map(pmd, 0);
+	if (!pte)
+		return false;
+	is_empty = are_all_none(pte, PTRS_PER_PTE);
+	pte_unmap(pte);
+	return is_empty;
+}
+
+/* Who goes back with a table that has no entries may take that of somebody else. */
+static bool leaves_empty_tables(const struct pagetable_move *pm)
+{
+	return pm->back && pm->leave_empty;
+}
+
 /*
  * Move PMD entries as long as they can move whole, under one round of the locks
  * of the two tables, and the cursor with them. While tables are detached it goes no
@@ -649,6 +677,7 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 	unsigned long nr = win->nr_detached ? 1 : (win->end - old_addr) >> PMD_SHIFT;
 	unsigned long i = 0, run = 0, tables = 0, huge = 0;
 	bool tables_move = can_move_pte_tables(pm);
+	bool leave_empty = leaves_empty_tables(pm);
 	spinlock_t *old_ptl = pmd_lockptr(mm, old_pmd);
 	spinlock_t *new_ptl = pmd_lockptr(mm, new_pmd);
 
@@ -656,11 +685,13 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 	for (; i < nr; i += run) {
 		enum pmd_kind kind = classify_pmd(pmdp_get(old_pmd + i));
 
-		run = kind == PMD_IS_NONE;
+		run = kind == PMD_IS_NONE ||
+		      (leave_empty && is_empty_table(old_pmd + i));
 		if (run)
 			continue;
 		if (kind == PMD_IS_TABLE && tables_move) {
-			run = move_normal_pmds(mm, old_pmd + i, new_pmd + i, nr - i);
+			run = move_normal_pmds(mm, old_pmd + i, new_pmd + i,
+					       leave_empty ? 1 : nr - i);
 			tables += run;
 		} else if (kind == PMD_IS_HUGE &&
 			   IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE)) {
@@ -1052,13 +1083,6 @@ static pte_t *own_pte_at(struct move_window *win, unsigned long addr)
 					      old_pmd_at(win, addr);
 
 	return pte_offset_kernel(pmd, addr);
-}
-
-static bool are_all_none(pte_t *pte, unsigned long nr)
-{
-	while (nr && pte_none(ptep_get_lockless(pte++)))
-		nr--;
-	return !nr;
 }
 
 /*
@@ -1453,7 +1477,8 @@ static bool move_pud_tables(struct pagetable_move *pm, struct move_window *win)
 	while (move_normal_pud(pm, win, win->old_pud, win->new_pud)) {
 		moved = true;
 		pm->cursor += PUD_SIZE;
-		if (!step_to_next_pud(pm, win) || should_yield(pm->src))
+		if (!step_to_next_pud(pm, win) || should_yield(pm->src) ||
+		    leaves_empty_tables(pm))
 			break;
 	}
 	mremap_delay(DELAY_MOVED);
@@ -1500,6 +1525,21 @@ static __always_inline int find_new_pud(struct pagetable_move *pm,
 	return make_new_pud(pm, win, end);
 }
 
+/* Is there a table of PMDs that has to be left, as no entry is below it? */
+static bool has_only_tables(struct pagetable_move *pm, const struct move_window *win,
+			    unsigned long end)
+{
+	unsigned long start = pm->cursor;
+	bool is_empty;
+
+	if (!leaves_empty_tables(pm))
+		return false;
+	skip_to_entries(pm, win, end);
+	is_empty = pm->cursor == end;
+	pm->cursor = start;
+	return is_empty;
+}
+
 /*
  * There is no place for a return, so there is to be nothing that returns. If there is
  * after all, it stays.
@@ -1521,7 +1561,8 @@ static int move_under_pud(struct pagetable_move *pm, struct move_window *win,
 	err = find_new_pud(pm, win, end);
 	if (err || pm->cursor == end)
 		return err;
-	if (win->new_pud && fits_table_of_pmds(pm) && move_pud_tables(pm, win))
+	if (win->new_pud && fits_table_of_pmds(pm) && !has_only_tables(pm, win, end) &&
+	    move_pud_tables(pm, win))
 		return 0;
 	if (win->new_pud && (!pm->back || !pud_none(pudp_get(win->new_pud))))
 		return move_next_window(pm, win, end);
@@ -1647,6 +1688,7 @@ int move_page_tables_back(const struct pagetable_move *pm)
 		.wide_start = pm->wide_start + pm->shift,
 		.wide_end = max(pm->cursor, pm->moved_end) + pm->shift,
 		.among_others = pm->among_others,
+		.leave_empty = pm->leave_empty,
 		.back = true,
 	};
 
@@ -2017,21 +2059,6 @@ void free_left_tables(struct mm_struct *mm, unsigned long start,
 	tlb_finish_mmu(&tlb);
 }
 
-static bool is_empty_table(pmd_t *pmd, unsigned long addr)
-{
-	bool is_empty;
-	pte_t *pte;
-
-	if (classify_pmd(pmdp_get_lockless(pmd)) != PMD_IS_TABLE)
-		return false;
-	pte = pte_offset_map(pmd, addr);
-	if (!pte)
-		return false;
-	is_empty = are_all_none(pte, PTRS_PER_PTE);
-	pte_unmap(pte);
-	return is_empty;
-}
-
 /* What free_empty_tables() does, under one PUD entry and one round of the rmap locks. */
 static void free_empty_tables_of(struct vm_area_struct *vma, pud_t *pud,
 				 unsigned long addr, unsigned long end)
@@ -2042,7 +2069,7 @@ static void free_empty_tables_of(struct vm_area_struct *vma, pud_t *pud,
 	take_rmap_locks(vma);
 	tlb_gather_mmu(&tlb, vma->vm_mm);
 	for (; addr < end; addr += PMD_SIZE, pmd++) {
-		if (is_empty_table(pmd, addr))
+		if (is_empty_table(pmd))
 			free_pgd_range(&tlb, addr, addr + PMD_SIZE, addr,
 				       addr + PMD_SIZE);
 	}

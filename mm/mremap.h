@@ -120,6 +120,7 @@ struct entry_aside {
  *	   its entries, MAX_ASIDE at most, which leave before the first one arrives
  * @among_others: others have left tables, which they need to go back, at the new place
  *		  or in the same table as the old one (O4): only what is in tables moves
+ * @leave_empty: on the way back, tables without entries are those of others (O4)
  * @count_ptes: somebody wants to know how many single entries move
  * @back: undoes an earlier move; needs no memory, and does not give up
  * @per_table: flush for each table, before its lock is dropped (T7)
@@ -165,6 +166,7 @@ struct pagetable_move {
 	unsigned long new_len;
 	struct entry_aside *aside;
 	bool among_others;
+	bool leave_empty;
 	bool count_ptes;
 	bool back;
 

@@ -2617,7 +2617,8 @@ static int move_on(struct mremap_op *op, struct pagetable_move *onward)
 		pm->start = mv->dst_addr;
 		pm->end = mv->dst_addr + mv->len;
 		pm->shift = mv->src->vm_start - mv->dst_addr;
-		pm->among_others = true;
+		pm->keep_tables = mv->tables.keep_tables;
+		pm->leave_empty = true;
 		pm->count_ptes = mv->tables.count_ptes;
 		err = move_page_tables(pm);
 		if (err)

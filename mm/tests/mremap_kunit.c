@@ -2889,6 +2889,50 @@ static void tables_of_others_stay(struct kunit *test)
 	close_space(test);
 }
 
+struct left_case {
+	const char *name;
+	unsigned long len;
+	unsigned long filled;	/* where a page is, if not 0 */
+	unsigned long empty;	/* where another one has left a table */
+};
+
+/* The way back to a staging place */
+static const struct left_case left_cases[] = {
+	{ "page table", 4 * PMD_SIZE, PMD_SIZE, 2 * PMD_SIZE },
+	{ "table of PMDs", ROOM, 0, 2 * PMD_SIZE },
+};
+
+KUNIT_ARRAY_PARAM_DESC(left, left_cases, name);
+
+static void empty_table_is_left(struct kunit *test)
+{
+	const struct left_case *c = test->param_value;
+	struct pagetable_move pm;
+
+	map_at(test, SRC_AT, c->len, RW);
+	if (c->filled)
+		stamp(test, SRC_AT + c->filled);
+	copy_mapping(test, &pm, SRC_AT, c->len, DST_AT, c->len);
+	pm.leave_empty = true;
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, move_page_tables(&pm), 0);
+	mmap_write_unlock(current->mm);
+	leave_table(test, DST_AT + c->empty);
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, move_page_tables_back(&pm), 0);
+	mmap_write_unlock(current->mm);
+
+	KUNIT_EXPECT_TRUE(test, has_table_at(DST_AT + c->empty));
+	KUNIT_EXPECT_FALSE(test, has_table_at(SRC_AT + c->empty));
+	if (c->filled) {
+		KUNIT_EXPECT_EQ(test, has_table_at(DST_AT + c->filled),
+				!IS_ENABLED(CONFIG_HAVE_MOVE_PMD));
+		KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + c->filled),
+				stamp_of(SRC_AT + c->filled));
+	}
+	close_space(test);
+}
+
 /* It has left no table, and comes back with the one that it became. */
 static void huge_page_that_was_split_goes_back(struct kunit *test)
 {
@@ -3058,6 +3102,7 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE(huge_page_goes_back_to_a_filled_slot),
 	KUNIT_CASE_PARAM(tables_of_others_stay, others_gen_params),
 	KUNIT_CASE(huge_page_that_was_split_goes_back),
+	KUNIT_CASE_PARAM(empty_table_is_left, left_gen_params),
 	{}
 };
 
