@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: GPL-2.0
 """Writes our changes as a patch series to build/series/, and checks each step.
 
-usage: lab/series.py [--only-write | --only-apply | --quick | --boot [PATCH]]
+usage: lab/series.py [--only-write | --only-apply | --quick [PATCH] | --boot [PATCH]]
        --only-write  checks nothing
        --only-apply  compiles nothing: whether each applies, what checkpatch.pl says, the end
        --quick       compiles of a patch's kernel files what is its own, and what includes
-                     its headers only after the last patch
-       --boot        also runs the tests that exist after each step, from PATCH on, the
-                     name of a file in lab/series/; takes an hour
+                     its headers only after the last patch; from PATCH on, the name of
+                     a file in lab/series/
+       --boot        also runs the tests that exist after each step, from PATCH on; takes
+                     an hour
        FROM='Name <address>' in the environment is whom the mails come from
 
 lab/series/ has a file for each patch, in the order of their names, and one for
@@ -513,8 +514,8 @@ def is_about_moved_code(complaint: str, histories: dict[str, History]) -> bool:
 
 
 def apply_and_check(mails: list[pathlib.Path], histories: dict[str, History],
-                    boot_from: int, compiled: str) -> None:
-    """Images are booted from the patch of that number on. Compiled are "all", "own", "none"."""
+                    first: int, boot_from: int, compiled: str) -> None:
+    """Compiled, or booted, from the patches of these numbers on. Compiled are "all", or "own"."""
     shutil.rmtree(APPLIED, ignore_errors=True)
     subprocess.run(["cp", "-al", tree.BASE, APPLIED], check=True)
     LOGS.mkdir(exist_ok=True)
@@ -526,7 +527,7 @@ def apply_and_check(mails: list[pathlib.Path], histories: dict[str, History],
         start = time.monotonic()
         git(APPLIED, "am", "--quiet", str(mail))
         step = Step(number)
-        if compiled != "none":
+        if number >= first:
             step.check(own_only=compiled == "own" and number < last_of_kernel)
         if number >= boot_from:
             step.boot()
@@ -550,26 +551,28 @@ def differences(paths: list[str]) -> list[str]:
 def main(arguments: list[str]) -> None:
     cover, recipes, histories = read_series()
     names = [recipe.name for recipe in recipes]
-    boot_from = len(recipes) + 1
-    compiled = "all"
+    never = len(recipes) + 1
+    first, boot_from, compiled = 1, never, "all"
     match arguments:
         case [] | ["--only-write"]:
             pass
         case ["--only-apply"]:
-            compiled = "none"
+            first = never
         case ["--quick"]:
             compiled = "own"
+        case ["--quick", patch] if patch in names:
+            first, compiled = names.index(patch) + 1, "own"
         case ["--boot"]:
             boot_from = 1
         case ["--boot", patch] if patch in names:
             boot_from = names.index(patch) + 1
         case _:
-            raise SeriesError("usage: lab/series.py [--only-write | --only-apply | --quick | "
-                              "--boot [PATCH]]")
+            raise SeriesError("usage: lab/series.py [--only-write | --only-apply | "
+                              "--quick [PATCH] | --boot [PATCH]]")
     mails = write(cover, recipes, histories)
     checked = arguments != ["--only-write"]
     if checked:
-        apply_and_check(mails, histories, boot_from, compiled)
+        apply_and_check(mails, histories, first, boot_from, compiled)
         wrong = differences(list(histories))
         if wrong:
             raise SeriesError("not as in build/tree/: " + ", ".join(wrong))

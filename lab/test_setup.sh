@@ -20,6 +20,9 @@ set_if_there madvise $thp/defrag
 # Nothing but a test's own calls may make its pages huge.
 set_if_there 1000000 $thp/khugepaged/scan_sleep_millisecs
 
+# It is off until now: lab/config/kcsan.config.
+set_if_there on /sys/kernel/debug/kcsan
+
 if [ -e /sys/block/zram0 ]; then
 	echo 256M >/sys/block/zram0/disksize
 	mkswap /dev/zram0 >/dev/null
