@@ -1220,7 +1220,7 @@ static int run_exec_failing(int nth)
  * A program whose stack could not be moved must not start with half of it: its last
  * pages would be lost, of which the kernel complains in its log.
  */
-TEST_F_TIMEOUT(exec, without_memory, 300)
+TEST_F_TIMEOUT(exec, without_memory, 900)
 {
 	int nth, status = 0, killed = 0;
 
