@@ -640,6 +640,7 @@ static unsigned long move_normal_pmds(struct mm_struct *mm, pmd_t *old_pmd,
 	return i;
 }
 
+/* Under the rmap locks: nobody has cleared an entry only to set it anew. */
 static bool is_empty_table(pmd_t *pmd)
 {
 	bool is_empty;

@@ -2965,31 +2965,21 @@ static void huge_page_goes_back_to_a_filled_slot(struct kunit *test)
 {
 	struct mm_struct *mm = current->mm;
 	struct pagetable_move pm;
-	int err;
 
 	map_huge(test, SRC_AT, PMD_SIZE);
 	stamp(test, SRC_AT);
 	if (!is_huge_at(SRC_AT))
 		kunit_skip(test, "no huge pages to be had");
-	pm = (struct pagetable_move) {
-		.src = vma_at(SRC_AT),
-		.dst = vma_at(SRC_AT),
-		.start = SRC_AT,
-		.end = SRC_AT + PMD_SIZE,
-		.shift = DST_AT - SRC_AT,
-		.new_len = PMD_SIZE,
-		.among_others = true,
-	};
-	err = begin_relocation(&pm);
-	if (!err)
-		err = pte_alloc(mm, mm_find_pmd(mm, SRC_AT));
-	if (!err)
-		err = relocate_page_tables_back(&pm);
-	end_relocation(&pm, -EAGAIN);
-	KUNIT_EXPECT_EQ(test, err, 0);
+	KUNIT_ASSERT_EQ(test, shift_one(&pm, SRC_AT, PMD_SIZE, ROOM), 0);
+	KUNIT_ASSERT_EQ(test, pte_alloc(mm, mm_find_pmd(mm, SRC_AT)), 0);
+	KUNIT_EXPECT_EQ(test, shift_one_back(&pm), 0);
 	KUNIT_EXPECT_PTR_EQ(test, vma_at(SRC_AT), pm.src);
-	KUNIT_EXPECT_NULL(test, vma_at(DST_AT));
+	KUNIT_EXPECT_NULL(test, vma_at(SRC_AT + ROOM));
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+
+	mmap_write_lock(mm);
+	clear_gap(SRC_AT + ROOM, PMD_SIZE, true);
+	mmap_write_unlock(mm);
 	close_space(test);
 }
 

@@ -2074,8 +2074,10 @@ TEST(huge_pages_shift_back_to_where_others_have_been_mended)
 	unsigned long ret = 0;
 
 	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	why = why ?: map_between_huge_pages();
 	if (why)
 		SKIP(return, "%s", why);
+	munmap(at(SRC), len);
 	failure.has_failed = true;
 	for (failure.nth = 1; failure.has_failed; failure.nth++) {
 		ASSERT_GE(MOST_ALLOCATIONS, failure.nth);
