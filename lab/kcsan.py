@@ -6,6 +6,7 @@ usage: lab/kcsan.py OBJECTS LOG...
 
 OBJECTS is the folder of the build. A race counts as ours if a function of our files
 takes part in it: the status is then 1 and the report is shown. Others are counted.
+So it is if nothing was watched, see lab/test_setup.sh.
 """
 import pathlib
 import re
@@ -16,6 +17,7 @@ from collections import Counter
 import tree
 
 STAMP = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ", re.MULTILINE)
+WATCHED = re.compile(r"^kcsan: setup_watchpoints: (\d+)$", re.MULTILINE)
 REPORT = re.compile(r"^BUG: KCSAN: (.*)\n(?:.*\n)*?=+$", re.MULTILINE)
 
 
@@ -32,9 +34,10 @@ def main(args: list[str]) -> int:
         raise SystemExit(__doc__)
     ours = our_functions(pathlib.Path(args[0]))
     counted: Counter[str] = Counter()
-    bad = 0
+    bad = watched = 0
     for log in args[1:]:
         text = STAMP.sub("", pathlib.Path(log).read_text(errors="replace").replace("\r", ""))
+        watched += sum(map(int, WATCHED.findall(text)))
         for report in REPORT.finditer(text):
             functions = {name.split(".")[0] for name in re.findall(r"[\w.]+", report[1])}
             if functions & ours:
@@ -44,8 +47,9 @@ def main(args: list[str]) -> int:
                 counted[report[1]] += 1
     for race, count in counted.most_common():
         print(f"{count:5} {race}")
-    print(f"{bad} races in our functions, {sum(counted.values())} in others")
-    return bad > 0
+    print(f"{bad} races in our functions, {sum(counted.values())} in others, "
+          f"{watched} accesses watched")
+    return bad > 0 or not watched
 
 
 if __name__ == "__main__":

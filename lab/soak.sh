@@ -35,15 +35,12 @@ mkdir -p build/soak
 
 # run TREE FLAVOR SECONDS COMMAND: in a guest, which has the suite.
 run() {
-	local image pass_over='$^' append=oops=panic
-	# QEMU runs one processor after the other, for up to 100 ms. A watched access waits long
-	# enough that another one can come in between, so that fewer of them can be watched.
-	[[ $2 != kcsan ]] || pass_over="BUG: KCSAN: " \
-		append+=" kcsan.udelay_task=5000 kcsan.skip_watch=400000"
+	local image pass_over='$^'
+	[[ $2 != kcsan ]] || pass_over="BUG: KCSAN: "
 	image=$(lab/image.sh "$1" "$2" | tail -n 1)
 	[[ -n $image ]] || die "no $1 $2 image"
 	lab/guest.py --image "$image" --mem 2048 --timeout "$3" --log "build/soak/$1-$2.log" \
-		--append "$append" --pass-over "$pass_over" --add build/selftests/mremap_random \
+		--append oops=panic --pass-over "$pass_over" --add build/selftests/mremap_random \
 		--add lab/test_setup.sh -- /bin/sh /bin/test_setup.sh sh -c "$4"
 }
 

@@ -20,9 +20,6 @@ set_if_there madvise $thp/defrag
 # Nothing but a test's own calls may make its pages huge.
 set_if_there 1000000 $thp/khugepaged/scan_sleep_millisecs
 
-# It is off until now: lab/config/kcsan.config.
-set_if_there on /sys/kernel/debug/kcsan
-
 if [ -e /sys/block/zram0 ]; then
 	echo 256M >/sys/block/zram0/disksize
 	mkswap /dev/zram0 >/dev/null
@@ -45,4 +42,15 @@ if grep -qw 'ext[24]' /proc/filesystems; then
 fi
 # Such kernels check all mappings of a process whenever one changes.
 [ ! -e /proc/self/fail-nth ] || export MREMAP_SCALE="${MREMAP_SCALE-0.02}"
-exec "$@"
+[ -e /sys/kernel/debug/kcsan ] || exec "$@"
+
+# KCSAN is off until now: lab/config/kcsan.config. QEMU runs one processor after the other,
+# for up to 100 ms. A watched access waits long enough that another one can come in between,
+# so that fewer of them can be watched. lab/kcsan.py wants to know how many it were.
+echo 5000 >/sys/module/kcsan/parameters/udelay_task
+echo 40000 >/sys/module/kcsan/parameters/skip_watch
+echo on >/sys/kernel/debug/kcsan
+status=0
+"$@" || status=$?
+echo "kcsan: $(grep setup_watchpoints /sys/kernel/debug/kcsan)" >/dev/kmsg
+exit $status

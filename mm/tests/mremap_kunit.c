@@ -96,22 +96,21 @@ static void extent_covers_widened_tail(struct kunit *test)
 
 static void flush_covers_all_that_moved(struct kunit *test)
 {
-	struct move_window *win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
+	static struct move_window win;
 
-	KUNIT_ASSERT_NOT_NULL(test, win);
-	init_window(win);
-	note_flush(win, PAGES(20), PAGES(2), true);
-	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(20));
-	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(22));
-	note_flush(win, PAGES(30), PAGES(1), true);
-	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(20));
-	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
-	note_flush(win, PAGES(10), PAGES(1), true);
-	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(10));
-	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
-	note_flush(win, PAGES(12), PAGES(1), true);
-	KUNIT_EXPECT_EQ(test, win->flush_start, PAGES(10));
-	KUNIT_EXPECT_EQ(test, win->flush_end, PAGES(31));
+	init_window(&win);
+	note_flush(&win, PAGES(20), PAGES(2), true);
+	KUNIT_EXPECT_EQ(test, win.flush_start, PAGES(20));
+	KUNIT_EXPECT_EQ(test, win.flush_end, PAGES(22));
+	note_flush(&win, PAGES(30), PAGES(1), true);
+	KUNIT_EXPECT_EQ(test, win.flush_start, PAGES(20));
+	KUNIT_EXPECT_EQ(test, win.flush_end, PAGES(31));
+	note_flush(&win, PAGES(10), PAGES(1), true);
+	KUNIT_EXPECT_EQ(test, win.flush_start, PAGES(10));
+	KUNIT_EXPECT_EQ(test, win.flush_end, PAGES(31));
+	note_flush(&win, PAGES(12), PAGES(1), true);
+	KUNIT_EXPECT_EQ(test, win.flush_start, PAGES(10));
+	KUNIT_EXPECT_EQ(test, win.flush_end, PAGES(31));
 }
 
 static void windows_are_limited(struct kunit *test)
@@ -126,8 +125,7 @@ static void windows_are_limited(struct kunit *test)
 
 	KUNIT_EXPECT_EQ(test, window_limit(&pm, far), start + size);
 	/* Not beyond the end of what can be walked at once. */
-	KUNIT_EXPECT_EQ(test, window_limit(&pm, pm.cursor + PAGES(5)),
-			pm.cursor + PAGES(5));
+	KUNIT_EXPECT_EQ(test, window_limit(&pm, pm.cursor + PAGES(5)), pm.cursor + PAGES(5));
 	/* Tables that move whole are no work. */
 	pm.shift = PMD_SIZE;
 	if (can_move_pte_tables(&pm))
@@ -151,8 +149,7 @@ static void empty_entries_are_skipped(struct kunit *test)
 {
 	struct pagetable_move pm = { .cursor = PMD_SIZE + PAGES(3) };
 	struct move_window win = {
-		.old_pmds = kunit_kcalloc(test, PTRS_PER_PMD, sizeof(pmd_t),
-					  GFP_KERNEL),
+		.old_pmds = kunit_kcalloc(test, PTRS_PER_PMD, sizeof(pmd_t), GFP_KERNEL),
 	};
 
 	if (PTRS_PER_PMD < 8)
@@ -241,42 +238,34 @@ static void stack_table_aligns_within_its_vma(struct kunit *test)
 	close_space(test);
 }
 
-static bool is_free_above_new(struct vm_area_struct *vma, unsigned long end)
+/* May a last table be widened at the old place, and at the new one? */
+static void expect_free_above(struct kunit *test, struct vm_area_struct *vma,
+			      unsigned long end, bool old, bool new)
 {
 	const struct pagetable_move pm = { .dst = vma, .end = end };
 
-	return can_align_up_new(&pm);
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, can_align_up(vma, end), old);
+	KUNIT_EXPECT_EQ(test, can_align_up_new(&pm), new);
+	mmap_write_unlock(current->mm);
 }
 
 static void table_aligns_up_to_what_is_mapped(struct kunit *test)
 {
 	unsigned long end = SRC_AT + PAGES(5);
-	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma;
 
 	map_at(test, SRC_AT, PAGES(5), RW);
-	mmap_write_lock(mm);
-	vma = vma_lookup(mm, SRC_AT);
-	KUNIT_EXPECT_TRUE(test, can_align_up(vma, end));
-	KUNIT_EXPECT_TRUE(test, is_free_above_new(vma, end));
+	vma = vma_at(SRC_AT);
+	expect_free_above(test, vma, end, true, true);
 	/* What is mapped above the end hinders the old place only. */
-	KUNIT_EXPECT_FALSE(test, can_align_up(vma, end - PAGES(1)));
-	KUNIT_EXPECT_TRUE(test, is_free_above_new(vma, end - PAGES(1)));
-	mmap_write_unlock(mm);
-
+	expect_free_above(test, vma, end - PAGES(1), false, true);
 	/* Not in the same table */
 	map_at(test, SRC_AT + PMD_SIZE, PAGES(1), RW);
-	mmap_write_lock(mm);
-	KUNIT_EXPECT_TRUE(test, can_align_up(vma, end));
-	KUNIT_EXPECT_TRUE(test, is_free_above_new(vma, end));
-	mmap_write_unlock(mm);
-
+	expect_free_above(test, vma, end, true, true);
 	/* In its last slot */
 	map_at(test, SRC_AT + PMD_SIZE - PAGES(1), PAGES(1), RWX);
-	mmap_write_lock(mm);
-	KUNIT_EXPECT_FALSE(test, can_align_up(vma, end));
-	KUNIT_EXPECT_FALSE(test, is_free_above_new(vma, end));
-	mmap_write_unlock(mm);
+	expect_free_above(test, vma, end, false, false);
 	close_space(test);
 }
 
@@ -598,13 +587,11 @@ static void expect_neighbours(struct kunit *test, const struct move_case *c)
 	list_neighbours(c, n);
 	for (i = 0; i < NR_NEIGHBOURS; i++) {
 		if (c->flags & (n[i].more | n[i].other))
-			KUNIT_EXPECT_EQ(test, peek(test, n[i].addr),
-					stamp_of(n[i].addr));
+			expect_stamp(test, n[i].addr);
 	}
 }
 
-static void set_up_source(struct kunit *test, const struct move_case *c,
-			  struct page **pages)
+static void set_up_source(struct kunit *test, const struct move_case *c, struct page **pages)
 {
 	unsigned long below = page_if(c, MORE_BELOW);
 	unsigned long above = page_if(c, MORE_ABOVE);
@@ -675,23 +662,26 @@ static void expect_moved_back(struct kunit *test, struct pagetable_move *pm)
 	KUNIT_ASSERT_EQ(test, lock_and_move(pm, true), 0);
 }
 
-/* All pages are at @there, and no entry is left for them at @gone. */
-static void expect_pages(struct kunit *test, const struct move_case *c,
-			 struct page **pages, unsigned long there,
-			 unsigned long gone)
+/* The page is at @there, in the range, and no entry is left for it at @gone. */
+static void expect_page(struct kunit *test, const struct move_case *c, unsigned int i,
+			struct page *page, unsigned long there, unsigned long gone)
 {
-	unsigned int i;
+	unsigned long off = PAGES(c->pages[i]);
 	pte_t pte;
 
-	for (i = 0; i < c->nr_pages; i++) {
-		unsigned long off = PAGES(c->pages[i]);
+	KUNIT_EXPECT_PTR_EQ(test, page_at(there + off), page);
+	KUNIT_EXPECT_FALSE(test, entry_at(gone + off, &pte));
+	expect_stamp_of(test, there + off, SRC_AT + c->src + off);
+	expect_rmap(test, page, there + off);
+}
 
-		KUNIT_EXPECT_PTR_EQ(test, page_at(there + off), pages[i]);
-		KUNIT_EXPECT_FALSE(test, entry_at(gone + off, &pte));
-		KUNIT_EXPECT_EQ(test, peek(test, there + off),
-				stamp_of(SRC_AT + c->src + off));
-		expect_rmap(test, pages[i], there + off);
-	}
+static void expect_pages(struct kunit *test, const struct move_case *c,
+			 struct page **pages, unsigned long there, unsigned long gone)
+{
+	unsigned int i;
+
+	for (i = 0; i < c->nr_pages; i++)
+		expect_page(test, c, i, pages[i], there, gone);
 }
 
 static void expect_stats(struct kunit *test, const struct move_case *c,
@@ -710,8 +700,7 @@ static void expect_stats(struct kunit *test, const struct move_case *c,
 }
 
 /* What a CPU remembers of the old place is of no use to it any more. */
-static void expect_empty(struct kunit *test, const struct move_case *c,
-			 unsigned long start)
+static void expect_empty(struct kunit *test, const struct move_case *c, unsigned long start)
 {
 	unsigned int i;
 
@@ -737,17 +726,25 @@ static void tables_move(struct kunit *test)
 	close_space(test);
 }
 
-static void tables_move_back(struct kunit *test)
+/* The first pages of the range move, and then back. */
+static void move_there_and_back(struct kunit *test, unsigned long nr)
 {
 	const struct move_case *c = test->param_value;
 	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
 	struct page *pages[MAX_PAGES];
 	struct pagetable_move pm;
 	unsigned long table_bytes;
+	unsigned int i;
 
 	set_up_move(test, c, &pm, pages);
+	pm.end = src + PAGES(nr);
 	expect_moved(test, &pm);
-	expect_pages(test, c, pages, dst, src);
+	for (i = 0; i < c->nr_pages; i++) {
+		bool moved = c->pages[i] < nr;
+
+		expect_page(test, c, i, pages[i], moved ? dst : src, moved ? src : dst);
+	}
+	pm.end = src + c->len;
 	table_bytes = mm_pgtables_bytes(current->mm);
 	expect_moved_back(test, &pm);
 	/* It must not fail, so it may not need memory. */
@@ -756,6 +753,13 @@ static void tables_move_back(struct kunit *test)
 	expect_neighbours(test, c);
 	expect_empty(test, c, dst);
 	close_space(test);
+}
+
+static void tables_move_back(struct kunit *test)
+{
+	const struct move_case *c = test->param_value;
+
+	move_there_and_back(test, c->len >> PAGE_SHIFT);
 }
 
 /* Make @addr a boundary between VMAs. */
@@ -805,8 +809,7 @@ static void set_up_relocation(struct kunit *test, const struct move_case *c,
 	pm->keep_tables = c->flags & KEEP_TABLES;
 }
 
-static void set_range(unsigned long start, unsigned long len,
-		      struct vm_area_struct *vma)
+static void set_range(unsigned long start, unsigned long len, struct vm_area_struct *vma)
 {
 	MA_STATE(mas, &current->mm->mm_mt, start, start + len - 1);
 
@@ -843,39 +846,45 @@ static void end_relocation(struct pagetable_move *pm, int err)
 		clear_gap(pm->start + pm->shift, pm->new_len, true);
 	} else {
 		clear_gap(pm->start, len, pm->tables_stay);
-		vm_stat_account(mm, pm->src->vm_flags,
-				(pm->new_len - len) >> PAGE_SHIFT);
+		vm_stat_account(mm, pm->src->vm_flags, (pm->new_len - len) >> PAGE_SHIFT);
 	}
 	mmap_write_unlock(mm);
 }
 
-static void tables_relocate(struct kunit *test)
+/* To the new place, and then back or not. */
+static void relocate(struct kunit *test, bool back)
 {
 	const struct move_case *c = test->param_value;
 	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
+	unsigned long there = back ? src : dst, gone = back ? dst : src;
+	bool some = c->puds || c->pmds || c->ptes;
 	struct page *pages[MAX_PAGES];
 	struct pagetable_move pm;
-	bool some = c->puds || c->pmds || c->ptes;
+	unsigned long tables;
 	int err;
 
 	set_up_relocation(test, c, &pm, pages);
 	if (!can_relocate_page_tables(&pm))
 		kunit_skip(test, "takes more than one window");
+	tables = mm_pgtables_bytes(current->mm);
 	err = begin_relocation(&pm);
-	end_relocation(&pm, err);
+	if (!err && back)
+		err = relocate_page_tables_back(&pm);
+	end_relocation(&pm, back ? -EAGAIN : err);
 	KUNIT_ASSERT_EQ(test, err, 0);
 	KUNIT_EXPECT_EQ(test, pm.stats.relocated, 1);
 	KUNIT_EXPECT_LE(test, pm.stats.flushes, some + !!c->ptes);
 	expect_stats(test, c, &pm.stats);
 	KUNIT_EXPECT_EQ(test, pm.moved_table, pm.stats.puds || pm.stats.pmds);
-	KUNIT_EXPECT_NULL(test, vma_at(src));
-	KUNIT_EXPECT_PTR_EQ(test, vma_at(dst), pm.src);
-	KUNIT_EXPECT_EQ(test, pm.src->vm_start, dst);
-	KUNIT_EXPECT_EQ(test, pm.src->vm_end, dst + pm.new_len);
+	if (back)
+		KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
+	KUNIT_EXPECT_NULL(test, vma_at(gone));
+	KUNIT_EXPECT_PTR_EQ(test, vma_at(there), pm.src);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_start, there);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_end, there + pm.new_len);
 	/* Without pages it has the offset of its address, else it keeps its own. */
-	KUNIT_EXPECT_EQ(test, pm.src->vm_pgoff,
-			(pm.src->anon_vma ? src : dst) >> PAGE_SHIFT);
-	expect_pages(test, c, pages, dst, src);
+	KUNIT_EXPECT_EQ(test, pm.src->vm_pgoff, (pm.src->anon_vma ? src : there) >> PAGE_SHIFT);
+	expect_pages(test, c, pages, there, gone);
 	expect_neighbours(test, c);
 	if (c->flags & GROWS) {
 		stamp(test, dst + c->len);
@@ -884,36 +893,19 @@ static void tables_relocate(struct kunit *test)
 	close_space(test);
 }
 
+static void tables_relocate(struct kunit *test)
+{
+	relocate(test, false);
+}
+
 /* One of several could not be relocated: those that were go back. */
 static void tables_relocate_back(struct kunit *test)
 {
 	const struct move_case *c = test->param_value;
-	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
-	struct page *pages[MAX_PAGES];
-	struct pagetable_move pm;
-	unsigned long tables;
-	int err;
 
 	if (c->flags & GROWS)
 		kunit_skip(test, "who grows moves alone");
-	set_up_relocation(test, c, &pm, pages);
-	if (!can_relocate_page_tables(&pm))
-		kunit_skip(test, "takes more than one window");
-	tables = mm_pgtables_bytes(current->mm);
-	err = begin_relocation(&pm);
-	if (!err)
-		err = relocate_page_tables_back(&pm);
-	end_relocation(&pm, -EAGAIN);
-	KUNIT_ASSERT_EQ(test, err, 0);
-	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
-	KUNIT_EXPECT_NULL(test, vma_at(dst));
-	KUNIT_EXPECT_PTR_EQ(test, vma_at(src), pm.src);
-	KUNIT_EXPECT_EQ(test, pm.src->vm_start, src);
-	KUNIT_EXPECT_EQ(test, pm.src->vm_end, src + c->len);
-	KUNIT_EXPECT_EQ(test, pm.src->vm_pgoff, src >> PAGE_SHIFT);
-	expect_pages(test, c, pages, src, dst);
-	expect_neighbours(test, c);
-	close_space(test);
+	relocate(test, true);
 }
 
 /*
@@ -941,12 +933,7 @@ static void tables_that_stay_are_freed(struct kunit *test)
 static void nothing_is_relocated_back(struct kunit *test)
 {
 	const unsigned long src = SRC_AT + P4D_SIZE, dst = DST_AT, len = PAGES(2);
-	struct pagetable_move pm = {
-		.start = src,
-		.end = src + len,
-		.shift = dst - src,
-		.new_len = len,
-	};
+	struct pagetable_move pm;
 	unsigned long tables;
 	int err;
 
@@ -955,8 +942,7 @@ static void nothing_is_relocated_back(struct kunit *test)
 	map_at(test, src, len, RW);
 	map_at(test, dst + PAGES(8), PAGES(1), RW);
 	stamp(test, dst + PAGES(8));
-	pm.src = vma_at(src);
-	pm.dst = pm.src;
+	init_relocation(&pm, src, len, dst);
 	tables = mm_pgtables_bytes(current->mm);
 	err = begin_relocation(&pm);
 	KUNIT_EXPECT_EQ(test, err, 0);
@@ -1035,13 +1021,7 @@ static void entries_are_set_aside(struct kunit *test)
 	unsigned long src = SRC_AT + PMD_SIZE + PAGES(c->src), dst = src + c->shift * PAGE_SIZE;
 	unsigned long neighbour = SRC_AT + PMD_SIZE + PAGES(c->neighbour), tables;
 	struct page *pages[ARRAY_SIZE(c->pages)];
-	struct pagetable_move pm = {
-		.start = src,
-		.end = src + PAGES(c->len),
-		.shift = dst - src,
-		.new_len = PAGES(c->len),
-		.count_ptes = true,
-	};
+	struct pagetable_move pm;
 	unsigned int i;
 	int err, back;
 
@@ -1054,8 +1034,7 @@ static void entries_are_set_aside(struct kunit *test)
 		map_at(test, neighbour, PAGES(1), RW);
 		stamp(test, neighbour);
 	}
-	pm.src = vma_at(src);
-	pm.dst = pm.src;
+	init_relocation(&pm, src, PAGES(c->len), dst);
 	pm.aside = kunit_kmalloc_array(test, MAX_ASIDE, sizeof(*pm.aside), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, pm.aside);
 	KUNIT_ASSERT_TRUE(test, can_relocate_page_tables(&pm));
@@ -1116,8 +1095,7 @@ static void one_window_can_be_relocated(struct kunit *test)
 		/* Where tables cannot move whole these are as many as of others. */
 		if (c->len == PUD_SIZE && !can_move_pte_tables(&pm))
 			continue;
-		KUNIT_EXPECT_EQ_MSG(test, can_relocate_page_tables(&pm), c->fits,
-				    "case %u", i);
+		KUNIT_EXPECT_EQ_MSG(test, can_relocate_page_tables(&pm), c->fits, "case %u", i);
 	}
 }
 
@@ -1126,8 +1104,7 @@ static unsigned long middle_page(const struct move_case *c)
 {
 	unsigned long page = min(c->len / 2, PMD_SIZE) >> PAGE_SHIFT;
 
-	if (c->nr_pages && (page <= c->pages[0] ||
-			    page > c->pages[c->nr_pages - 1]))
+	if (c->nr_pages && (page <= c->pages[0] || page > c->pages[c->nr_pages - 1]))
 		page = c->pages[0] + 1;
 	return page;
 }
@@ -1135,28 +1112,7 @@ static unsigned long middle_page(const struct move_case *c)
 /* A move that got no further than to the middle of the range */
 static void part_moves_back(struct kunit *test)
 {
-	const struct move_case *c = test->param_value;
-	unsigned long src = SRC_AT + c->src, dst = DST_AT + c->dst;
-	unsigned long middle = middle_page(c), end = src + c->len;
-	struct page *pages[MAX_PAGES];
-	struct pagetable_move pm;
-	unsigned int i;
-
-	set_up_move(test, c, &pm, pages);
-	pm.end = src + PAGES(middle);
-	expect_moved(test, &pm);
-	for (i = 0; i < c->nr_pages; i++) {
-		unsigned long there = c->pages[i] < middle ? dst : src;
-
-		KUNIT_EXPECT_PTR_EQ(test, page_at(there + PAGES(c->pages[i])),
-				    pages[i]);
-	}
-	pm.end = end;
-	expect_moved_back(test, &pm);
-	expect_pages(test, c, pages, src, dst);
-	expect_neighbours(test, c);
-	expect_empty(test, c, dst);
-	close_space(test);
+	move_there_and_back(test, middle_page(test->param_value));
 }
 
 /*
@@ -1238,8 +1194,7 @@ static const struct layout_case layout_cases[] = {
 
 KUNIT_ARRAY_PARAM_DESC(layout, layout_cases, name);
 
-static void draw_layout(struct kunit *test, struct layout *l,
-			const struct layout_case *c)
+static void draw_layout(struct kunit *test, struct layout *l, const struct layout_case *c)
 {
 	l->src = SRC_AT + PAGES(draw(l, TABLE_PAGES));
 	l->dst = DST_AT + PAGES(draw(l, TABLE_PAGES));
@@ -1325,15 +1280,13 @@ static unsigned long nr_misplaced(struct layout *l, unsigned long start,
 	return nr;
 }
 
-static void layout_moves_back(struct kunit *test, struct layout *l,
-			      bool keep_tables)
+static void layout_moves_back(struct kunit *test, struct layout *l, bool keep_tables)
 {
 	struct pagetable_move pm;
 	unsigned long tables;
 	bool left = !draw(l, 3);
 
-	copy_mapping(test, &pm, l->src, PAGES(l->nr_pages), l->dst,
-		     PAGES(l->nr_pages));
+	copy_mapping(test, &pm, l->src, PAGES(l->nr_pages), l->dst, PAGES(l->nr_pages));
 	pm.keep_tables = keep_tables;
 	pm.end = l->src + PAGES(l->stop);
 	if (left)
@@ -1355,8 +1308,7 @@ static void layout_moves_back(struct kunit *test, struct layout *l,
 }
 
 /* All of it, and then back or not. Nobody has left a table at the new place. */
-static void layout_relocates(struct kunit *test, struct layout *l,
-			     bool keep_tables)
+static void layout_relocates(struct kunit *test, struct layout *l, bool keep_tables)
 {
 	unsigned long len = PAGES(l->nr_pages), tables;
 	struct pagetable_move pm;
@@ -1377,8 +1329,7 @@ static void layout_relocates(struct kunit *test, struct layout *l,
 		err = relocate_page_tables_back(&pm);
 	end_relocation(&pm, err || back ? -EAGAIN : 0);
 	KUNIT_ASSERT_EQ(test, err, 0);
-	KUNIT_EXPECT_EQ(test, nr_misplaced(l, back ? l->src : l->dst,
-					   l->nr_pages, 0), 0);
+	KUNIT_EXPECT_EQ(test, nr_misplaced(l, back ? l->src : l->dst, l->nr_pages, 0), 0);
 	/* What reaches into a neighbour's range stays for it. */
 	if (back && !vma_at(l->beside))
 		KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(current->mm), tables);
@@ -1390,8 +1341,7 @@ static void for_random_layouts(struct kunit *test,
 {
 	const struct layout_case *c = test->param_value;
 	struct layout l = {
-		.pages = kunit_kcalloc(test, LAYOUT_PAGES, sizeof(*l.pages),
-				       GFP_KERNEL),
+		.pages = kunit_kcalloc(test, LAYOUT_PAGES, sizeof(*l.pages), GFP_KERNEL),
 	};
 	unsigned int i;
 
@@ -1468,7 +1418,7 @@ static void table_of_pmds_moves_far(struct kunit *test)
 	copy_mapping(test, &pm, SRC_AT, PUD_SIZE, dst, PUD_SIZE);
 	expect_moved(test, &pm);
 	KUNIT_EXPECT_EQ(test, pm.stats.puds, 1);
-	KUNIT_EXPECT_EQ(test, peek(test, dst + last), stamp_of(SRC_AT + last));
+	expect_stamp_of(test, dst + last, SRC_AT + last);
 	close_space(test);
 }
 
@@ -1564,8 +1514,7 @@ static pte_t make_entry(enum entry_kind kind, pte_t page)
 	return page;
 }
 
-static void skip_impossible_entry(struct kunit *test, enum entry_kind kind,
-				  enum entry_way way)
+static void skip_impossible_entry(struct kunit *test, enum entry_kind kind, enum entry_way way)
 {
 	if (way == IN_TABLE && !arch_supports_page_table_move())
 		kunit_skip(test, "needs CONFIG_HAVE_MOVE_PMD");
@@ -1637,7 +1586,7 @@ static void expect_kind_kept(struct kunit *test, enum entry_way way)
 
 	replace_entry(test, src, page);
 	unlock_page(pte_page(page));
-	KUNIT_EXPECT_EQ(test, peek(test, src), stamp_of(src));
+	expect_stamp(test, src);
 	close_space(test);
 }
 
@@ -1658,38 +1607,6 @@ static void entries_keep_their_kind_in_part(struct kunit *test)
 
 /* Huge pages */
 
-struct huge_case {
-	const char *name;
-	unsigned long off;		/* from SRC_AT, where two are */
-	unsigned long dst;		/* from DST_AT */
-	unsigned long len;
-	unsigned int flags;		/* enum layout_flags */
-	unsigned long huge;
-	unsigned long ptes;
-};
-
-static const struct huge_case huge_cases[] = {
-	{ .name = "two", .len = 2 * PMD_SIZE, .huge = 2 },
-	{ .name = "two, tables have to stay", .len = 2 * PMD_SIZE,
-	  .flags = KEEP_TABLES, .huge = 2 },
-	{ .name = "the first", .len = PMD_SIZE, .huge = 1 },
-	{ .name = "the second", .off = PMD_SIZE, .len = PMD_SIZE, .huge = 1 },
-	{ .name = "lower half", .len = PMD_SIZE / 2, .ptes = TABLE_PAGES / 2 },
-	{ .name = "upper half", .off = PMD_SIZE / 2, .dst = PMD_SIZE / 2,
-	  .len = PMD_SIZE / 2, .ptes = TABLE_PAGES / 2 },
-	{ .name = "one and a half", .len = PMD_SIZE + PMD_SIZE / 2, .huge = 1,
-	  .ptes = TABLE_PAGES / 2 },
-	{ .name = "two halves", .off = PMD_SIZE / 2, .dst = PMD_SIZE / 2,
-	  .len = PMD_SIZE, .ptes = TABLE_PAGES },
-	{ .name = "one to another offset", .dst = PAGE_SIZE, .len = PMD_SIZE,
-	  .ptes = TABLE_PAGES },
-	{ .name = "two, the new slot of the first is taken",
-	  .len = 2 * PMD_SIZE, .flags = TABLE_AT_DST, .huge = 1,
-	  .ptes = TABLE_PAGES },
-};
-
-KUNIT_ARRAY_PARAM_DESC(huge, huge_cases, name);
-
 static bool is_huge_at(unsigned long addr)
 {
 	pmd_t *pmd = mm_find_pmd(current->mm, addr);
@@ -1697,7 +1614,7 @@ static bool is_huge_at(unsigned long addr)
 	return pmd && classify_pmd(*pmd) == PMD_IS_HUGE;
 }
 
-static void map_huge(struct kunit *test, unsigned long addr, unsigned long len)
+static void map_for_huge_pages(struct kunit *test, unsigned long addr, unsigned long len)
 {
 	if (!IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE))
 		kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
@@ -1705,70 +1622,17 @@ static void map_huge(struct kunit *test, unsigned long addr, unsigned long len)
 	set_vma_flags(test, addr, VM_HUGEPAGE, VM_NOHUGEPAGE);
 }
 
-/* Some pages of both, and next to where a part of them ends */
-static const unsigned long huge_stamps[] = {
-	0, 1, TABLE_PAGES / 2 - 1, TABLE_PAGES / 2, TABLE_PAGES - 1,
-	TABLE_PAGES, TABLE_PAGES * 3 / 2 - 1, TABLE_PAGES * 3 / 2,
-	2 * TABLE_PAGES - 1,
-};
-
-static void set_up_huge(struct kunit *test, const struct huge_case *c,
-			struct pagetable_move *pm)
+/* Of huge pages, each with a stamp at its start; or the test is skipped. */
+static void map_huge(struct kunit *test, unsigned long addr, unsigned long len)
 {
-	unsigned int i;
+	unsigned long end = addr + len;
 
-	map_huge(test, SRC_AT, 2 * PMD_SIZE);
-	for (i = 0; i < ARRAY_SIZE(huge_stamps); i++)
-		stamp(test, SRC_AT + PAGES(huge_stamps[i]));
-	if (!is_huge_at(SRC_AT) || !is_huge_at(SRC_AT + PMD_SIZE))
-		kunit_skip(test, "no huge pages to be had");
-	copy_mapping(test, pm, SRC_AT + c->off, c->len, DST_AT + c->dst, c->len);
-	pm->keep_tables = c->flags & KEEP_TABLES;
-	if (c->flags & TABLE_AT_DST) {
-		set_vma_flags(test, DST_AT, VM_NOHUGEPAGE, VM_HUGEPAGE);
-		leave_table(test, DST_AT + c->dst);
+	map_for_huge_pages(test, addr, len);
+	for (; addr < end; addr += PMD_SIZE) {
+		stamp(test, addr);
+		if (!is_huge_at(addr))
+			kunit_skip(test, "no huge pages to be had");
 	}
-}
-
-/* What is in the range is at the new place, the rest where it was. */
-static void expect_huge(struct kunit *test, const struct huge_case *c,
-			bool moved)
-{
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(huge_stamps); i++) {
-		unsigned long off = PAGES(huge_stamps[i]);
-		unsigned long addr = SRC_AT + off;
-
-		if (moved && off >= c->off && off < c->off + c->len)
-			addr = DST_AT + c->dst + (off - c->off);
-		KUNIT_EXPECT_NOT_NULL(test, page_at(addr));
-		KUNIT_EXPECT_EQ(test, peek(test, addr), stamp_of(SRC_AT + off));
-	}
-}
-
-static void huge_pages_move(struct kunit *test)
-{
-	const struct huge_case *c = test->param_value;
-	struct pagetable_move pm;
-	struct page *first;
-
-	set_up_huge(test, c, &pm);
-	first = page_at(SRC_AT + c->off);
-	expect_moved(test, &pm);
-	KUNIT_EXPECT_EQ(test, pm.stats.huge, c->huge);
-	KUNIT_EXPECT_EQ(test, pm.stats.ptes, c->ptes);
-	KUNIT_EXPECT_EQ(test, pm.stats.pmds + pm.stats.puds, 0);
-	KUNIT_EXPECT_FALSE(test, pm.moved_table);
-	KUNIT_EXPECT_PTR_EQ(test, page_at(DST_AT + c->dst), first);
-	KUNIT_EXPECT_NULL(test, page_at(SRC_AT + c->off));
-	expect_huge(test, c, true);
-
-	expect_moved_back(test, &pm);
-	KUNIT_EXPECT_PTR_EQ(test, page_at(SRC_AT + c->off), first);
-	KUNIT_EXPECT_NULL(test, page_at(DST_AT + c->dst));
-	expect_huge(test, c, false);
-	close_space(test);
 }
 
 /* How many entries does the hardware take as one, from this one on? */
@@ -1796,9 +1660,6 @@ static void contiguous_entries_move(struct kunit *test)
 	unsigned int batch;
 
 	map_huge(test, SRC_AT, PMD_SIZE);
-	stamp(test, SRC_AT);
-	if (!is_huge_at(SRC_AT))
-		kunit_skip(test, "no huge pages to be had");
 	copy_mapping(test, &pm, SRC_AT, half, DST_AT, half);
 	expect_moved(test, &pm);
 	KUNIT_EXPECT_EQ(test, pm.stats.ptes, TABLE_PAGES / 2);
@@ -1811,7 +1672,7 @@ static void contiguous_entries_move(struct kunit *test)
 
 	expect_moved_back(test, &pm);
 	KUNIT_EXPECT_EQ(test, batch_at(SRC_AT), batch);
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	expect_stamp(test, SRC_AT);
 	close_space(test);
 }
 
@@ -1819,7 +1680,7 @@ static void huge_zero_page_moves(struct kunit *test)
 {
 	struct pagetable_move pm;
 
-	map_huge(test, SRC_AT, PMD_SIZE);
+	map_for_huge_pages(test, SRC_AT, PMD_SIZE);
 	KUNIT_ASSERT_EQ(test, peek(test, SRC_AT), 0);
 	if (!is_huge_at(SRC_AT))
 		kunit_skip(test, "no huge zero page to be had");
@@ -1858,7 +1719,7 @@ static void expect_huge_entry_moves(struct kunit *test, pmd_t made, pmd_t moved)
 	KUNIT_EXPECT_TRUE(test, pmd_none(*mm_find_pmd(current->mm, SRC_AT)));
 	page = replace_pmd(DST_AT, page);
 	KUNIT_EXPECT_TRUE(test, pmd_same(page, moved));
-	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
+	expect_stamp_of(test, DST_AT, SRC_AT);
 }
 
 static void huge_entries_keep_their_kind(struct kunit *test)
@@ -1869,9 +1730,6 @@ static void huge_entries_keep_their_kind(struct kunit *test)
 	if (!IS_ENABLED(CONFIG_ARCH_ENABLE_THP_MIGRATION))
 		kunit_skip(test, "needs CONFIG_ARCH_ENABLE_THP_MIGRATION");
 	map_huge(test, SRC_AT, PMD_SIZE);
-	stamp(test, SRC_AT);
-	if (!is_huge_at(SRC_AT))
-		kunit_skip(test, "no huge pages to be had");
 	pmd = pmd_clear_soft_dirty(*mm_find_pmd(current->mm, SRC_AT));
 	expect_huge_entry_moves(test, pmd, pmd_mksoft_dirty(pmd));
 	KUNIT_EXPECT_EQ(test, vm_munmap(DST_AT, PMD_SIZE), 0);
@@ -1895,7 +1753,7 @@ static void huge_entries_keep_their_kind(struct kunit *test)
 	close_space(test);
 }
 
-/* A run of huge pages ends where the new place is taken. */
+/* A run of huge pages ends where the new place is taken: that one moves in small pages. */
 static void huge_run_ends_at_a_table(struct kunit *test)
 {
 	struct mm_struct *mm = current->mm;
@@ -1905,10 +1763,6 @@ static void huge_run_ends_at_a_table(struct kunit *test)
 	unsigned long nr;
 
 	map_huge(test, SRC_AT, 2 * PMD_SIZE);
-	stamp(test, SRC_AT);
-	stamp(test, SRC_AT + PMD_SIZE);
-	if (!is_huge_at(SRC_AT) || !is_huge_at(SRC_AT + PMD_SIZE))
-		kunit_skip(test, "no huge pages to be had");
 	copy_mapping(test, &pm, SRC_AT, 2 * PMD_SIZE, DST_AT, 2 * PMD_SIZE);
 	set_vma_flags(test, DST_AT, VM_NOHUGEPAGE, VM_HUGEPAGE);
 	leave_table(test, DST_AT + PMD_SIZE);
@@ -1920,8 +1774,7 @@ static void huge_run_ends_at_a_table(struct kunit *test)
 	new_ptl = pmd_lockptr(mm, new_pmd);
 	take_rmap_locks(pm.src);
 	lock_both(old_ptl, new_ptl);
-	nr = move_huge_pmds(pm.src, SRC_AT, DST_AT, old_pmd, new_pmd, 2, old_ptl,
-			    new_ptl);
+	nr = move_huge_pmds(pm.src, SRC_AT, DST_AT, old_pmd, new_pmd, 2, old_ptl, new_ptl);
 	unlock_both(old_ptl, new_ptl);
 	flush_tlb_range(pm.src, SRC_AT, SRC_AT + 2 * PMD_SIZE);
 	drop_rmap_locks(pm.src);
@@ -1930,79 +1783,21 @@ static void huge_run_ends_at_a_table(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, nr, 1);
 	KUNIT_EXPECT_TRUE(test, is_huge_at(DST_AT));
 	KUNIT_EXPECT_FALSE(test, is_huge_at(DST_AT + PMD_SIZE));
-	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PMD_SIZE),
-			stamp_of(SRC_AT + PMD_SIZE));
+	expect_stamp_of(test, DST_AT, SRC_AT);
+	expect_stamp(test, SRC_AT + PMD_SIZE);
+
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, pm.stats.huge, 0);
+	KUNIT_EXPECT_EQ(test, pm.stats.ptes, TABLE_PAGES);
+	expect_stamp_of(test, DST_AT + PMD_SIZE, SRC_AT + PMD_SIZE);
 	close_space(test);
 }
 #else
-static void huge_entries_keep_their_kind(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
-}
-
-static void huge_run_ends_at_a_table(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
-}
+SKIPPED(huge_entries_keep_their_kind, "needs CONFIG_TRANSPARENT_HUGEPAGE")
+SKIPPED(huge_run_ends_at_a_table, "needs CONFIG_TRANSPARENT_HUGEPAGE")
 #endif
 
 /* Files */
-
-struct file_case {
-	const char *name;
-	unsigned long dst;		/* from DST_AT */
-	unsigned long flags;		/* of the mapping */
-	bool write;			/* else the pages are the file's */
-};
-
-static const struct file_case file_cases[] = {
-	{ "shared, in its table", 0, MAP_SHARED, true },
-	{ "shared, by entries", PAGE_SIZE, MAP_SHARED, true },
-	{ "private, in its table", 0, MAP_PRIVATE, true },
-	{ "private, by entries", PAGE_SIZE, MAP_PRIVATE, true },
-	{ "private but not written to, in its table", 0, MAP_PRIVATE, false },
-	{ "private but not written to, by entries", PAGE_SIZE, MAP_PRIVATE,
-	  false },
-};
-
-KUNIT_ARRAY_PARAM_DESC(file, file_cases, name);
-
-static void file_pages_move(struct kunit *test)
-{
-	const struct file_case *c = test->param_value;
-	unsigned long src = SRC_AT + PAGES(5), dst = DST_AT + c->dst + PAGES(5);
-	struct pagetable_move pm;
-	struct page *page;
-	struct file *file;
-
-	if (!IS_ENABLED(CONFIG_SHMEM))
-		kunit_skip(test, "needs CONFIG_SHMEM");
-	file = shmem_file_setup("mremap_kunit", PMD_SIZE, VM_NORESERVE);
-	KUNIT_ASSERT_FALSE(test, IS_ERR(file));
-	map_file_at(test, file, SRC_AT, PMD_SIZE, RW, c->flags);
-	fput(file);
-	if (c->write)
-		stamp(test, src);
-	else
-		KUNIT_EXPECT_EQ(test, peek(test, src), 0);
-	page = page_at(src);
-	KUNIT_ASSERT_NOT_NULL(test, page);
-	KUNIT_EXPECT_EQ(test, PageAnon(page),
-			c->write && c->flags == MAP_PRIVATE);
-
-	copy_mapping(test, &pm, SRC_AT, PMD_SIZE, DST_AT + c->dst, PMD_SIZE);
-	expect_moved(test, &pm);
-	KUNIT_EXPECT_PTR_EQ(test, page_at(dst), page);
-	KUNIT_EXPECT_NULL(test, page_at(src));
-	expect_rmap(test, page, dst);
-	expect_moved_back(test, &pm);
-	KUNIT_EXPECT_PTR_EQ(test, page_at(src), page);
-	KUNIT_EXPECT_NULL(test, page_at(dst));
-	expect_rmap(test, page, src);
-	KUNIT_EXPECT_EQ(test, peek(test, src), c->write ? stamp_of(src) : 0);
-	close_space(test);
-}
 
 /* The file's tree of mappings knows what a relocated one has grown by. */
 static void grown_file_is_found(struct kunit *test)
@@ -2019,21 +1814,15 @@ static void grown_file_is_found(struct kunit *test)
 	map_file_at(test, file, SRC_AT, PAGES(1), RW, MAP_SHARED);
 	fput(file);
 	stamp(test, SRC_AT);
-	pm = (struct pagetable_move) {
-		.src = vma_at(SRC_AT),
-		.dst = vma_at(SRC_AT),
-		.start = SRC_AT,
-		.end = SRC_AT + PAGES(1),
-		.shift = DST_AT - SRC_AT,
-		.new_len = PAGES(3),
-	};
+	init_relocation(&pm, SRC_AT, PAGES(1), DST_AT);
+	pm.new_len = PAGES(3);
 	err = begin_relocation(&pm);
 	end_relocation(&pm, err);
 	KUNIT_ASSERT_EQ(test, err, 0);
 	stamp(test, last);
 	expect_rmap(test, page_at(DST_AT), DST_AT);
 	expect_rmap(test, page_at(last), last);
-	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
+	expect_stamp_of(test, DST_AT, SRC_AT);
 	close_space(test);
 }
 
@@ -2052,12 +1841,43 @@ static void device_tables_are_flushed_one_by_one(struct kunit *test)
 	expect_moved(test, &pm);
 	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 3);
 	KUNIT_EXPECT_EQ(test, pm.stats.flushes, 3);
-	KUNIT_EXPECT_EQ(test, peek(test, DST_AT), stamp_of(SRC_AT));
+	expect_stamp_of(test, DST_AT, SRC_AT);
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), 0);
 	close_space(test);
 }
 
 /* Secondary MMUs */
+
+struct flush_case {
+	const char *name;
+	unsigned long shift;		/* beyond that from SRC_AT to DST_AT */
+	unsigned long len;
+	bool is_device;
+	bool is_back;
+	bool relocates;
+	unsigned int flushes;
+	unsigned int before_move;	/* of these */
+};
+
+static const struct flush_case flush_cases[] = {
+	{ "tables", .len = 3 * PMD_SIZE, .flushes = 1 },
+	{ "tables, back", .len = 3 * PMD_SIZE, .is_back = true, .flushes = 1 },
+	{ "a table of tables", .len = PUD_SIZE, .flushes = 1 },
+	{ "a few entries", .shift = PAGES(1), .len = PAGES(9), .flushes = 1 },
+	{ "entries of detached tables", .shift = PAGES(1), .len = 3 * PMD_SIZE,
+	  .flushes = 1, .before_move = 1 },
+	{ "entries of detached tables, back", .shift = PAGES(1),
+	  .len = 3 * PMD_SIZE, .is_back = true, .flushes = 1, .before_move = 1 },
+	{ "entries in two windows", .shift = PAGES(1),
+	  .len = (WINDOW_TABLES + 1) * PMD_SIZE, .flushes = 2,
+	  .before_move = 1 },
+	{ "a VMA with its tables", .len = 3 * PMD_SIZE, .relocates = true, .flushes = 1 },
+	{ "a VMA with entries of detached tables", .shift = PAGES(1),
+	  .len = 3 * PMD_SIZE, .relocates = true, .flushes = 1, .before_move = 1 },
+	{ "a device", .shift = PAGES(1), .len = 3 * PMD_SIZE, .is_device = true, .flushes = 3 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(flush, flush_cases, name);
 
 #ifdef CONFIG_MMU_NOTIFIER
 /* Tells where the first page was when a range was announced and when it ended. */
@@ -2074,8 +1894,7 @@ struct watcher {
 #define WATCHED_FROM	(SRC_AT + PAGES(5))
 #define WATCHED_TO	(DST_AT + PAGES(5))
 
-static int watch_start(struct mmu_notifier *notifier,
-		       const struct mmu_notifier_range *range)
+static int watch_start(struct mmu_notifier *notifier, const struct mmu_notifier_range *range)
 {
 	struct watcher *w = container_of(notifier, struct watcher, notifier);
 
@@ -2085,8 +1904,7 @@ static int watch_start(struct mmu_notifier *notifier,
 	return 0;
 }
 
-static void watch_end(struct mmu_notifier *notifier,
-		      const struct mmu_notifier_range *range)
+static void watch_end(struct mmu_notifier *notifier, const struct mmu_notifier_range *range)
 {
 	struct watcher *w = container_of(notifier, struct watcher, notifier);
 
@@ -2170,8 +1988,7 @@ static bool is_table_locked(struct vm_area_struct *vma)
 static void watch_flush(struct mmu_notifier *notifier, struct mm_struct *mm,
 			unsigned long start, unsigned long end)
 {
-	struct flush_watcher *w = container_of(notifier, struct flush_watcher,
-					       notifier);
+	struct flush_watcher *w = container_of(notifier, struct flush_watcher, notifier);
 
 	w->nr++;
 	w->nr_under_rmap_lock += rwsem_is_locked(&w->vma->anon_vma->root->rwsem);
@@ -2202,39 +2019,6 @@ static void stop_watching(struct flush_watcher *w)
 	mmu_notifier_unregister(&w->notifier, current->mm);
 }
 
-struct flush_case {
-	const char *name;
-	unsigned long shift;		/* beyond that from SRC_AT to DST_AT */
-	unsigned long len;
-	bool is_device;
-	bool is_back;
-	bool relocates;
-	unsigned int flushes;
-	unsigned int before_move;	/* of these */
-};
-
-static const struct flush_case flush_cases[] = {
-	{ "tables", .len = 3 * PMD_SIZE, .flushes = 1 },
-	{ "tables, back", .len = 3 * PMD_SIZE, .is_back = true, .flushes = 1 },
-	{ "a table of tables", .len = PUD_SIZE, .flushes = 1 },
-	{ "a few entries", .shift = PAGES(1), .len = PAGES(9), .flushes = 1 },
-	{ "entries of detached tables", .shift = PAGES(1), .len = 3 * PMD_SIZE,
-	  .flushes = 1, .before_move = 1 },
-	{ "entries of detached tables, back", .shift = PAGES(1),
-	  .len = 3 * PMD_SIZE, .is_back = true, .flushes = 1, .before_move = 1 },
-	{ "entries in two windows", .shift = PAGES(1),
-	  .len = (WINDOW_TABLES + 1) * PMD_SIZE, .flushes = 2,
-	  .before_move = 1 },
-	{ "a VMA with its tables", .len = 3 * PMD_SIZE, .relocates = true,
-	  .flushes = 1 },
-	{ "a VMA with entries of detached tables", .shift = PAGES(1),
-	  .len = 3 * PMD_SIZE, .relocates = true, .flushes = 1, .before_move = 1 },
-	{ "a device", .shift = PAGES(1), .len = 3 * PMD_SIZE, .is_device = true,
-	  .flushes = 3 },
-};
-
-KUNIT_ARRAY_PARAM_DESC(flush, flush_cases, name);
-
 /* A VMA that is relocated is at its new place before the last flush. */
 static void relocate_watched(struct kunit *test, const struct flush_case *c,
 			     struct flush_watcher *w)
@@ -2259,8 +2043,7 @@ static void relocate_watched(struct kunit *test, const struct flush_case *c,
 	KUNIT_EXPECT_EQ(test, w->nr_at_new_place, c->flushes - c->before_move);
 }
 
-static void move_watched(struct kunit *test, const struct flush_case *c,
-			 struct flush_watcher *w)
+static void move_watched(struct kunit *test, const struct flush_case *c, struct flush_watcher *w)
 {
 	unsigned long dst = DST_AT + c->shift, addr;
 	struct pagetable_move pm;
@@ -2321,32 +2104,13 @@ static void stack_is_flushed_under_its_lock(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, w.nr, 2);
 	KUNIT_EXPECT_EQ(test, w.nr_under_rmap_lock, 2);
 	KUNIT_EXPECT_EQ(test, w.nr_under_ptl, 2);
-	KUNIT_EXPECT_EQ(test, peek(test, start), stamp_of(start + PAGES(9)));
+	expect_stamp_of(test, start, start + PAGES(9));
 	close_space(test);
 }
 #else
-static void secondary_mmus_are_told(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_MMU_NOTIFIER");
-}
-
-static const struct {
-	const char *name;
-} flush_cases[] = {
-	{ "any" },
-};
-
-KUNIT_ARRAY_PARAM_DESC(flush, flush_cases, name);
-
-static void flushes_come_in_time(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_MMU_NOTIFIER");
-}
-
-static void stack_is_flushed_under_its_lock(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_MMU_NOTIFIER");
-}
+SKIPPED(secondary_mmus_are_told, "needs CONFIG_MMU_NOTIFIER")
+SKIPPED(flushes_come_in_time, "needs CONFIG_MMU_NOTIFIER")
+SKIPPED(stack_is_flushed_under_its_lock, "needs CONFIG_MMU_NOTIFIER")
 #endif
 
 /* Locks that another thread holds while a move goes on, on another processor */
@@ -2430,8 +2194,7 @@ static void wait_for_contender(struct contender *c)
 
 static void skip_without_contention(struct kunit *test)
 {
-	if (!IS_ENABLED(CONFIG_SMP) || IS_ENABLED(CONFIG_PREEMPT_RT) ||
-	    num_online_cpus() < 2)
+	if (!IS_ENABLED(CONFIG_SMP) || IS_ENABLED(CONFIG_PREEMPT_RT) || num_online_cpus() < 2)
 		kunit_skip(test, "needs two processors and locks that spin");
 }
 
@@ -2469,8 +2232,7 @@ static void locked_table_is_not_detached(struct kunit *test)
 	skip_without_contention(test);
 	map_at(test, SRC_AT, 2 * PMD_SIZE, RW);
 	stamp(test, SRC_AT);
-	copy_mapping(test, &pm, SRC_AT, 2 * PMD_SIZE, DST_AT + PAGES(1),
-		     2 * PMD_SIZE);
+	copy_mapping(test, &pm, SRC_AT, 2 * PMD_SIZE, DST_AT + PAGES(1), 2 * PMD_SIZE);
 	pmd = mm_find_pmd(current->mm, SRC_AT);
 	KUNIT_ASSERT_NOT_NULL(test, pmd);
 	ptl = pte_lockptr(current->mm, pmd);
@@ -2482,7 +2244,7 @@ static void locked_table_is_not_detached(struct kunit *test)
 	wait_for_contender(&c);
 	KUNIT_EXPECT_TRUE(test, waits);
 	KUNIT_EXPECT_TRUE(test, is_there);
-	KUNIT_EXPECT_EQ(test, peek(test, DST_AT + PAGES(1)), stamp_of(SRC_AT));
+	expect_stamp_of(test, DST_AT + PAGES(1), SRC_AT);
 	close_space(test);
 }
 
@@ -2502,13 +2264,10 @@ static const struct stack_case stack_cases[] = {
 	{ "long, by a few pages", PAGES(9), 2 * PMD_SIZE, PAGES(5) },
 	{ "by a table, from a boundary", 0, PMD_SIZE, PMD_SIZE },
 	{ "by a table, onto itself", 0, 3 * PMD_SIZE, PMD_SIZE },
-	{ "by a table, from the middle of one", PAGES(5), 2 * PMD_SIZE,
-	  PMD_SIZE },
+	{ "by a table, from the middle of one", PAGES(5), 2 * PMD_SIZE, PMD_SIZE },
 	{ "by a table, a few pages", PMD_SIZE - PAGES(3), PAGES(3), PMD_SIZE },
-	{ "by a table, a few pages over a boundary", PMD_SIZE - PAGES(2),
-	  PAGES(4), PMD_SIZE },
-	{ "far, with its tables", PMD_SIZE - PAGES(4), PMD_SIZE + PAGES(4),
-	  8 * PMD_SIZE },
+	{ "by a table, a few pages over a boundary", PMD_SIZE - PAGES(2), PAGES(4), PMD_SIZE },
+	{ "far, with its tables", PMD_SIZE - PAGES(4), PMD_SIZE + PAGES(4), 8 * PMD_SIZE },
 	{ "far, to another offset", PMD_SIZE - PAGES(4), PMD_SIZE + PAGES(4),
 	  8 * PMD_SIZE + PAGES(1) },
 };
@@ -2545,7 +2304,7 @@ static void stack_moves_down(struct kunit *test)
 		unsigned long addr = start - c->shift + offs[i];
 
 		KUNIT_EXPECT_PTR_EQ(test, page_at(addr), pages[i]);
-		KUNIT_EXPECT_EQ(test, peek(test, addr), stamp_of(start + offs[i]));
+		expect_stamp_of(test, addr, start + offs[i]);
 		expect_rmap(test, pages[i], addr);
 	}
 	close_space(test);
@@ -2579,12 +2338,10 @@ static void foreign_tables_are_not_detached(struct kunit *test)
 	const unsigned long stamps[] = { src - PAGES(1), src, src + PMD_SIZE,
 					 src + len - PAGES(1), src + len };
 	struct mm_struct *mm = current->mm;
-	struct move_window *win;
+	static struct move_window win;
 	struct pagetable_move pm;
 	unsigned int i, nr;
 
-	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, win);
 	map_at(test, src - PAGES(1), len + PAGES(2), RW);
 	for (i = 0; i < ARRAY_SIZE(stamps); i++)
 		stamp(test, stamps[i]);
@@ -2593,17 +2350,17 @@ static void foreign_tables_are_not_detached(struct kunit *test)
 		kunit_skip(test, "needs arch_can_detach_page_tables()");
 
 	mmap_write_lock(mm);
-	begin_window(&pm, win);
+	begin_window(&pm, &win);
 	take_rmap_locks(pm.src);
-	detach_tables(&pm, win);
-	nr = win->nr_detached;
-	reattach_tables(&pm, win);
+	detach_tables(&pm, &win);
+	nr = win.nr_detached;
+	reattach_tables(&pm, &win);
 	drop_rmap_locks(pm.src);
 	mmap_write_unlock(mm);
 
 	KUNIT_EXPECT_EQ(test, nr, 1);
 	for (i = 0; i < ARRAY_SIZE(stamps); i++)
-		KUNIT_EXPECT_EQ(test, peek(test, stamps[i]), stamp_of(stamps[i]));
+		expect_stamp(test, stamps[i]);
 	close_space(test);
 }
 
@@ -2642,15 +2399,8 @@ static void owed_flush_where_nothing_moves(struct kunit *test)
 	close_space(test);
 }
 #else
-static void owed_flush_is_made_up_for(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH");
-}
-
-static void owed_flush_where_nothing_moves(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH");
-}
+SKIPPED(owed_flush_is_made_up_for, "needs CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH")
+SKIPPED(owed_flush_where_nothing_moves, "needs CONFIG_ARCH_WANT_BATCHED_UNMAP_TLB_FLUSH")
 #endif
 
 /*
@@ -2661,12 +2411,10 @@ static void window_not_as_planned_flushes(struct kunit *test)
 {
 	const unsigned long dst = DST_AT + PMD_SIZE - PAGES(1);
 	struct mm_struct *mm = current->mm;
-	struct move_window *win;
+	static struct move_window win;
 	struct pagetable_move pm;
 	int err;
 
-	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, win);
 	map_at(test, SRC_AT, PAGES(2), RW);
 	stamp(test, SRC_AT);
 	stamp(test, SRC_AT + PAGES(1));
@@ -2674,9 +2422,9 @@ static void window_not_as_planned_flushes(struct kunit *test)
 	leave_table(test, dst);
 
 	mmap_write_lock(mm);
-	begin_window(&pm, win);
+	begin_window(&pm, &win);
 	do {
-		err = move_under_locks(&pm, win);
+		err = move_under_locks(&pm, &win);
 	} while (!err && pm.cursor < pm.end);
 	mmap_write_unlock(mm);
 
@@ -2684,9 +2432,8 @@ static void window_not_as_planned_flushes(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 1);
 	KUNIT_EXPECT_EQ(test, pm.stats.flushes, 1);
 	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), 0);
-	KUNIT_EXPECT_EQ(test, peek(test, dst), stamp_of(SRC_AT));
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(1)),
-			stamp_of(SRC_AT + PAGES(1)));
+	expect_stamp_of(test, dst, SRC_AT);
+	expect_stamp(test, SRC_AT + PAGES(1));
 	close_space(test);
 }
 
@@ -2707,77 +2454,55 @@ static bool has_deposit(unsigned long addr)
 static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
 {
 	struct mm_struct *mm = current->mm;
-	struct move_window *win;
+	static struct move_window win;
 	struct pagetable_move pm;
 	int err;
 
 	if (IS_ENABLED(CONFIG_S390) || IS_ENABLED(CONFIG_PPC_BOOK3S_64))
 		kunit_skip(test, "needs deposits that are a list of pages");
-	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, win);
 	map_huge(test, SRC_AT, PMD_SIZE);
-	stamp(test, SRC_AT);
-	if (!is_huge_at(SRC_AT))
-		kunit_skip(test, "no huge pages to be had");
 	copy_mapping(test, &pm, SRC_AT, PMD_SIZE, DST_AT, PMD_SIZE);
 	set_vma_flags(test, DST_AT, VM_NOHUGEPAGE, VM_HUGEPAGE);
 	leave_table(test, DST_AT);
 
 	mmap_write_lock(mm);
-	begin_window(&pm, win);
-	err = move_under_locks(&pm, win);
+	begin_window(&pm, &win);
+	err = move_under_locks(&pm, &win);
 	mmap_write_unlock(mm);
 
 	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
 	KUNIT_EXPECT_TRUE(test, is_huge_at(SRC_AT));
 	KUNIT_ASSERT_TRUE(test, has_deposit(SRC_AT));
 	KUNIT_EXPECT_EQ(test, pm.stats.flushes, 0);
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	expect_stamp(test, SRC_AT);
 	close_space(test);
 }
 #else
-static void huge_page_stays_if_its_slot_is_filled(struct kunit *test)
-{
-	kunit_skip(test, "needs CONFIG_TRANSPARENT_HUGEPAGE");
-}
+SKIPPED(huge_page_stays_if_its_slot_is_filled, "needs CONFIG_TRANSPARENT_HUGEPAGE")
 #endif
 
 /*
  * What is found of a huge page's VMA under the locks was not planned: [SRC_AT,
  * SRC_AT + @len) goes to where a table is, or where one would be needed.
  */
-static void expect_huge_page_stays(struct kunit *test, unsigned long len,
-				   bool fill_slot)
+static void expect_huge_page_stays(struct kunit *test, unsigned long len, bool fill_slot)
 {
 	const unsigned long last = SRC_AT + ALIGN_DOWN(len - 1, PMD_SIZE);
 	struct mm_struct *mm = current->mm;
+	static struct move_window win;
 	struct pagetable_move pm;
-	struct move_window *win;
 	int err = -ENOMEM;
 	pmd_t *slot;
 
-	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, win);
 	map_huge(test, SRC_AT, last + PMD_SIZE - SRC_AT);
-	stamp(test, SRC_AT);
-	stamp(test, last);
-	if (!is_huge_at(SRC_AT) || !is_huge_at(last))
-		kunit_skip(test, "no huge pages to be had");
-	pm = (struct pagetable_move) {
-		.src = vma_at(SRC_AT),
-		.dst = vma_at(SRC_AT),
-		.start = SRC_AT,
-		.end = SRC_AT + len,
-		.shift = DST_AT - SRC_AT,
-		.new_len = len,
-	};
+	init_relocation(&pm, SRC_AT, len, DST_AT);
 
 	mmap_write_lock(mm);
 	slot = pmd_alloc(mm, alloc_new_pud(mm, DST_AT), DST_AT);
 	if (slot && (!fill_slot || !pte_alloc(mm, slot))) {
-		begin_window(&pm, win);
+		begin_window(&pm, &win);
 		take_rmap_locks(pm.src);
-		err = move_all_entries(&pm, win);
+		err = move_all_entries(&pm, &win);
 		drop_rmap_locks(pm.src);
 	}
 	clear_gap(DST_AT, PMD_SIZE, true);
@@ -2786,8 +2511,8 @@ static void expect_huge_page_stays(struct kunit *test, unsigned long len,
 	KUNIT_EXPECT_EQ(test, err, -EAGAIN);
 	KUNIT_EXPECT_TRUE(test, is_huge_at(SRC_AT));
 	KUNIT_EXPECT_TRUE(test, is_huge_at(last));
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
-	KUNIT_EXPECT_EQ(test, peek(test, last), stamp_of(last));
+	expect_stamp(test, SRC_AT);
+	expect_stamp(test, last);
 	close_space(test);
 }
 
@@ -2802,15 +2527,8 @@ static int shift_one(struct pagetable_move *pm, unsigned long addr, unsigned lon
 {
 	int err;
 
-	*pm = (struct pagetable_move) {
-		.src = vma_at(addr),
-		.dst = vma_at(addr),
-		.start = addr,
-		.end = addr + len,
-		.shift = shift,
-		.new_len = len,
-		.among_others = true,
-	};
+	init_relocation(pm, addr, len, addr + shift);
+	pm->among_others = true;
 	err = begin_relocation(pm);
 	set_range(addr + (err ? shift : 0), len, NULL);
 	mmap_write_unlock(current->mm);
@@ -2875,11 +2593,10 @@ static void tables_of_others_stay(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, shift_one_back(&next), 0);
 	KUNIT_EXPECT_TRUE(test, has_table_at(addr));
 	KUNIT_EXPECT_EQ(test, shift_one_back(&first), 0);
-	KUNIT_EXPECT_EQ(test, peek(test, addr), stamp_of(addr));
+	expect_stamp(test, addr);
 	KUNIT_EXPECT_NULL(test, page_at(addr + c->shift));
 	for (i = 0; i < ARRAY_SIZE(c->touched) && c->touched[i]; i++)
-		KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + c->touched[i]),
-				stamp_of(SRC_AT + c->touched[i]));
+		expect_stamp(test, SRC_AT + c->touched[i]);
 
 	mmap_write_lock(current->mm);
 	if (c->len < c->first)
@@ -2914,21 +2631,16 @@ static void empty_table_is_left(struct kunit *test)
 		stamp(test, SRC_AT + c->filled);
 	copy_mapping(test, &pm, SRC_AT, c->len, DST_AT, c->len);
 	pm.leave_empty = true;
-	mmap_write_lock(current->mm);
-	KUNIT_EXPECT_EQ(test, move_page_tables(&pm), 0);
-	mmap_write_unlock(current->mm);
+	expect_moved(test, &pm);
 	leave_table(test, DST_AT + c->empty);
-	mmap_write_lock(current->mm);
-	KUNIT_EXPECT_EQ(test, move_page_tables_back(&pm), 0);
-	mmap_write_unlock(current->mm);
+	expect_moved_back(test, &pm);
 
 	KUNIT_EXPECT_TRUE(test, has_table_at(DST_AT + c->empty));
 	KUNIT_EXPECT_FALSE(test, has_table_at(SRC_AT + c->empty));
 	if (c->filled) {
 		KUNIT_EXPECT_EQ(test, has_table_at(DST_AT + c->filled),
 				!IS_ENABLED(CONFIG_HAVE_MOVE_PMD));
-		KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + c->filled),
-				stamp_of(SRC_AT + c->filled));
+		expect_stamp(test, SRC_AT + c->filled);
 	}
 	close_space(test);
 }
@@ -2941,18 +2653,15 @@ static void huge_page_that_was_split_goes_back(struct kunit *test)
 	if (!arch_can_detach_page_tables())
 		kunit_skip(test, "needs tables that can be detached");
 	map_huge(test, SRC_AT, PMD_SIZE);
-	stamp(test, SRC_AT);
 	stamp(test, SRC_AT + PAGES(9));
-	if (!is_huge_at(SRC_AT))
-		kunit_skip(test, "no huge pages to be had");
 	KUNIT_ASSERT_EQ(test, shift_one(&pm, SRC_AT, PMD_SIZE, ROOM), 0);
 	KUNIT_ASSERT_TRUE(test, is_huge_at(SRC_AT + ROOM));
 	split_huge_pmd(pm.src, mm_find_pmd(current->mm, SRC_AT + ROOM), SRC_AT + ROOM);
 	KUNIT_EXPECT_EQ(test, shift_one_back(&pm), 0);
 	KUNIT_EXPECT_TRUE(test, has_table_at(SRC_AT));
 	KUNIT_EXPECT_FALSE(test, has_table_at(SRC_AT + ROOM));
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT + PAGES(9)), stamp_of(SRC_AT + PAGES(9)));
+	expect_stamp(test, SRC_AT);
+	expect_stamp(test, SRC_AT + PAGES(9));
 
 	mmap_write_lock(current->mm);
 	clear_gap(SRC_AT + ROOM, PMD_SIZE, true);
@@ -2967,15 +2676,12 @@ static void huge_page_goes_back_to_a_filled_slot(struct kunit *test)
 	struct pagetable_move pm;
 
 	map_huge(test, SRC_AT, PMD_SIZE);
-	stamp(test, SRC_AT);
-	if (!is_huge_at(SRC_AT))
-		kunit_skip(test, "no huge pages to be had");
 	KUNIT_ASSERT_EQ(test, shift_one(&pm, SRC_AT, PMD_SIZE, ROOM), 0);
 	KUNIT_ASSERT_EQ(test, pte_alloc(mm, mm_find_pmd(mm, SRC_AT)), 0);
 	KUNIT_EXPECT_EQ(test, shift_one_back(&pm), 0);
 	KUNIT_EXPECT_PTR_EQ(test, vma_at(SRC_AT), pm.src);
 	KUNIT_EXPECT_NULL(test, vma_at(SRC_AT + ROOM));
-	KUNIT_EXPECT_EQ(test, peek(test, SRC_AT), stamp_of(SRC_AT));
+	expect_stamp(test, SRC_AT);
 
 	mmap_write_lock(mm);
 	clear_gap(SRC_AT + ROOM, PMD_SIZE, true);
@@ -3024,18 +2730,16 @@ static void relocation_not_as_planned_stays(struct kunit *test)
 	};
 	struct mm_struct *mm = current->mm;
 	struct page *pages[MAX_PAGES];
-	struct move_window *win;
+	static struct move_window win;
 	struct pagetable_move pm;
 	int err;
 
-	win = kunit_kmalloc(test, sizeof(*win), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, win);
 	set_up_relocation(test, &c, &pm, pages);
 
 	mmap_write_lock(mm);
-	begin_window(&pm, win);
+	begin_window(&pm, &win);
 	take_rmap_locks(pm.src);
-	err = move_all_entries(&pm, win);
+	err = move_all_entries(&pm, &win);
 	drop_rmap_locks(pm.src);
 	mmap_write_unlock(mm);
 
@@ -3066,12 +2770,10 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(entries_keep_their_kind_in_a_table, entry_gen_params),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_alone, entry_gen_params),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_in_part, entry_gen_params),
-	KUNIT_CASE_PARAM(huge_pages_move, huge_gen_params),
 	KUNIT_CASE(contiguous_entries_move),
 	KUNIT_CASE(huge_zero_page_moves),
 	KUNIT_CASE(huge_entries_keep_their_kind),
 	KUNIT_CASE(huge_run_ends_at_a_table),
-	KUNIT_CASE_PARAM(file_pages_move, file_gen_params),
 	KUNIT_CASE(grown_file_is_found),
 	KUNIT_CASE(device_tables_are_flushed_one_by_one),
 	KUNIT_CASE(secondary_mmus_are_told),

@@ -19,6 +19,13 @@
 
 #define PAGES(nr)	((nr) * PAGE_SIZE)
 
+/* In the place of a test that cannot be compiled */
+#define SKIPPED(name, why)		\
+static void name(struct kunit *test)	\
+{					\
+	kunit_skip(test, why);		\
+}
+
 /* The address space of a test */
 
 /* As far apart as the largest table is wide, if addresses suffice. */
@@ -42,8 +49,7 @@ static inline int space_init(struct kunit *test)
 	test->priv = space;
 	space->taint = get_taint();
 
-	addr = kunit_vm_mmap(test, NULL, 0, PAGE_SIZE, PROT_NONE,
-			     MAP_PRIVATE | MAP_ANONYMOUS, 0);
+	addr = kunit_vm_mmap(test, NULL, 0, PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, 0);
 	if (!addr || IS_ERR_VALUE(addr) || vm_munmap(addr, PAGE_SIZE))
 		return -ENOMEM;
 	space->table_bytes = mm_pgtables_bytes(current->mm);
@@ -124,8 +130,7 @@ static inline unsigned long stamp_of(unsigned long addr)
 
 static inline void stamp(struct kunit *test, unsigned long addr)
 {
-	KUNIT_ASSERT_EQ(test, 0, put_user(stamp_of(addr),
-					  (unsigned long __user *)addr));
+	KUNIT_ASSERT_EQ(test, 0, put_user(stamp_of(addr), (unsigned long __user *)addr));
 }
 
 static inline unsigned long peek(struct kunit *test, unsigned long addr)
@@ -134,6 +139,17 @@ static inline unsigned long peek(struct kunit *test, unsigned long addr)
 
 	KUNIT_EXPECT_EQ(test, 0, get_user(value, (unsigned long __user *)addr));
 	return value;
+}
+
+/* What was stamped at @from is at @addr now. */
+static inline void expect_stamp_of(struct kunit *test, unsigned long addr, unsigned long from)
+{
+	KUNIT_EXPECT_EQ_MSG(test, peek(test, addr), stamp_of(from), "at %lx", addr);
+}
+
+static inline void expect_stamp(struct kunit *test, unsigned long addr)
+{
+	expect_stamp_of(test, addr, addr);
 }
 
 static inline struct vm_area_struct *vma_at(unsigned long addr)
@@ -146,8 +162,7 @@ static inline struct vm_area_struct *vma_at(unsigned long addr)
 	return vma;
 }
 
-static inline void expect_vma(struct kunit *test, unsigned long start,
-			      unsigned long end)
+static inline void expect_vma(struct kunit *test, unsigned long start, unsigned long end)
 {
 	struct vm_area_struct *vma = vma_at(start);
 
@@ -205,8 +220,7 @@ static inline bool note_place(struct folio *folio, struct vm_area_struct *vma,
 }
 
 /* Reverse mapping finds the small page at this address, and there alone. */
-static inline void expect_rmap(struct kunit *test, struct page *page,
-			       unsigned long addr)
+static inline void expect_rmap(struct kunit *test, struct page *page, unsigned long addr)
 {
 	struct rmap_places places = {};
 	struct rmap_walk_control rwc = {

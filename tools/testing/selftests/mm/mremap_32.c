@@ -39,8 +39,7 @@ static int failures;
 } while (0)
 
 static unsigned long remap(unsigned long addr, unsigned long old_len,
-			   unsigned long new_len, unsigned long flags,
-			   unsigned long new_addr)
+			   unsigned long new_len, unsigned long flags, unsigned long new_addr)
 {
 	return my_syscall5(__NR_mremap, addr, old_len, new_len, flags, new_addr);
 }

@@ -13,13 +13,11 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -38,13 +36,10 @@
 #define FILL	(WINDOW + 8 * GB)
 
 /* What a test may use, so many huge pages. */
-#define ENOUGH	10
+#define ENOUGH		10
+#define NEEDS_PAGES	"needs 10 free huge pages (vm.nr_hugepages)"
 
-#define SKIP_STOCK()							\
-	do {								\
-		if (expect_base())					\
-			SKIP(return, "stock 6.12 does not grow hugetlb"); \
-	} while (0)
+#define NO_GROWTH	"stock 6.12 does not grow hugetlb"
 
 /* Asked for once: reading a file takes memory, which may be what is to fail. */
 static size_t huge(size_t pages)
@@ -91,15 +86,9 @@ static const char *check_pool(const struct pool *then, long used, long reserved)
 /* Pages of a file go when the last reference to it does, which may take a moment. */
 static const char *wait_for_pool(const struct pool *then)
 {
-	const char *why = NULL;
-
-	for (int try = 0; try < 100; try++) {
-		why = check_pool(then, 0, 0);
-		if (!why)
-			break;
+	for (int try = 0; try < 100 && check_pool(then, 0, 0); try++)
 		usleep(20 * 1000);
-	}
-	return why;
+	return check_pool(then, 0, 0);
 }
 
 /* Reserves all that is free but so many. */
@@ -127,7 +116,11 @@ FIXTURE(kind)
 	struct pool pool;	/* before anything was mapped */
 	char mount[32];
 	int fd;
+	int flags;		/* of mmap() */
+	bool shared;
 };
+
+#define SELF	const FIXTURE_DATA(kind) *self
 
 FIXTURE_VARIANT(kind)
 {
@@ -177,37 +170,37 @@ static int open_unlinked(const char *folder)
 
 FIXTURE_SETUP(kind)
 {
-	const char *why = NULL;
-
+	SKIP_STOCK(NO_GROWTH);
+	NEED(get_free_hugepages() >= ENOUGH, NEEDS_PAGES);
 	self->fd = -1;
-	if (get_free_hugepages() < ENOUGH)
-		SKIP(return, "needs %d free huge pages (vm.nr_hugepages)", ENOUGH);
-	if (variant->source == MEMFD) {
+	self->flags = variant->flags;
+	self->shared = variant->flags & MAP_SHARED;
+	if (variant->source == ANON) {
+		self->flags |= MAP_ANONYMOUS | MAP_HUGETLB;
+	} else if (variant->source == MEMFD) {
 		self->fd = memfd_create("huge", MFD_HUGETLB | MFD_ALLOW_SEALING);
-	} else if (variant->source == MOUNTED) {
-		why = mount_hugetlbfs(self->mount, NULL);
-		if (why)
-			SKIP(return, "%s", why);
+	} else {
+		NEED_OK(mount_hugetlbfs(self->mount, NULL));
 		self->fd = open_unlinked(self->mount);
 	}
 	ASSERT_TRUE(self->fd >= 0 || variant->source == ANON);
 	self->pool = read_pool();
 }
 
+/* Nothing of it is mapped any more, nor open: all is as before. */
 FIXTURE_TEARDOWN(kind)
 {
+	put_settings_back();
+	munmap(at(WINDOW), WINDOW_SIZE);
 	close(self->fd);
+	EXPECT_OK(wait_for_pool(&self->pool));
 	unmount(self->mount);
 }
 
-static unsigned long map_pages(const FIXTURE_DATA(kind) *self,
-			       const FIXTURE_VARIANT(kind) *variant, size_t pages,
-			       int more_flags)
+static unsigned long map_pages(SELF, size_t pages, int more_flags)
 {
-	const int flags = variant->flags | more_flags |
-			  (variant->source == ANON ? MAP_ANONYMOUS | MAP_HUGETLB : 0);
-
-	return map_at(SRC, huge(pages), PROT_READ | PROT_WRITE, flags, self->fd, 0);
+	return map_at(SRC, huge(pages), PROT_READ | PROT_WRITE, self->flags | more_flags,
+		      self->fd, 0);
 }
 
 /* Of each huge page the first and the last small page. */
@@ -241,19 +234,27 @@ static const char *check_zero_pages(unsigned long addr, size_t pages)
 	return why;
 }
 
-/* Nothing of it is mapped any more, nor open: all is as before. */
-static const char *check_end(FIXTURE_DATA(kind) *self)
+static void map_stamped(META, SELF, size_t pages)
 {
-	munmap(at(SRC), DST - SRC);
-	munmap(at(DST), GB);
-	munmap(at(FILL), huge(self->pool.total));
-	close(self->fd);
-	self->fd = -1;
-	return wait_for_pool(&self->pool);
+	ASSERT_EQ(SRC, map_pages(self, pages, 0));
+	stamp_pages(SRC, pages, 1);
 }
 
-/* At addr are two stamped pages and three new ones, which nobody has touched. */
-static const char *check_growth(FIXTURE_DATA(kind) *self, unsigned long addr)
+/* If it has a file, that is so long. */
+static const char *check_size(SELF, size_t pages)
+{
+	struct stat stat = {};
+
+	if (self->fd < 0 || (!fstat(self->fd, &stat) && stat.st_size == (off_t)huge(pages)))
+		return NULL;
+	return complain("the file has %zu huge pages, not %zu", stat.st_size / huge(1), pages);
+}
+
+/*
+ * At addr are two stamped pages and three new ones, which nobody has touched. When
+ * somebody has, it can grow again.
+ */
+static const char *check_growth(SELF, unsigned long addr)
 {
 	const char *why = check_pool(&self->pool, 2, 3);
 
@@ -263,16 +264,19 @@ static const char *check_growth(FIXTURE_DATA(kind) *self, unsigned long addr)
 		return why;
 	stamp_pages(addr + huge(2), 3, 3);
 	why = check_pool(&self->pool, 5, 0);
+	addr = do_mremap(addr, huge(5), huge(6), MREMAP_MAYMOVE, 0);
+	if (why || error_of(addr))
+		return why ?: complain("does not grow again: errno %d", error_of(addr));
+	why = check_pool(&self->pool, 5, 1);
 	why = why ?: check_pages(addr, 5, 1);
-	munmap(at(addr), huge(5));
-	return why ?: check_end(self);
+	why = why ?: check_zero_pages(addr + huge(5), 1);
+	munmap(at(addr), huge(6));
+	return why;
 }
 
 TEST_F(kind, grows_in_place_mended)
 {
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
+	map_stamped(_metadata, self, 2);
 	EXPECT_OK(check_pool(&self->pool, 2, 0));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(5), 0, 0));
 	EXPECT_OK(check_growth(self, SRC));
@@ -282,9 +286,7 @@ TEST_F(kind, grows_by_moving_mended)
 {
 	unsigned long moved;
 
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
+	map_stamped(_metadata, self, 2);
 	guard_page(SRC + huge(2));
 	moved = do_mremap(SRC, huge(2), huge(5), MREMAP_MAYMOVE, 0);
 	ASSERT_EQ(0, error_of(moved));
@@ -293,76 +295,34 @@ TEST_F(kind, grows_by_moving_mended)
 	EXPECT_OK(check_growth(self, moved));
 }
 
-TEST_F(kind, grows_at_a_given_place_mended)
-{
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
-	ASSERT_EQ(DST, map_anon(DST, huge(6)));
-	ASSERT_EQ(DST, move_to(SRC, huge(2), huge(5), DST));
-	EXPECT_OK(check_unmapped(SRC, huge(2)));
-	EXPECT_OK(check_growth(self, DST));
-}
-
 /* Nobody ever touches it: what was reserved is given back. */
 TEST_F(kind, untouched_mended)
 {
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
+	ASSERT_EQ(SRC, map_pages(self, 2, 0));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(4), 0, 0));
 	EXPECT_OK(check_pool(&self->pool, 0, 4));
 	ASSERT_EQ(DST, move_to(SRC, huge(4), huge(7), DST));
 	EXPECT_OK(check_pool(&self->pool, 0, 7));
-	EXPECT_OK(check_end(self));
-}
-
-TEST_F(kind, as_realloc_does_it_mended)
-{
-	unsigned long addr = SRC;
-
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 1, 0));
-	stamp_pages(addr, 1, 1);
-	for (size_t pages = 1; pages < ENOUGH - 1; pages++) {
-		/* Every second time something is in the way. */
-		if (pages % 2)
-			map_at(addr + huge(pages), psize(), PROT_READ,
-			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		addr = do_mremap(addr, huge(pages), huge(pages + 1), MREMAP_MAYMOVE, 0);
-		ASSERT_EQ(0, error_of(addr));
-		ASSERT_OK(check_pool(&self->pool, pages, 1));
-		ASSERT_OK(check_pages(addr, pages, 1));
-		ASSERT_OK(check_zero_pages(addr + huge(pages), 1));
-		stamp_pages(addr, pages + 1, 1);
-	}
-	munmap(at(addr), huge(ENOUGH - 1));
-	EXPECT_OK(check_end(self));
 }
 
 /* ---- parts ---- */
 
 TEST_F(kind, end_grows_in_place_mended)
 {
-	SKIP_STOCK();
-	if (!(variant->flags & MAP_SHARED))
-		SKIP(return, "private ones grow as a whole");
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
-	stamp_pages(SRC, 4, 1);
+	NEED(self->shared, "private ones grow as a whole");
+	map_stamped(_metadata, self, 4);
 	ASSERT_EQ(SRC + huge(2), do_mremap(SRC + huge(2), huge(2), huge(4), 0, 0));
 	EXPECT_OK(check_pool(&self->pool, 4, 2));
 	EXPECT_OK(check_pages(SRC, 4, 1));
 	EXPECT_OK(check_zero_pages(SRC + huge(4), 2));
 	EXPECT_OK(check_pool(&self->pool, 6, 0));
-	EXPECT_OK(check_end(self));
 }
 
 /* The new part of the middle has the pages of the end, which stays. */
 TEST_F(kind, middle_grows_mended)
 {
-	SKIP_STOCK();
-	if (!(variant->flags & MAP_SHARED))
-		SKIP(return, "private ones grow as a whole");
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
+	NEED(self->shared, "private ones grow as a whole");
+	ASSERT_EQ(SRC, map_pages(self, 4, 0));
 	stamp_pages(SRC, 3, 1);
 	ASSERT_EQ(DST, move_to(SRC + huge(1), huge(1), huge(4), DST));
 	EXPECT_OK(check_pool(&self->pool, 3, 2));
@@ -374,17 +334,13 @@ TEST_F(kind, middle_grows_mended)
 	stamp_pages(SRC + huge(3), 1, 4);
 	EXPECT_OK(check_pool(&self->pool, 5, 0));
 	EXPECT_OK(check_pages(DST + huge(2), 1, 4));
-	EXPECT_OK(check_end(self));
 }
 
 /* As above, but what is behind it has moved away. */
 TEST_F(kind, grows_where_its_end_was_mended)
 {
-	SKIP_STOCK();
-	if (!(variant->flags & MAP_SHARED))
-		SKIP(return, "private ones grow as a whole");
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
-	stamp_pages(SRC, 4, 1);
+	NEED(self->shared, "private ones grow as a whole");
+	map_stamped(_metadata, self, 4);
 	ASSERT_EQ(DST, move_to(SRC + huge(2), huge(2), huge(2), DST));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(4), 0, 0));
 	EXPECT_OK(check_pool(&self->pool, 4, 0));
@@ -392,7 +348,6 @@ TEST_F(kind, grows_where_its_end_was_mended)
 	EXPECT_OK(check_pages(DST, 2, 3));
 	munmap(at(DST), huge(2));
 	EXPECT_OK(check_pages(SRC, 4, 1));
-	EXPECT_OK(check_end(self));
 }
 
 static int error_of_growth(unsigned long addr, size_t from, size_t to)
@@ -406,10 +361,8 @@ static int error_of_growth(unsigned long addr, size_t from, size_t to)
  */
 TEST_F(kind, part_does_not_grow_mended)
 {
-	SKIP_STOCK();
-	if (variant->flags & MAP_SHARED)
-		SKIP(return, "shared ones grow in part");
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
+	NEED(!self->shared, "shared ones grow in part");
+	ASSERT_EQ(SRC, map_pages(self, 4, 0));
 	stamp_pages(SRC, 3, 1);
 	save_state();
 	EXPECT_EQ(EINVAL, error_of_growth(SRC, 2, 3));
@@ -427,63 +380,48 @@ TEST_F(kind, part_does_not_grow_mended)
 	EXPECT_OK(check_pages(SRC, 2, 1));
 	stamp_pages(SRC, 4, 1);
 	EXPECT_OK(check_pool(&self->pool, 4, 0));
-	EXPECT_OK(check_end(self));
 }
 
 /* A private mapping has its reservations back then; a shared one's pages stay. */
 TEST_F(kind, grows_after_dontneed_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
-	stamp_pages(SRC, 4, 1);
+	map_stamped(_metadata, self, 4);
 	ASSERT_EQ(0, madvise(at(SRC + huge(1)), huge(2), MADV_DONTNEED));
-	EXPECT_OK(check_pool(&self->pool, shared ? 4 : 2, shared ? 0 : 2));
+	EXPECT_OK(check_pool(&self->pool, self->shared ? 4 : 2, self->shared ? 0 : 2));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(4), huge(5), 0, 0));
-	EXPECT_OK(check_pool(&self->pool, shared ? 4 : 2, shared ? 1 : 3));
+	EXPECT_OK(check_pool(&self->pool, self->shared ? 4 : 2, self->shared ? 1 : 3));
 	ASSERT_EQ(DST, move_to(SRC, huge(5), huge(6), DST));
-	EXPECT_OK(check_pool(&self->pool, shared ? 4 : 2, shared ? 2 : 4));
+	EXPECT_OK(check_pool(&self->pool, self->shared ? 4 : 2, self->shared ? 2 : 4));
 	EXPECT_OK(check_pages(DST, 1, 1));
 	EXPECT_OK(check_pages(DST + huge(3), 1, 4));
 	stamp_pages(DST, 6, 1);
 	EXPECT_OK(check_pool(&self->pool, 6, 0));
-	EXPECT_OK(check_end(self));
 }
 
 /* What was used there before does not count as used again. */
 TEST_F(kind, shrinks_and_grows_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
-	stamp_pages(SRC, 4, 1);
+	map_stamped(_metadata, self, 4);
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(4), huge(2), 0, 0));
-	EXPECT_OK(check_pool(&self->pool, shared ? 4 : 2, 0));
+	EXPECT_OK(check_pool(&self->pool, self->shared ? 4 : 2, 0));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(5), 0, 0));
-	EXPECT_OK(check_pool(&self->pool, shared ? 4 : 2, shared ? 1 : 3));
-	EXPECT_OK(check_pages(SRC, shared ? 4 : 2, 1));
+	EXPECT_OK(check_pool(&self->pool, self->shared ? 4 : 2, self->shared ? 1 : 3));
+	EXPECT_OK(check_pages(SRC, self->shared ? 4 : 2, 1));
 	stamp_pages(SRC, 5, 1);
 	EXPECT_OK(check_pool(&self->pool, 5, 0));
-	EXPECT_OK(check_end(self));
 }
 
 /* After it has grown, it can be cut like any other. */
 TEST_F(kind, is_cut_after_growth_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
+	ASSERT_EQ(SRC, map_pages(self, 2, 0));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(6), 0, 0));
 	stamp_pages(SRC + huge(3), 1, 1);
 	munmap(at(SRC + huge(1)), huge(4));
-	EXPECT_OK(check_pool(&self->pool, shared, shared ? 5 : 2));
+	EXPECT_OK(check_pool(&self->pool, self->shared, self->shared ? 5 : 2));
 	stamp_pages(SRC, 1, 2);
 	stamp_pages(SRC + huge(5), 1, 3);
-	EXPECT_OK(check_pool(&self->pool, shared + 2, shared ? 3 : 0));
-	EXPECT_OK(check_end(self));
+	EXPECT_OK(check_pool(&self->pool, self->shared + 2, self->shared ? 3 : 0));
 }
 
 /* ---- no pages ---- */
@@ -513,41 +451,30 @@ static const char *refuse_growth(size_t to, int error)
 
 TEST_F(kind, no_page_is_left_mended)
 {
-	struct stat stat;
-
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
+	map_stamped(_metadata, self, 2);
 	ASSERT_OK(leave(2));
 	EXPECT_OK(refuse_growth(5, ENOMEM));
 	EXPECT_OK(check_pages(SRC, 2, 1));
-	if (self->fd >= 0) {
-		ASSERT_EQ(0, fstat(self->fd, &stat));
-		EXPECT_EQ(huge(2), stat.st_size);
-	}
+	EXPECT_OK(check_size(self, 2));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(4), 0, 0));
 	stamp_pages(SRC + huge(2), 2, 3);
 	EXPECT_OK(check_pages(SRC, 4, 1));
-	EXPECT_OK(check_end(self));
 }
 
 /* A part that is refused is not even split for it. */
 TEST_F(kind, no_page_is_left_for_a_part_mended)
 {
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
+	ASSERT_EQ(SRC, map_pages(self, 4, 0));
 	ASSERT_OK(leave(1));
 	save_state();
-	EXPECT_EQ(variant->flags & MAP_SHARED ? ENOMEM : EINVAL,
+	EXPECT_EQ(self->shared ? ENOMEM : EINVAL,
 		  error_of(move_to(SRC + huge(1), huge(1), huge(6), DST)));
 	EXPECT_OK(check_state());
-	EXPECT_OK(check_end(self));
 }
 
 TEST_F(kind, nothing_is_reserved_mended)
 {
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, MAP_NORESERVE));
+	ASSERT_EQ(SRC, map_pages(self, 2, MAP_NORESERVE));
 	ASSERT_OK(leave(1));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(5), 0, 0));
 	ASSERT_EQ(DST, move_to(SRC, huge(5), huge(20), DST));
@@ -555,7 +482,6 @@ TEST_F(kind, nothing_is_reserved_mended)
 	EXPECT_OK(check_pool(&self->pool, 0, 0));
 	stamp_pages(DST + huge(18), 2, 1);
 	EXPECT_OK(check_pool(&self->pool, 2, 0));
-	EXPECT_OK(check_end(self));
 }
 
 /* ---- a failure at each allocation ---- */
@@ -563,18 +489,14 @@ TEST_F(kind, nothing_is_reserved_mended)
 /* Of a shared mapping a part grows, so that it is split as well. */
 TEST_F_TIMEOUT(kind, every_allocation_mended, 120)
 {
-	const size_t first = !!(variant->flags & MAP_SHARED), old = 4 - 2 * first;
-	const char *why = prepare_fail_nth();
+	const size_t first = self->shared, old = 4 - 2 * first;
 	int fd = open(FAIL_NTH, O_RDWR), nth = 0, err;
 	struct pool mapped;
-	struct stat stat;
 
-	SKIP_STOCK();
-	if (why)
-		SKIP(return, "%s", why);
+	NEED_OK(prepare_fail_nth());
 	ASSERT_LE(0, fd);
 	do {
-		ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
+		ASSERT_EQ(SRC, map_pages(self, 4, 0));
 		stamp_pages(SRC, 3, 1);
 		ASSERT_EQ(0, self->fd >= 0 ? ftruncate(self->fd, huge(4)) : 0);
 		mapped = read_pool();
@@ -586,8 +508,7 @@ TEST_F_TIMEOUT(kind, every_allocation_mended, 120)
 			ASSERT_OK(check_pool(&mapped, 0, 0));
 			ASSERT_OK(check_pages(SRC, 3, 1));
 			ASSERT_OK(check_unmapped(DST, huge(old + 3)));
-			ASSERT_TRUE(self->fd < 0 || !fstat(self->fd, &stat));
-			ASSERT_TRUE(self->fd < 0 || (size_t)stat.st_size == huge(4));
+			ASSERT_OK(check_size(self, 4));
 			stamp_pages(SRC + huge(3), 1, 4);
 		} else {
 			ASSERT_OK(check_pages(DST, 2, 1 + first));
@@ -600,7 +521,6 @@ TEST_F_TIMEOUT(kind, every_allocation_mended, 120)
 	} while (err);
 	EXPECT_LT(1, nth);
 	close(fd);
-	EXPECT_OK(check_end(self));
 }
 
 /* ---- fork ---- */
@@ -619,17 +539,12 @@ static const char *child_grows(bool shared)
 
 TEST_F(kind, grows_after_fork_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
-	EXPECT_OK_IN_CHILD(child_grows(shared));
+	map_stamped(_metadata, self, 2);
+	EXPECT_OK_IN_CHILD(child_grows(self->shared));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(5), 0, 0));
-	EXPECT_OK(check_pool(&self->pool, 2 + shared, 3 - shared));
+	EXPECT_OK(check_pool(&self->pool, 2 + self->shared, 3 - self->shared));
 	stamp_pages(SRC, 5, 1);
 	EXPECT_OK(check_pages(SRC, 5, 1));
-	EXPECT_OK(check_end(self));
 }
 
 /* Neither has reservations, so that neither takes a page from the other. */
@@ -648,19 +563,16 @@ static const char *child_grows_unreserved(const struct pool *then)
 
 TEST_F(kind, child_grows_what_is_not_reserved_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
 	struct pool mapped;
 
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, MAP_NORESERVE));
+	ASSERT_EQ(SRC, map_pages(self, 2, MAP_NORESERVE));
 	stamp_pages(SRC, 2, 1);
 	mapped = read_pool();
 	EXPECT_OK_IN_CHILD(child_grows_unreserved(&mapped));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(5), 0, 0));
 	EXPECT_OK(check_pages(SRC, 2, 1));
-	EXPECT_OK(shared ? check_pages(SRC + huge(2), 2, 7) :
+	EXPECT_OK(self->shared ? check_pages(SRC + huge(2), 2, 7) :
 			   check_zero_pages(SRC + huge(2), 2));
-	EXPECT_OK(check_end(self));
 }
 
 /*
@@ -673,11 +585,8 @@ TEST_F(kind, write_after_fork_and_move_mended)
 	pid_t child;
 	char byte;
 
-	SKIP_STOCK();
-	if (variant->flags & MAP_SHARED)
-		SKIP(return, "only private pages are copied");
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
+	NEED(!self->shared, "only private pages are copied");
+	map_stamped(_metadata, self, 2);
 	ASSERT_EQ(0, pipe(ends));
 	child = fork();
 	if (!child) {
@@ -692,14 +601,12 @@ TEST_F(kind, write_after_fork_and_move_mended)
 	close(ends[0]);
 	EXPECT_EQ(child, waitpid(child, &status, 0));
 	EXPECT_EQ(0, status);
-	EXPECT_OK(check_end(self));
 }
 
 /* A part that moves away takes along what is reserved for it, and nothing else. */
 TEST_F(kind, rest_keeps_its_reservations_mended)
 {
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 3, 0));
+	ASSERT_EQ(SRC, map_pages(self, 3, 0));
 	ASSERT_EQ(DST, move_to(SRC + huge(1), huge(1), huge(1), DST));
 	EXPECT_OK(check_pool(&self->pool, 0, 3));
 	ASSERT_OK(leave(0));
@@ -709,64 +616,46 @@ TEST_F(kind, rest_keeps_its_reservations_mended)
 	EXPECT_OK(check_pages(SRC, 1, 1));
 	EXPECT_OK(check_pages(DST, 1, 2));
 	EXPECT_OK(check_pages(SRC + huge(2), 1, 3));
-	EXPECT_OK(check_end(self));
 }
 
 /* ---- the file ---- */
 
 TEST_F(kind, file_grows_mended)
 {
-	struct stat stat;
-
-	SKIP_STOCK();
-	if (self->fd < 0)
-		SKIP(return, "its file cannot be seen");
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
+	NEED(self->fd >= 0, "its file cannot be seen");
+	ASSERT_EQ(SRC, map_pages(self, 2, 0));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(5), 0, 0));
-	ASSERT_EQ(0, fstat(self->fd, &stat));
-	EXPECT_EQ(huge(5), stat.st_size);
+	EXPECT_OK(check_size(self, 5));
 	/* As with mmap(): not for who can but read. */
 	ASSERT_EQ(0, mprotect(at(SRC), huge(5), PROT_READ));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(5), huge(6), 0, 0));
-	ASSERT_EQ(0, fstat(self->fd, &stat));
-	EXPECT_EQ(huge(5), stat.st_size);
-	EXPECT_OK(check_end(self));
+	EXPECT_OK(check_size(self, 5));
 }
 
 TEST_F(kind, sealed_file_does_not_grow_mended)
 {
-	struct stat stat;
-
-	SKIP_STOCK();
-	if (variant->source != MEMFD)
-		SKIP(return, "only a memfd can be sealed");
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
+	NEED(variant->source == MEMFD, "only a memfd can be sealed");
+	map_stamped(_metadata, self, 2);
 	ASSERT_EQ(0, ftruncate(self->fd, huge(4)));
 	ASSERT_EQ(0, fcntl(self->fd, F_ADD_SEALS, F_SEAL_GROW));
 	EXPECT_OK(refuse_growth(5, EPERM));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(4), 0, 0));
 	EXPECT_OK(check_pages(SRC, 2, 1));
 	EXPECT_OK(check_zero_pages(SRC + huge(2), 2));
-	ASSERT_EQ(0, fstat(self->fd, &stat));
-	EXPECT_EQ(huge(4), stat.st_size);
-	EXPECT_OK(check_end(self));
+	EXPECT_OK(check_size(self, 4));
 }
 
 /* An anonymous mapping can be made writable later. */
 TEST_F(kind, protected_grows_mended)
 {
-	SKIP_STOCK();
-	if (variant->source != ANON)
-		SKIP(return, "that is as long as its file");
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
+	NEED(variant->source == ANON, "that is as long as its file");
+	ASSERT_EQ(SRC, map_pages(self, 2, 0));
 	ASSERT_EQ(0, mprotect(at(SRC), huge(2), PROT_NONE));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(3), 0, 0));
 	ASSERT_EQ(DST, move_to(SRC, huge(3), huge(5), DST));
 	ASSERT_EQ(0, mprotect(at(DST), huge(5), PROT_READ | PROT_WRITE));
 	stamp_pages(DST, 5, 1);
 	EXPECT_OK(check_pages(DST, 5, 1));
-	EXPECT_OK(check_end(self));
 }
 
 /*
@@ -775,79 +664,57 @@ TEST_F(kind, protected_grows_mended)
  */
 TEST_F(kind, grows_over_what_was_cut_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-
-	SKIP_STOCK();
-	if (self->fd < 0)
-		SKIP(return, "its file cannot be cut");
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
-	stamp_pages(SRC, 4, 1);
+	NEED(self->fd >= 0, "its file cannot be cut");
+	map_stamped(_metadata, self, 4);
 	ASSERT_EQ(0, ftruncate(self->fd, huge(2)));
-	EXPECT_OK(check_pool(&self->pool, 2, shared ? 0 : 2));
-	ASSERT_OK(leave(shared ? 3 : 1));
+	EXPECT_OK(check_pool(&self->pool, 2, self->shared ? 0 : 2));
+	ASSERT_OK(leave(self->shared ? 3 : 1));
 	EXPECT_EQ(ENOMEM, error_of(do_mremap(SRC, huge(4), huge(6), 0, 0)));
 	EXPECT_EQ(ENOMEM, error_of(move_to(SRC, huge(4), huge(6), DST)));
 	munmap(at(FILL), huge(self->pool.total));
-	EXPECT_OK(check_pool(&self->pool, 2, shared ? 0 : 2));
-	ASSERT_OK(leave(shared ? 4 : 2));
+	EXPECT_OK(check_pool(&self->pool, 2, self->shared ? 0 : 2));
+	ASSERT_OK(leave(self->shared ? 4 : 2));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(4), huge(6), 0, 0));
 	EXPECT_OK(check_pages(SRC, 2, 1));
 	EXPECT_OK(check_zero_pages(SRC + huge(2), 4));
-	EXPECT_OK(check_end(self));
 }
 
 /* The part moves without the one before it, and answers for itself. */
 TEST_F(kind, part_grows_over_what_was_cut_mended)
 {
-	SKIP_STOCK();
-	if (self->fd < 0 || !(variant->flags & MAP_SHARED))
-		SKIP(return, "needs a file that is shared");
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
+	NEED(self->fd >= 0 && self->shared, "needs a file that is shared");
+	ASSERT_EQ(SRC, map_pages(self, 4, 0));
 	ASSERT_EQ(0, ftruncate(self->fd, huge(1)));
 	EXPECT_OK(check_pool(&self->pool, 0, 1));
 	ASSERT_EQ(DST, move_to(SRC + huge(2), huge(2), huge(3), DST));
 	EXPECT_OK(check_pool(&self->pool, 0, 1 + 3));
 	stamp_pages(DST, 3, 1);
 	EXPECT_OK(check_pool(&self->pool, 3, 1));
-	EXPECT_OK(check_end(self));
 }
 
 /* What can but be read does not make the file longer: what was cut stays away. */
 TEST_F(kind, file_that_was_cut_stays_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-	struct stat stat;
-
-	SKIP_STOCK();
-	if (self->fd < 0)
-		SKIP(return, "its file cannot be cut");
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
+	NEED(self->fd >= 0, "its file cannot be cut");
+	ASSERT_EQ(SRC, map_pages(self, 4, 0));
 	ASSERT_EQ(0, mprotect(at(SRC), huge(4), PROT_READ));
 	ASSERT_EQ(0, ftruncate(self->fd, huge(1)));
-	EXPECT_OK(check_pool(&self->pool, 0, shared ? 1 : 4));
+	EXPECT_OK(check_pool(&self->pool, 0, self->shared ? 1 : 4));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(4), huge(5), 0, 0));
-	EXPECT_OK(check_pool(&self->pool, 0, shared ? 2 : 5));
-	ASSERT_EQ(0, fstat(self->fd, &stat));
-	EXPECT_EQ(huge(1), stat.st_size);
-	EXPECT_OK(check_end(self));
+	EXPECT_OK(check_pool(&self->pool, 0, self->shared ? 2 : 5));
+	EXPECT_OK(check_size(self, 1));
 }
 
 /* What was given back on purpose is not reserved again. */
 TEST_F(kind, hole_stays_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-
-	SKIP_STOCK();
-	if (self->fd < 0 || !shared)
-		SKIP(return, "needs a file that is shared");
-	ASSERT_EQ(SRC, map_pages(self, variant, 4, 0));
-	stamp_pages(SRC, 4, 1);
+	NEED(self->fd >= 0 && self->shared, "needs a file that is shared");
+	map_stamped(_metadata, self, 4);
 	ASSERT_EQ(0, fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			       huge(1), huge(1)));
 	EXPECT_OK(check_pool(&self->pool, 3, 0));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(4), huge(5), 0, 0));
 	EXPECT_OK(check_pool(&self->pool, 3, 1));
-	EXPECT_OK(check_end(self));
 }
 
 /* Somebody cuts the file all the time: what is reserved must come out even. */
@@ -856,11 +723,9 @@ TEST_F_TIMEOUT(kind, file_is_cut_meanwhile_mended, 120)
 	const int rounds = 15;
 	pid_t child, parent = getpid();
 
-	SKIP_STOCK();
-	if (self->fd < 0)
-		SKIP(return, "its file cannot be cut");
+	NEED(self->fd >= 0, "its file cannot be cut");
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
+	ASSERT_EQ(SRC, map_pages(self, 2, 0));
 	child = fork();
 	if (!child) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
@@ -883,20 +748,21 @@ TEST_F_TIMEOUT(kind, file_is_cut_meanwhile_mended, 120)
 	}
 	kill(child, SIGKILL);
 	EXPECT_EQ(child, waitpid(child, NULL, 0));
-	EXPECT_OK(check_end(self));
 }
 
 /* ---- what else a mapping may be ---- */
 
+/* What is at the given place goes. */
 TEST_F(kind, locked_mended)
 {
 	struct counters counters;
 
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, MAP_LOCKED));
+	ASSERT_EQ(SRC, map_pages(self, 2, MAP_LOCKED));
 	ASSERT_EQ(0, mlock(at(SRC), huge(2)));
 	stamp_pages(SRC, 2, 1);
+	ASSERT_EQ(DST, map_anon(DST, huge(6)));
 	ASSERT_EQ(DST, move_to(SRC, huge(2), huge(5), DST));
+	EXPECT_OK(check_unmapped(SRC, huge(2)));
 	read_counters(&counters);
 	/* Huge pages are never swapped, and are not counted as locked. */
 	EXPECT_EQ(0, counters.locked);
@@ -908,9 +774,8 @@ TEST_F(kind, all_is_to_be_locked_mended)
 {
 	struct counters counters;
 
-	SKIP_STOCK();
 	ASSERT_EQ(0, mlockall(MCL_FUTURE));
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
+	ASSERT_EQ(SRC, map_pages(self, 2, 0));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(4), 0, 0));
 	ASSERT_EQ(DST, move_to(SRC, huge(4), huge(5), DST));
 	munlockall();
@@ -923,19 +788,11 @@ TEST_F(kind, all_is_to_be_locked_mended)
 
 TEST_F(kind, registered_mended)
 {
-	struct uffdio_register area = {
-		.range = { SRC, huge(2) },
-		.mode = UFFDIO_REGISTER_MODE_WP,
-	};
-	int uffd;
+	const int uffd = open_uffd(UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
 
-	SKIP_STOCK();
-	uffd = open_uffd(UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
-	if (uffd < 0)
-		SKIP(return, "needs userfaultfd");
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
-	ASSERT_EQ(0, ioctl(uffd, UFFDIO_REGISTER, &area));
+	NEED(uffd >= 0, "needs userfaultfd");
+	map_stamped(_metadata, self, 2);
+	ASSERT_EQ(0, uffd_register(uffd, at(SRC), huge(2), false, true, false));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(4), 0, 0));
 	EXPECT_TRUE(has_vmflag(SRC, "uw"));
 	ASSERT_EQ(DST, move_to(SRC, huge(4), huge(5), DST));
@@ -946,144 +803,60 @@ TEST_F(kind, registered_mended)
 
 #define OTHER_VIEW	(WINDOW + 16 * GB)
 
-/* Two views of a file, of which the first is to be len long, and pages in both. */
-static bool map_two_views(FIXTURE_DATA(kind) *self, const FIXTURE_VARIANT(kind) *variant,
-			  size_t len)
-{
-	return map_pages(self, variant, len / huge(1), MAP_NORESERVE) == SRC &&
-	       map_at(OTHER_VIEW, pud_span(), PROT_READ | PROT_WRITE,
-		      variant->flags | MAP_NORESERVE, self->fd, 0) == OTHER_VIEW;
-}
-
-/* Its table is one with that of another mapping, and is left to faults. */
-TEST_F(kind, shared_table_grows_mended)
-{
-	const size_t len = pud_span();
-
-	SKIP_STOCK();
-	if (self->fd < 0 || !(variant->flags & MAP_SHARED))
-		SKIP(return, "needs a file that is shared");
-	ASSERT_TRUE(map_two_views(self, variant, len));
-	stamp_pages(OTHER_VIEW, 1, 1);
-	stamp_pages(SRC + huge(1), 1, 2);
-	EXPECT_OK(check_pages(SRC, 1, 1));
-	ASSERT_EQ(DST, move_to(SRC, len, len + huge(1), DST));
-	EXPECT_OK(check_unmapped(SRC, len));
-	EXPECT_OK(check_pages(DST, 2, 1));
-	EXPECT_OK(check_pages(OTHER_VIEW, 2, 1));
-	stamp_pages(DST + len - huge(1), 2, 3);
-	EXPECT_OK(check_pages(OTHER_VIEW + len - huge(1), 1, 3));
-	munmap(at(DST), len + huge(1));
-	munmap(at(OTHER_VIEW), len);
-	EXPECT_OK(check_end(self));
-}
-
-/* It has no table, and is as long as one only when it has grown. */
+/*
+ * It has no table, and is as long as one only when it has grown. Then its table is one
+ * with that of another view of the file, and is left to faults.
+ */
 TEST_F(kind, grows_to_a_shared_table_mended)
 {
 	const size_t len = pud_span();
 
-	SKIP_STOCK();
-	if (self->fd < 0 || !(variant->flags & MAP_SHARED))
-		SKIP(return, "needs a file that is shared");
-	ASSERT_TRUE(map_two_views(self, variant, len - huge(1)));
+	NEED(self->fd >= 0 && self->shared, "needs a file that is shared");
+	ASSERT_EQ(SRC, map_pages(self, len / huge(1) - 1, MAP_NORESERVE));
+	ASSERT_EQ(OTHER_VIEW, map_at(OTHER_VIEW, len, PROT_READ | PROT_WRITE,
+				     MAP_SHARED | MAP_NORESERVE, self->fd, 0));
 	stamp_pages(OTHER_VIEW, 2, 1);
 	ASSERT_EQ(SRC, do_mremap(SRC, len - huge(1), len, 0, 0));
 	EXPECT_OK(check_pages(SRC, 2, 1));
 	stamp_pages(SRC + len - huge(1), 1, 3);
 	EXPECT_OK(check_pages(OTHER_VIEW + len - huge(1), 1, 3));
 	ASSERT_EQ(DST, move_to(SRC, len, len + huge(1), DST));
+	EXPECT_OK(check_unmapped(SRC, len));
 	EXPECT_OK(check_pages(DST, 2, 1));
 	EXPECT_OK(check_pages(DST + len - huge(1), 1, 3));
-	munmap(at(DST), len + huge(1));
-	munmap(at(OTHER_VIEW), len);
-	EXPECT_OK(check_end(self));
+	EXPECT_OK(check_pages(OTHER_VIEW, 2, 1));
+	stamp_pages(DST + len - huge(1), 2, 4);
+	EXPECT_OK(check_pages(OTHER_VIEW + len - huge(1), 1, 4));
 }
 
 /* Pages that exist only while they are needed. */
 TEST_F(kind, surplus_pages_mended)
 {
-	const char *setting = "/proc/sys/vm/nr_overcommit_hugepages";
-	const bool shared = variant->flags & MAP_SHARED;
-	char was[32];
-
-	SKIP_STOCK();
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
+	map_stamped(_metadata, self, 2);
 	ASSERT_OK(leave(0));
-	ASSERT_TRUE(read_setting(setting, was, sizeof(was)));
-	if (!write_setting(setting, "4"))
-		SKIP(return, "needs leave to set vm.nr_overcommit_hugepages");
-	if (do_mremap(SRC, huge(2), huge(6), 0, 0) != SRC) {
-		write_setting(setting, was);
-		SKIP(return, "needs memory for more huge pages");
-	}
+	NEED(change_setting("/proc/sys/vm/nr_overcommit_hugepages", "4"),
+	     "needs leave to set vm.nr_overcommit_hugepages");
+	NEED(do_mremap(SRC, huge(2), huge(6), 0, 0) == SRC, "needs memory for more huge pages");
 	stamp_pages(SRC, 6, 1);
 	/* With a surplus, what is unmapped may go on counting as used. */
 	EXPECT_EQ(SRC, do_mremap(SRC, huge(6), huge(2), 0, 0));
 	EXPECT_EQ(SRC, do_mremap(SRC, huge(2), huge(6), 0, 0));
-	EXPECT_OK(check_pages(SRC, shared ? 6 : 2, 1));
+	EXPECT_OK(check_pages(SRC, self->shared ? 6 : 2, 1));
 	stamp_pages(SRC, 6, 1);
 	EXPECT_EQ(DST, move_to(SRC, huge(6), huge(6), DST));
 	EXPECT_OK(check_pages(DST, 6, 1));
-	write_setting(setting, was);
-	EXPECT_OK(check_end(self));
 }
 
 /* ---- several at the same time ---- */
 
-/* Each of two processes grows to the same end; there are just enough pages. */
-TEST_F_TIMEOUT(kind, two_processes_grow_mended, 120)
-{
-	int start[2], done[2], rounds = 20;
-	char byte = 0;
-	pid_t child;
-
-	SKIP_STOCK();
-	if (self->fd < 0 || !(variant->flags & MAP_SHARED))
-		SKIP(return, "needs a file that is shared");
-	ASSERT_EQ(SRC, map_pages(self, variant, 2, 0));
-	stamp_pages(SRC, 2, 1);
-	ASSERT_EQ(0, pipe(start) | pipe(done));
-	child = fork();
-	if (!child) {
-		close(start[1]);
-		while (read(start[0], &byte, 1) == 1) {
-			byte = error_of(do_mremap(SRC, huge(2), huge(5), 0, 0));
-			if (!byte)
-				munmap(at(SRC + huge(2)), huge(3));
-			if (write(done[1], &byte, 1) != 1)
-				break;
-		}
-		_exit(0);
-	}
-	ASSERT_OK(leave(3));
-	while (rounds--) {
-		ASSERT_EQ(1, write(start[1], &byte, 1));
-		EXPECT_EQ(SRC, do_mremap(SRC, huge(2), huge(5), 0, 0));
-		ASSERT_EQ(1, read(done[0], &byte, 1));
-		EXPECT_EQ(0, byte);
-		munmap(at(FILL), huge(self->pool.total));
-		EXPECT_OK(check_pool(&self->pool, 2, 3));
-		munmap(at(SRC + huge(2)), huge(3));
-		ASSERT_EQ(0, ftruncate(self->fd, huge(2)));
-		ASSERT_OK(leave(3));
-	}
-	close(start[1]);
-	EXPECT_EQ(child, waitpid(child, NULL, 0));
-	EXPECT_OK(check_end(self));
-}
-
 /* The kernel stops when growth is reserved and not yet committed. */
-#define DELAYS	"/sys/kernel/debug/mremap_delay_us/"
+#define DELAY	DELAY_DIR "reserved"
 
-static const char *find_delays(void)
+static bool has_delays(void)
 {
-	if (access(DELAYS "reserved", W_OK))
+	if (access(DELAY, W_OK))
 		mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
-	if (access(DELAYS "reserved", W_OK))
-		return "needs delays (CONFIG_DEBUG_MREMAP_DELAY)";
-	return NULL;
+	return !access(DELAY, W_OK);
 }
 
 static bool has_ended(pid_t pid)
@@ -1099,18 +872,20 @@ static int grow_slowly(void *unused)
 	_exit(error_of(move_to(SRC, huge(4), huge(7), DST)));
 }
 
-/* Returns when the call, which another process makes, has stopped; or -1. */
-static pid_t start_growth(int (*grow)(void *arg), int more_flags)
+/* Returns when the call, which another process makes, has stopped. */
+static pid_t start_growth(META, int (*grow)(void *arg), int more_flags)
 {
 	static char stack[64 * KB] __attribute__((aligned(16)));
 	pid_t pid;
 
-	write_setting(DELAYS "reserved", "2000000");
+	write_setting(DELAY, "2000000");
 	pid = clone(grow, stack + sizeof(stack), more_flags | SIGCHLD, NULL);
+	ASSERT_LT(0, pid);
 	while (!is_asleep(pid) && !has_ended(pid))
 		sched_yield();
-	write_setting(DELAYS "reserved", "0");
-	return has_ended(pid) ? -1 : pid;
+	write_setting(DELAY, "0");
+	ASSERT_FALSE(has_ended(pid));
+	return pid;
 }
 
 static int result_of_growth(pid_t pid)
@@ -1126,67 +901,48 @@ static bool is_killed(pid_t pid)
 {
 	int status;
 
-	return !kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid &&
-	       WIFSIGNALED(status);
+	return !kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid && WIFSIGNALED(status);
 }
 
 /* Four stamped pages, which can be made to grow slowly. */
-static const char *map_for_delay(const FIXTURE_DATA(kind) *self,
-				 const FIXTURE_VARIANT(kind) *variant)
+static const char *map_for_delay(SELF)
 {
-	const char *why = find_delays();
-
-	if (!why && map_pages(self, variant, 4, 0) != SRC)
-		why = "cannot map huge pages";
-	if (!why)
-		stamp_pages(SRC, 4, 1);
-	return why;
+	if (!has_delays())
+		return NEEDS_DELAYS;
+	if (map_pages(self, 4, 0) != SRC)
+		return "cannot map huge pages";
+	stamp_pages(SRC, 4, 1);
+	return NULL;
 }
 
 /* Who cuts the file waits until it has grown, and takes the reservations as well. */
 TEST_F(kind, file_is_cut_between_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-	const char *why;
-	struct stat stat;
 	pid_t pid;
 
-	SKIP_STOCK();
-	if (self->fd < 0)
-		SKIP(return, "its file cannot be cut");
-	why = map_for_delay(self, variant);
-	if (why)
-		SKIP(return, "%s", why);
-	pid = start_growth(grow_slowly, CLONE_VM);
-	ASSERT_LT(0, pid);
+	NEED(self->fd >= 0, "its file cannot be cut");
+	NEED_OK(map_for_delay(self));
+	pid = start_growth(_metadata, grow_slowly, CLONE_VM);
 	EXPECT_EQ(0, ftruncate(self->fd, huge(2)));
 	EXPECT_EQ(0, result_of_growth(pid));
 	EXPECT_OK(check_unmapped(SRC, huge(4)));
-	ASSERT_EQ(0, fstat(self->fd, &stat));
-	EXPECT_EQ(huge(2), stat.st_size);
-	EXPECT_OK(check_pool(&self->pool, 2, shared ? 0 : 5));
+	EXPECT_OK(check_size(self, 2));
+	EXPECT_OK(check_pool(&self->pool, 2, self->shared ? 0 : 5));
 	EXPECT_OK(check_pages(DST, 2, 1));
 	ASSERT_EQ(DST, do_mremap(DST, huge(7), huge(8), 0, 0));
 	EXPECT_OK(check_pool(&self->pool, 2, 6));
 	EXPECT_OK(check_zero_pages(DST + huge(2), 6));
-	EXPECT_OK(check_end(self));
 }
 
 /* Whoever has sealed it can rely on its size. */
 TEST_F(kind, file_is_sealed_between_mended)
 {
 	struct stat sealed, stat;
-	const char *why;
 	pid_t pid;
 
-	SKIP_STOCK();
-	if (variant->source != MEMFD)
-		SKIP(return, "only a memfd can be sealed");
-	why = map_for_delay(self, variant);
-	if (why)
-		SKIP(return, "%s", why);
-	pid = start_growth(grow_slowly, CLONE_VM);
-	ASSERT_LT(0, pid);
+	NEED(variant->source == MEMFD, "only a memfd can be sealed");
+	NEED_OK(map_for_delay(self));
+	pid = start_growth(_metadata, grow_slowly, CLONE_VM);
 	EXPECT_EQ(0, fcntl(self->fd, F_ADD_SEALS, F_SEAL_GROW));
 	EXPECT_EQ(0, fstat(self->fd, &sealed));
 	EXPECT_EQ(0, result_of_growth(pid));
@@ -1194,30 +950,22 @@ TEST_F(kind, file_is_sealed_between_mended)
 	ASSERT_EQ(0, fstat(self->fd, &stat));
 	EXPECT_EQ(sealed.st_size, stat.st_size);
 	EXPECT_OK(check_pages(DST, 4, 1));
-	EXPECT_OK(check_end(self));
 }
 
 /* The second one finds reserved what it needs, and asks for no more. */
 TEST_F(kind, another_grows_between_mended)
 {
-	const char *why;
 	pid_t pid;
 
-	SKIP_STOCK();
-	if (!(variant->flags & MAP_SHARED))
-		SKIP(return, "only shared mappings have the same pages");
-	why = map_for_delay(self, variant);
-	if (why)
-		SKIP(return, "%s", why);
+	NEED(self->shared, "only shared mappings have the same pages");
+	NEED_OK(map_for_delay(self));
 	ASSERT_OK(leave(3));
-	pid = start_growth(grow_slowly, 0);
-	ASSERT_LT(0, pid);
+	pid = start_growth(_metadata, grow_slowly, 0);
 	EXPECT_EQ(SRC, do_mremap(SRC, huge(4), huge(7), 0, 0));
 	EXPECT_EQ(0, result_of_growth(pid));
 	munmap(at(FILL), huge(self->pool.total));
 	EXPECT_OK(check_pool(&self->pool, 4, 3));
 	EXPECT_OK(check_zero_pages(SRC + huge(4), 3));
-	EXPECT_OK(check_end(self));
 }
 
 static pid_t start_second_growth(void)
@@ -1235,18 +983,12 @@ static pid_t start_second_growth(void)
 TEST_F(kind, waiting_is_killed_mended)
 {
 	bool killed = false;
-	const char *why;
 	pid_t first, second;
 
-	SKIP_STOCK();
-	if (!(variant->flags & MAP_SHARED))
-		SKIP(return, "only shared mappings have the same file");
-	why = map_for_delay(self, variant);
-	if (why)
-		SKIP(return, "%s", why);
+	NEED(self->shared, "only shared mappings have the same file");
+	NEED_OK(map_for_delay(self));
 	for (int round = 0; round < 5 && !killed; round++) {
-		first = start_growth(grow_slowly, 0);
-		ASSERT_LT(0, first);
+		first = start_growth(_metadata, grow_slowly, 0);
 		second = start_second_growth();
 		killed = is_killed(second) && is_asleep(first);
 		EXPECT_EQ(0, result_of_growth(first));
@@ -1254,53 +996,36 @@ TEST_F(kind, waiting_is_killed_mended)
 	EXPECT_TRUE(killed);
 	EXPECT_OK(check_pool(&self->pool, 4, 3));
 	EXPECT_OK(check_pages(SRC, 4, 1));
-	EXPECT_OK(check_end(self));
 }
 
 /* Who is killed gives back what it has reserved, and its mapping can grow later. */
 TEST_F(kind, growing_is_killed_mended)
 {
-	const char *why;
-	struct stat stat;
 	pid_t pid;
 
-	SKIP_STOCK();
-	why = map_for_delay(self, variant);
-	if (why)
-		SKIP(return, "%s", why);
-	pid = start_growth(grow_slowly, CLONE_VM);
-	ASSERT_LT(0, pid);
+	NEED_OK(map_for_delay(self));
+	pid = start_growth(_metadata, grow_slowly, CLONE_VM);
 	EXPECT_OK(check_pool(&self->pool, 4, 3));
 	EXPECT_TRUE(is_killed(pid));
 	EXPECT_OK(check_pool(&self->pool, 4, 0));
 	EXPECT_OK(check_unmapped(DST, huge(7)));
 	EXPECT_OK(check_pages(SRC, 4, 1));
-	if (self->fd >= 0) {
-		ASSERT_EQ(0, fstat(self->fd, &stat));
-		EXPECT_EQ(huge(4), stat.st_size);
-	}
+	EXPECT_OK(check_size(self, 4));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(4), huge(6), 0, 0));
 	EXPECT_OK(check_pool(&self->pool, 4, 2));
-	EXPECT_OK(check_end(self));
 }
 
 /* A fault waits for nobody: what it has made needs no reservation any more. */
 TEST_F(kind, page_is_touched_between_mended)
 {
-	const char *why;
 	pid_t pid;
 
-	SKIP_STOCK();
-	if (self->fd < 0 || !(variant->flags & MAP_SHARED))
-		SKIP(return, "needs a file that is shared");
-	why = map_for_delay(self, variant);
-	if (why)
-		SKIP(return, "%s", why);
+	NEED(self->fd >= 0 && self->shared, "needs a file that is shared");
+	NEED_OK(map_for_delay(self));
 	ASSERT_EQ(0, ftruncate(self->fd, huge(7)));
 	ASSERT_EQ(FILL, map_at(FILL, huge(7), PROT_READ | PROT_WRITE,
 			       MAP_SHARED | MAP_NORESERVE, self->fd, 0));
-	pid = start_growth(grow_slowly, 0);
-	ASSERT_LT(0, pid);
+	pid = start_growth(_metadata, grow_slowly, 0);
 	stamp_pages(FILL + huge(5), 1, 6);
 	EXPECT_FALSE(has_ended(pid));
 	EXPECT_EQ(0, result_of_growth(pid));
@@ -1308,7 +1033,6 @@ TEST_F(kind, page_is_touched_between_mended)
 	stamp_pages(FILL + huge(4), 1, 5);
 	EXPECT_OK(check_pool(&self->pool, 4 + 2, 1));
 	EXPECT_OK(check_pages(FILL, 6, 1));
-	EXPECT_OK(check_end(self));
 }
 
 /* ---- limits of a file system ---- */
@@ -1338,10 +1062,9 @@ FIXTURE_VARIANT_ADD(limited, both_shared) { MAP_SHARED, 6, 4 };
 FIXTURE_SETUP(limited)
 {
 	char options[96] = "mode=700", option[32];
-	const char *why;
 
-	if (get_free_hugepages() < ENOUGH)
-		SKIP(return, "needs %d free huge pages (vm.nr_hugepages)", ENOUGH);
+	SKIP_STOCK(NO_GROWTH);
+	NEED(get_free_hugepages() >= ENOUGH, NEEDS_PAGES);
 	self->unmounted = read_pool();
 	if (variant->most) {
 		snprintf(option, sizeof(option), ",size=%zu", huge(variant->most));
@@ -1351,23 +1074,18 @@ FIXTURE_SETUP(limited)
 		snprintf(option, sizeof(option), ",min_size=%zu", huge(variant->least));
 		strcat(options, option);
 	}
-	why = mount_hugetlbfs(self->mount, options);
-	if (why)
-		SKIP(return, "%s", why);
+	NEED_OK(mount_hugetlbfs(self->mount, options));
 	self->fd = open_unlinked(self->mount);
 	ASSERT_LE(0, self->fd);
 	self->pool = read_pool();
 	ASSERT_OK(check_pool(&self->unmounted, 0, variant->least));
-	ASSERT_EQ(SRC, map_at(SRC, huge(2), PROT_READ | PROT_WRITE, variant->flags,
-			      self->fd, 0));
+	ASSERT_EQ(SRC, map_at(SRC, huge(2), PROT_READ | PROT_WRITE, variant->flags, self->fd, 0));
 	stamp_pages(SRC, 2, 1);
 }
 
 FIXTURE_TEARDOWN(limited)
 {
-	munmap(at(SRC), DST - SRC);
-	munmap(at(DST), GB);
-	munmap(at(FILL), huge(self->unmounted.total));
+	munmap(at(WINDOW), WINDOW_SIZE);
 	close(self->fd);
 	EXPECT_OK(wait_for_pool(&self->pool));
 	unmount(self->mount);
@@ -1385,9 +1103,7 @@ TEST_F(limited, grows_up_to_the_limit_mended)
 {
 	const int most = variant->most;
 
-	SKIP_STOCK();
-	if (!most)
-		SKIP(return, "it has no limit");
+	NEED(most, "it has no limit");
 	EXPECT_EQ(most - 2, free_of(self));
 	EXPECT_OK(refuse_growth(most + 1, ENOMEM));
 	EXPECT_EQ(most - 2, free_of(self));
@@ -1404,9 +1120,7 @@ TEST_F(limited, uses_its_minimum_mended)
 {
 	const int least = variant->least;
 
-	SKIP_STOCK();
-	if (!least)
-		SKIP(return, "it has no minimum");
+	NEED(least, "it has no minimum");
 	EXPECT_OK(check_pool(&self->pool, 2, -2));
 	ASSERT_OK(leave(1));
 	EXPECT_OK(refuse_growth(6, ENOMEM));
@@ -1434,21 +1148,16 @@ static int map_and_grow_slowly(void *unused)
  */
 TEST_F(limited, others_free_between_mended)
 {
-	const char *why = find_delays();
 	pid_t pid;
 
-	SKIP_STOCK();
-	if (why)
-		SKIP(return, "%s", why);
-	if (!variant->least)
-		SKIP(return, "it has no minimum");
+	NEED(has_delays(), NEEDS_DELAYS);
+	NEED(variant->least, "it has no minimum");
 	ASSERT_EQ(FILL, map_at(FILL, huge(1), PROT_READ | PROT_WRITE, MAP_PRIVATE,
 			       self->fd, huge(2)));
 	EXPECT_OK(check_pool(&self->pool, 2, -2));
 	fd_of_slow_growth = self->fd;
 	flags_of_slow_growth = variant->flags;
-	pid = start_growth(map_and_grow_slowly, 0);
-	ASSERT_LT(0, pid);
+	pid = start_growth(_metadata, map_and_grow_slowly, 0);
 	EXPECT_OK(check_pool(&self->pool, 2, -1));
 	munmap(at(FILL), huge(1));
 	EXPECT_FALSE(has_ended(pid));
@@ -1461,15 +1170,12 @@ TEST_F(limited, others_free_between_mended)
 /* It fails when all is reserved. */
 TEST_F(limited, every_allocation_mended)
 {
-	const char *why = prepare_fail_nth();
 	int fd = open(FAIL_NTH, O_RDWR), nth = 0;
 	const struct pool before = read_pool();
 	const long left = free_of(self);
 	unsigned long ret;
 
-	SKIP_STOCK();
-	if (why)
-		SKIP(return, "%s", why);
+	NEED_OK(prepare_fail_nth());
 	guard_page(SRC + huge(2));
 	do {
 		ASSERT_OK(check_pool(&before, 0, 0));
@@ -1487,19 +1193,13 @@ TEST_F(limited, every_allocation_mended)
 
 /* ---- limits of a group ---- */
 
-#define GROUPS	"/sys/fs/cgroup/"
-#define ABOVE	GROUPS "mremap_hugetlb/"
+#define ABOVE	CGROUPS "mremap_hugetlb/"
 #define GROUP	ABOVE "group/"
 #define OTHER	ABOVE "other/"
 
 FIXTURE(group)
 {
-	char charged[96];
-	char limit[96];
-	char charged_other[96];
-	char limit_other[96];
-	char charged_above[96];
-	char limit_above[96];
+	bool shared;
 	long dying;
 };
 
@@ -1511,42 +1211,44 @@ FIXTURE_VARIANT(group)
 FIXTURE_VARIANT_ADD(group, private) { MAP_PRIVATE };
 FIXTURE_VARIANT_ADD(group, shared) { MAP_SHARED };
 
-static void name_file(char *path, const char *group, const char *file)
+static const char *rsvd_file(const char *group, const char *file)
 {
 	const size_t mb = huge(1) / MB;
+	static char path[96];
 
-	snprintf(path, 96, "%shugetlb.%zu%s.rsvd.%s", group, mb < 1024 ? mb : mb / 1024,
-		 mb < 1024 ? "MB" : "GB", file);
+	snprintf(path, sizeof(path), "%shugetlb.%zu%s.rsvd.%s", group,
+		 mb < 1024 ? mb : mb / 1024, mb < 1024 ? "MB" : "GB", file);
+	return path;
 }
 
-static bool set_limit(const char *path, size_t pages)
+static bool set_limit(const char *group, size_t pages)
 {
 	char limit[32];
 
 	snprintf(limit, sizeof(limit), "%zu", huge(pages));
-	return write_setting(path, limit);
+	return write_setting(rsvd_file(group, "max"), limit);
+}
+
+static size_t charged_to(const char *group)
+{
+	return read_long(rsvd_file(group, "current"));
 }
 
 /* Groups that were removed, but that somebody still refers to. */
 static long dying_groups(void)
 {
-	long dying = -1;
-	FILE *file = fopen(GROUPS "cgroup.stat", "r");
-	char line[64];
+	char stat[256] = "";
+	const char *dying;
 
-	while (file && fgets(line, sizeof(line), file))
-		sscanf(line, "nr_dying_descendants %ld", &dying);
-	if (file)
-		fclose(file);
-	return dying;
+	read_setting(CGROUPS "cgroup.stat", stat, sizeof(stat));
+	dying = strstr(stat, "nr_dying_descendants ");
+	return dying ? atol(strchr(dying, ' ')) : -1;
 }
 
 /* So many huge pages are charged to the two. */
-static const char *check_charges(const FIXTURE_DATA(group) *self, size_t pages,
-				 size_t other)
+static const char *check_charges(size_t pages, size_t other)
 {
-	const size_t charged = read_long(self->charged);
-	const size_t charged_other = read_long(self->charged_other);
+	const size_t charged = charged_to(GROUP), charged_other = charged_to(OTHER);
 
 	if (charged == huge(pages) && charged_other == huge(other))
 		return NULL;
@@ -1554,51 +1256,33 @@ static const char *check_charges(const FIXTURE_DATA(group) *self, size_t pages,
 			charged / huge(1), pages, charged_other / huge(1), other);
 }
 
-static const char *wait_for_no_charges(const FIXTURE_DATA(group) *self)
-{
-	const char *why = NULL;
-
-	for (int try = 0; try < 100; try++) {
-		why = check_charges(self, 0, 0);
-		if (!why)
-			break;
-		usleep(20 * 1000);
-	}
-	return why;
-}
-
 FIXTURE_SETUP(group)
 {
-	if (get_free_hugepages() < ENOUGH)
-		SKIP(return, "needs %d free huge pages (vm.nr_hugepages)", ENOUGH);
-	if (!write_setting(GROUPS "cgroup.subtree_control", "+hugetlb"))
-		SKIP(return, "needs CONFIG_CGROUP_HUGETLB (" GROUPS ")");
+	SKIP_STOCK(NO_GROWTH);
+	NEED(get_free_hugepages() >= ENOUGH, NEEDS_PAGES);
+	NEED(write_setting(CGROUPS "cgroup.subtree_control", "+hugetlb"),
+	     "needs CONFIG_CGROUP_HUGETLB (" CGROUPS ")");
+	self->shared = variant->flags & MAP_SHARED;
 	self->dying = dying_groups();
 	ASSERT_EQ(0, mkdir(ABOVE, 0700));
 	ASSERT_TRUE(write_setting(ABOVE "cgroup.subtree_control", "+hugetlb"));
 	ASSERT_EQ(0, mkdir(GROUP, 0700));
 	ASSERT_EQ(0, mkdir(OTHER, 0700));
-	name_file(self->charged, GROUP, "current");
-	name_file(self->limit, GROUP, "max");
-	name_file(self->charged_other, OTHER, "current");
-	name_file(self->limit_other, OTHER, "max");
-	name_file(self->charged_above, ABOVE, "current");
-	name_file(self->limit_above, ABOVE, "max");
 	ASSERT_TRUE(write_setting(GROUP "cgroup.procs", "0"));
 	ASSERT_EQ(SRC, map_at(SRC, huge(2), PROT_READ | PROT_WRITE, variant->flags |
 			      MAP_ANONYMOUS | MAP_HUGETLB, -1, 0));
 	stamp_pages(SRC, 2, 1);
-	ASSERT_OK(check_charges(self, 2, 0));
+	ASSERT_OK(check_charges(2, 0));
 }
 
 /* Each reference that a charge has taken is gone with it, or the groups would stay. */
 FIXTURE_TEARDOWN(group)
 {
-	munmap(at(SRC), DST - SRC);
-	munmap(at(DST), GB);
-	munmap(at(FILL), huge(meminfo_kb("HugePages_Total")));
-	EXPECT_OK(wait_for_no_charges(self));
-	write_setting(GROUPS "cgroup.procs", "0");
+	munmap(at(WINDOW), WINDOW_SIZE);
+	for (int try = 0; try < 100 && check_charges(0, 0); try++)
+		usleep(20 * 1000);
+	EXPECT_OK(check_charges(0, 0));
+	write_setting(CGROUPS "cgroup.procs", "0");
 	EXPECT_EQ(0, rmdir(GROUP));
 	EXPECT_EQ(0, rmdir(OTHER));
 	EXPECT_EQ(0, rmdir(ABOVE));
@@ -1609,15 +1293,14 @@ FIXTURE_TEARDOWN(group)
 
 TEST_F(group, is_charged_mended)
 {
-	SKIP_STOCK();
-	ASSERT_TRUE(set_limit(self->limit, 5));
+	ASSERT_TRUE(set_limit(GROUP, 5));
 	EXPECT_OK(refuse_growth(6, ENOMEM));
-	EXPECT_OK(check_charges(self, 2, 0));
+	EXPECT_OK(check_charges(2, 0));
 	munmap(at(DST), psize());
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(3), 0, 0));
-	EXPECT_OK(check_charges(self, 3, 0));
+	EXPECT_OK(check_charges(3, 0));
 	ASSERT_EQ(DST, move_to(SRC, huge(3), huge(5), DST));
-	EXPECT_OK(check_charges(self, 5, 0));
+	EXPECT_OK(check_charges(5, 0));
 	stamp_pages(DST, 5, 1);
 }
 
@@ -1627,54 +1310,48 @@ TEST_F(group, is_charged_mended)
  */
 TEST_F(group, after_another_was_joined_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-
-	SKIP_STOCK();
 	ASSERT_TRUE(write_setting(OTHER "cgroup.procs", "0"));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(3), 0, 0));
-	EXPECT_OK(check_charges(self, shared ? 2 : 3, shared ? 1 : 0));
+	EXPECT_OK(check_charges(self->shared ? 2 : 3, self->shared ? 1 : 0));
 	ASSERT_EQ(DST, move_to(SRC, huge(3), huge(5), DST));
-	EXPECT_OK(check_charges(self, shared ? 2 : 5, shared ? 3 : 0));
+	EXPECT_OK(check_charges(self->shared ? 2 : 5, self->shared ? 3 : 0));
 	ASSERT_TRUE(write_setting(GROUP "cgroup.procs", "0"));
 	ASSERT_EQ(SRC, move_to(DST, huge(5), huge(6), SRC));
-	EXPECT_OK(check_charges(self, shared ? 3 : 6, shared ? 3 : 0));
+	EXPECT_OK(check_charges(self->shared ? 3 : 6, self->shared ? 3 : 0));
 	EXPECT_OK(check_pages(SRC, 2, 1));
 	stamp_pages(SRC, 6, 1);
-	EXPECT_OK(check_charges(self, shared ? 3 : 6, shared ? 3 : 0));
+	EXPECT_OK(check_charges(self->shared ? 3 : 6, self->shared ? 3 : 0));
 }
 
 /* What is refused, by the group or after it was charged, is charged to nobody. */
 TEST_F(group, limit_of_another_mended)
 {
-	const bool shared = variant->flags & MAP_SHARED;
-	const char *limit = shared ? self->limit_other : self->limit;
+	const char *limited = self->shared ? OTHER : GROUP;
 
-	SKIP_STOCK();
 	ASSERT_TRUE(write_setting(OTHER "cgroup.procs", "0"));
-	ASSERT_TRUE(set_limit(limit, shared ? 2 : 4));
+	ASSERT_TRUE(set_limit(limited, self->shared ? 2 : 4));
 	EXPECT_OK(refuse_growth(5, ENOMEM));
-	EXPECT_OK(check_charges(self, 2, 0));
-	ASSERT_TRUE(set_limit(limit, 100));
+	EXPECT_OK(check_charges(2, 0));
+	ASSERT_TRUE(set_limit(limited, 100));
 	/* For what takes all that is left. */
-	ASSERT_TRUE(write_setting(GROUPS "cgroup.procs", "0"));
+	ASSERT_TRUE(write_setting(CGROUPS "cgroup.procs", "0"));
 	ASSERT_OK(leave(1));
 	ASSERT_TRUE(write_setting(OTHER "cgroup.procs", "0"));
 	EXPECT_OK(refuse_growth(4, ENOMEM));
-	EXPECT_OK(check_charges(self, 2, 0));
+	EXPECT_OK(check_charges(2, 0));
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(3), 0, 0));
-	EXPECT_OK(check_charges(self, shared ? 2 : 3, shared ? 1 : 0));
+	EXPECT_OK(check_charges(self->shared ? 2 : 3, self->shared ? 1 : 0));
 }
 
 /* What a group above both is charged for is not charged for a second time. */
 TEST_F(group, limit_of_both_mended)
 {
-	SKIP_STOCK();
-	ASSERT_TRUE(set_limit(self->limit_above, 3));
+	ASSERT_TRUE(set_limit(ABOVE, 3));
 	ASSERT_TRUE(write_setting(OTHER "cgroup.procs", "0"));
 	EXPECT_OK(refuse_growth(4, ENOMEM));
 	munmap(at(DST), psize());
 	ASSERT_EQ(SRC, do_mremap(SRC, huge(2), huge(3), 0, 0));
-	EXPECT_EQ(huge(3), (size_t)read_long(self->charged_above));
+	EXPECT_EQ(huge(3), charged_to(ABOVE));
 }
 
 /* ---- a bug of others, which moves are not to make worse ---- */
@@ -1718,10 +1395,8 @@ TEST(truncation_waits_for_faults_fixed)
 {
 	int file;
 
-	if (!expect_fixed())
-		SKIP(return, "a bug of other calls (MREMAP_EXPECT=fixed)");
-	if (get_free_hugepages() < FAULTS)
-		SKIP(return, "needs 8 free huge pages (vm.nr_hugepages)");
+	NEED(expect_fixed(), "a bug of other calls (MREMAP_EXPECT=fixed)");
+	NEED(get_free_hugepages() >= FAULTS, "needs 8 free huge pages (vm.nr_hugepages)");
 	file = memfd_create("cut", MFD_HUGETLB);
 	zeros = open("/dev/zero", O_RDONLY);
 	ASSERT_LE(0, zeros);
@@ -1741,11 +1416,9 @@ TEST(segment_does_not_grow)
 {
 	int id;
 
-	if (get_free_hugepages() < 2)
-		SKIP(return, "needs 2 free huge pages (vm.nr_hugepages)");
+	NEED(get_free_hugepages() >= 2, "needs 2 free huge pages (vm.nr_hugepages)");
 	id = shmget(IPC_PRIVATE, huge(2), IPC_CREAT | SHM_HUGETLB | 0600);
-	if (id < 0)
-		SKIP(return, "needs System V shared memory of huge pages");
+	NEED(id >= 0, "needs System V shared memory of huge pages");
 	ASSERT_EQ(at(SRC), shmat(id, at(SRC), 0));
 	shmctl(id, IPC_RMID, NULL);
 	stamp_pages(SRC, 2, 1);

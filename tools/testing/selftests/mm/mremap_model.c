@@ -15,6 +15,13 @@
 
 #include "mremap_model.h"
 
+/* Cells that the file is long, and what its cells are stamped with. */
+#define FILE_CELLS	192
+#define FILE_ID		0x1000000UL
+
+/* What fills up to the peak. */
+#define BALLAST	(WINDOW + (4UL << 40))
+
 /* ---- places ---- */
 
 unsigned long cell_addr(const struct world *w, int cell)
@@ -22,7 +29,7 @@ unsigned long cell_addr(const struct world *w, int cell)
 	return w->base + cell * w->unit + (cell >= HALF ? w->skew : 0);
 }
 
-unsigned long world_end(const struct world *w)
+static unsigned long world_end(const struct world *w)
 {
 	return cell_addr(w, CELLS - 1) + w->unit;
 }
@@ -32,12 +39,13 @@ int end_of_half(const struct world *w, int cell)
 	return w->skew && cell < HALF ? HALF : CELLS;
 }
 
-int nr_spots(const struct world *w)
+/* The pages of a cell that are stamped, as offsets in bytes. */
+static int nr_spots(const struct world *w)
 {
 	return w->unit == psize() ? 1 : 3;
 }
 
-size_t spot(const struct world *w, int nr)
+static size_t spot(const struct world *w, int nr)
 {
 	const size_t pages = w->unit / psize();
 	const size_t where[] = { 0, pages / 2 + 1, pages - 1 };
@@ -61,8 +69,7 @@ static size_t looked(const struct world *w, int nr)
 	return bytes(where[nr]);
 }
 
-static void stamp_cell(const struct world *w, unsigned long addr,
-		       unsigned long id)
+static void stamp_cell(const struct world *w, unsigned long addr, unsigned long id)
 {
 	for (int nr = 0; nr < nr_spots(w); nr++)
 		stamp(addr + spot(w, nr), id * 4 + nr);
@@ -70,8 +77,7 @@ static void stamp_cell(const struct world *w, unsigned long addr,
 
 /* ---- userfaultfd ---- */
 
-static const char *write_protect(int fd, unsigned long addr, size_t len,
-				 bool protect)
+static const char *write_protect(int fd, unsigned long addr, size_t len, bool protect)
 {
 	struct uffdio_writeprotect wp = {
 		.range = { addr, len },
@@ -332,8 +338,7 @@ static const char *change_run(struct world *w, const struct kind *kind,
 	int err = 0;
 
 	if (kind->prot)
-		err = mprotect(at(addr), len,
-			       kind->prot == BLIND ? PROT_NONE : kind->prot);
+		err = mprotect(at(addr), len, kind->prot == BLIND ? PROT_NONE : kind->prot);
 	if (kind->advice)
 		err = madvise(at(addr), len, kind->advice);
 	if (kind->letter == 'l' && !w->sparse)
@@ -461,7 +466,7 @@ static const char *cut_out(struct world *w, int first, const char *text, int nr)
 	return NULL;
 }
 
-const char *lay(struct world *w, int first, const char *text)
+static const char *lay(struct world *w, int first, const char *text)
 {
 	const char *why = NULL;
 
@@ -490,8 +495,7 @@ const char *watch(struct world *w, int first, const char *text)
 			continue;
 		w->cells[i].monitor = kind->monitor;
 		w->cells[i].protected = kind->protected;
-		why = register_run(w, cell_addr(w, i), w->unit, kind->monitor,
-				   kind->protected);
+		why = register_run(w, cell_addr(w, i), w->unit, kind->monitor, kind->protected);
 	}
 	return why;
 }
@@ -577,8 +581,7 @@ bool is_plain(const struct cell *cell)
 	return !strcmp(cell->is.perms, "rw-p") && !is_registered(cell);
 }
 
-static void read_attributes(const struct smap *map, unsigned long addr,
-			    struct attributes *out)
+static void read_attributes(const struct smap *map, unsigned long addr, struct attributes *out)
 {
 	const struct vma *vma = &map->vma;
 
@@ -610,8 +613,7 @@ static const char *look(unsigned long addr, size_t unit, int nr,
 			map++;
 		if (map == count || maps[map].vma.start >= addr + unit)
 			continue;
-		if (maps[map].vma.start > addr ||
-		    maps[map].vma.end < addr + unit)
+		if (maps[map].vma.start > addr || maps[map].vma.end < addr + unit)
 			return complain("%#lx: mapped in part", addr);
 		read_attributes(&maps[map], addr, &is[i]);
 		joined[i] = map == last;
@@ -636,8 +638,7 @@ static const char *look_at_world(struct world *w, struct attributes *is)
 
 #define PM_KEPT	(PM_MOVES | PM_UFFD_WP | PM_SOFT_DIRTY)
 
-static void read_bits(const struct world *w, int pagemap, unsigned long addr,
-		      uint64_t *bits)
+static void read_bits(const struct world *w, int pagemap, unsigned long addr, uint64_t *bits)
 {
 	for (int nr = 0; nr < nr_looked(w); nr++) {
 		const unsigned long page = addr + looked(w, nr);
@@ -660,16 +661,14 @@ static void note_bits(struct world *w)
 	close(pagemap);
 }
 
-static void add_up(const struct world *w, const struct cell *cell,
-		   struct books *sum)
+static void add_up(const struct world *w, const struct cell *cell, struct books *sum)
 {
 	const long kb = w->unit / KB;
 
 	if (!cell->is.mapped)
 		return;
 	sum->size += kb;
-	if (cell->is.perms[1] == 'w' && cell->is.perms[3] == 'p' &&
-	    !has_flag(cell, " gd "))
+	if (cell->is.perms[1] == 'w' && cell->is.perms[3] == 'p' && !has_flag(cell, " gd "))
 		sum->data += kb;
 	if (cell->is.locked)
 		sum->locked += kb;
@@ -733,8 +732,7 @@ const char *lay_out(struct world *w, const char *low, const char *high)
 	return why ?: fill_file(w, w->next_offset + HALF / 2) ?: settle(w);
 }
 
-const char *build(struct world *w, enum shape shape, const char *low,
-		  const char *high)
+const char *build(struct world *w, enum shape shape, const char *low, const char *high)
 {
 	const char *why = make_world(w, shape);
 
@@ -747,18 +745,14 @@ static const char *check_attributes(int nr, const struct attributes *is,
 				    const struct attributes *want)
 {
 	if (is->mapped != want->mapped)
-		return complain("cell %d is %smapped", nr,
-				is->mapped ? "" : "not ");
+		return complain("cell %d is %smapped", nr, is->mapped ? "" : "not ");
 	if (strcmp(is->perms, want->perms))
-		return complain("cell %d: %s, not %s", nr, is->perms,
-				want->perms);
+		return complain("cell %d: %s, not %s", nr, is->perms, want->perms);
 	if (is->locked != want->locked)
-		return complain("cell %d is %slocked", nr,
-				is->locked ? "" : "not ");
+		return complain("cell %d is %slocked", nr, is->locked ? "" : "not ");
 	if (is->inode != want->inode || is->offset != want->offset)
 		return complain("cell %d: offset %#lx of inode %lu, not %#lx of %lu",
-				nr, is->offset, is->inode, want->offset,
-				want->inode);
+				nr, is->offset, is->inode, want->offset, want->inode);
 	if (is->flags != want->flags)
 		return complain("cell %d: flags%s, not%s", nr,
 				flag_texts[is->flags], flag_texts[want->flags]);
@@ -786,8 +780,7 @@ static const char *check_books(const struct world *w)
 	return check_sum("VmSize", now.size, w->rest.size + sum.size) ?:
 	       check_sum("VmData", now.data, w->rest.data + sum.data) ?:
 	       check_sum("VmLck", now.locked, w->rest.locked + sum.locked) ?:
-	       check_sum("Committed_AS", now.committed,
-			 w->rest.committed + sum.committed);
+	       check_sum("Committed_AS", now.committed, w->rest.committed + sum.committed);
 }
 
 static const char *check_away(const struct world *w)
@@ -859,17 +852,14 @@ static const char *check_bits(const struct world *w, enum strictness dirty)
 		return NULL;
 	for (int i = 0; !why && i < CELLS; i++)
 		if (w->cells[i].is.mapped)
-			why = check_bits_of(w, pagemap, cell_addr(w, i),
-					    &w->cells[i], dirty);
+			why = check_bits_of(w, pagemap, cell_addr(w, i), &w->cells[i], dirty);
 	for (int i = 0; !why && i < w->nr_away; i++)
-		why = check_bits_of(w, pagemap, w->away + i * w->unit,
-				    &w->away_cells[i], dirty);
+		why = check_bits_of(w, pagemap, w->away + i * w->unit, &w->away_cells[i], dirty);
 	close(pagemap);
 	return why;
 }
 
-const char *check_contents_at(const struct world *w, unsigned long addr,
-			      const struct cell *cell)
+const char *check_contents_at(const struct world *w, unsigned long addr, const struct cell *cell)
 {
 	const unsigned long id = cell->content == OWN ? cell->id :
 		FILE_ID + cell->is.offset / w->unit;
@@ -892,12 +882,10 @@ const char *check_contents(const struct world *w)
 
 	for (int i = 0; !why && i < CELLS; i++)
 		if (w->cells[i].is.perms[0] == 'r')
-			why = check_contents_at(w, cell_addr(w, i),
-						&w->cells[i]);
+			why = check_contents_at(w, cell_addr(w, i), &w->cells[i]);
 	for (int i = 0; !why && i < w->nr_away; i++)
 		if (w->away_cells[i].is.perms[0] == 'r')
-			why = check_contents_at(w, w->away + i * w->unit,
-						&w->away_cells[i]);
+			why = check_contents_at(w, w->away + i * w->unit, &w->away_cells[i]);
 	return why;
 }
 
@@ -936,8 +924,7 @@ static unsigned long later_id(const struct world *w, int nr)
 
 static bool may_write(const struct cell *cell)
 {
-	return cell->is.perms[1] == 'w' && cell->content != BEYOND &&
-	       !is_registered(cell);
+	return cell->is.perms[1] == 'w' && cell->content != BEYOND && !is_registered(cell);
 }
 
 const char *rewrite(struct world *w)
@@ -964,7 +951,7 @@ bool fixed(const struct call *call)
 	return call->flags & MREMAP_FIXED;
 }
 
-bool keeps(const struct call *call)
+static bool keeps(const struct call *call)
 {
 	return call->flags & MREMAP_DONTUNMAP;
 }
@@ -981,11 +968,11 @@ bool is_multi(const struct call *call)
 
 bool overlaps(const struct call *call)
 {
-	return call->from + call->old > call->to &&
-	       call->to + call->new > call->from;
+	return call->from + call->old > call->to && call->to + call->new > call->from;
 }
 
-bool shifts(const struct call *call)
+/* Does it overlap, and may do so? */
+static bool shifts(const struct call *call)
 {
 	return call->flags & MREMAP_OVERLAP && overlaps(call);
 }
@@ -1012,7 +999,8 @@ static bool one_mapping(const struct world *w, int first, int nr)
 	return true;
 }
 
-bool moves_several(const struct world *w, const struct call *call)
+/* Does it move, or let grow, more than one mapping, or one and a gap? */
+static bool moves_several(const struct world *w, const struct call *call)
 {
 	const bool grows = call->flags & MREMAP_MAYMOVE && call->new > call->old;
 	const int kept = kept_cells(call);
@@ -1021,8 +1009,7 @@ bool moves_several(const struct world *w, const struct call *call)
 	for (int i = 0; i < kept && call->old != call->new; i++)
 		if (!w->cells[call->from + i].is.mapped)
 			return false;
-	return (fixed(call) || keeps(call) || grows) &&
-	       !one_mapping(w, call->from, kept);
+	return (fixed(call) || keeps(call) || grows) && !one_mapping(w, call->from, kept);
 }
 
 static bool is_free(const struct world *w, int first, int end)
@@ -1045,8 +1032,7 @@ static bool moves_alone(const struct cell *cell)
 	return cell->chooses || is_registered(cell);
 }
 
-static unsigned int errors_of_several(const struct world *w,
-				      const struct call *call)
+static unsigned int errors_of_several(const struct world *w, const struct call *call)
 {
 	const bool several = moves_several(w, call);
 	const int kept = kept_cells(call);
@@ -1079,8 +1065,7 @@ static unsigned int errors_of_change(const struct world *w, const struct call *c
 		errors |= ERROR(EPERM);
 	if (call->new > call->old && w->cells[call->from + kept - 1].hugetlb)
 		errors |= ERROR(EFAULT);
-	if (keeps(call) && (call->old > call->new ||
-			    (call->old < call->new && expect_base())))
+	if (keeps(call) && (call->old > call->new || (call->old < call->new && expect_base())))
 		errors |= ERROR(EINVAL);
 	return errors;
 }
@@ -1117,8 +1102,7 @@ static unsigned int errors_of_hugetlb(const struct world *w, const struct call *
 	return 0;
 }
 
-static unsigned int errors_of_one(const struct world *w,
-				  const struct call *call)
+static unsigned int errors_of_one(const struct world *w, const struct call *call)
 {
 	const int kept_end = call->from + kept_cells(call);
 	const struct cell *first = &w->cells[call->from];
@@ -1132,8 +1116,7 @@ static unsigned int errors_of_one(const struct world *w,
 	if (fixed(call) && any_sealed(w, call->to, call->to + call->new))
 		errors |= ERROR(EPERM);
 	/* Shrinking in place looks at nothing but what it unmaps. */
-	if ((forced || call->new > call->old) &&
-	    !one_mapping(w, call->from, kept_cells(call)))
+	if ((forced || call->new > call->old) && !one_mapping(w, call->from, kept_cells(call)))
 		errors |= ERROR(EFAULT);
 	if (!call->old && first->is.perms[3] == 'p')
 		errors |= ERROR(EINVAL);
@@ -1254,8 +1237,7 @@ static struct cell moved(const struct cell *cell)
 struct failure failure = { .fd = -1, .make_it_fail = -1 };
 
 /* The cell that many cells behind, where a mapping grows. */
-static struct cell grown(const struct world *w, const struct cell *first,
-			 int behind)
+static struct cell grown(const struct world *w, const struct cell *first, int behind)
 {
 	struct cell cell = *first;
 
@@ -1309,8 +1291,7 @@ static int target(const struct world *w, const struct call *call)
 {
 	const int end = call->from + call->old;
 	const bool may_choose = w->cells[call->from].chooses && !w->at_hint;
-	const bool hint = call->to && !may_choose &&
-			  is_free(w, call->to, call->to + call->new);
+	const bool hint = call->to && !may_choose && is_free(w, call->to, call->to + call->new);
 
 	if (fixed(call))
 		return call->to;
@@ -1471,20 +1452,28 @@ void begin_call(struct world *w, bool may_fail)
 		save_state();
 }
 
+/* Is a gap of what moves to be where something is mapped? */
+static bool goes_around(const struct world *w, const struct call *call)
+{
+	for (int i = 0; fixed(call) && i < call->old; i++)
+		if (!w->cells[call->from + i].is.mapped && w->cells[call->to + i].is.mapped)
+			return true;
+	return false;
+}
+
 unsigned long make_call(struct world *w, const struct call *call, bool may_fail)
 {
 	const unsigned long addr = cell_addr(w, call->from);
-	const unsigned long to = call->to ? cell_addr(w, call->to) :
-		fixed(call) ? w->base : 0;
+	const unsigned long to = call->to ? cell_addr(w, call->to) : fixed(call) ? w->base : 0;
 	unsigned long ret;
 
 	w->shifts = shifts(call);
 	begin_call(w, may_fail);
 	arm_failure();
-	ret = do_mremap(addr, call->old * w->unit, call->new * w->unit,
-			call->flags, to);
+	ret = do_mremap(addr, call->old * w->unit, call->new * w->unit, call->flags, to);
 	disarm_failure();
 	w->at_hint = ret == to;
+	w->around = goes_around(w, call);
 	return ret;
 }
 
@@ -1497,8 +1486,7 @@ static bool is_over(const struct world *w, const struct call *call)
 	return false;
 }
 
-static const char *check_place(const struct world *w, const struct call *call,
-			       unsigned long ret)
+static const char *check_place(const struct world *w, const struct call *call, unsigned long ret)
 {
 	const int to = target(w, call);
 
@@ -1509,16 +1497,25 @@ static const char *check_place(const struct world *w, const struct call *call,
 	return NULL;
 }
 
+static const char *check_pool(const struct world *w)
+{
+	long pool[2];
+
+	read_pool(w, pool);
+	if (!memcmp(pool, w->pool, sizeof(pool)))
+		return NULL;
+	return complain("huge pages free %ld, was %ld; reserved %ld, was %ld", pool[0],
+			w->pool[0], pool[1], w->pool[1]);
+}
+
 /* Moves of the same size need no memory for pages, nor for a moment more room. */
-static const char *check_counters_after(const struct world *w,
-					const struct call *call, bool over)
+static const char *check_counters_after(const struct world *w, const struct call *call, bool over)
 {
 	const struct counters *was = &w->before;
 	struct counters is;
-	long peak, pool[2];
+	long peak;
 
 	read_counters(&is);
-	read_pool(w, pool);
 	peak = was->peak > is.size ? was->peak : is.size;
 	if (is.peak != peak && !expect_base())
 		return complain("VmPeak %ld, not %ld", is.peak, peak);
@@ -1526,12 +1523,8 @@ static const char *check_counters_after(const struct world *w,
 		return NULL;
 	if (is.rss_anon != was->rss_anon || is.rss_shmem != was->rss_shmem)
 		return complain("RssAnon %ld, was %ld; RssShmem %ld, was %ld",
-				is.rss_anon, was->rss_anon, is.rss_shmem,
-				was->rss_shmem);
-	if (memcmp(pool, w->pool, sizeof(pool)))
-		return complain("huge pages free %ld, was %ld; reserved %ld, was %ld",
-				pool[0], w->pool[0], pool[1], w->pool[1]);
-	return NULL;
+				is.rss_anon, was->rss_anon, is.rss_shmem, was->rss_shmem);
+	return check_pool(w);
 }
 
 /*
@@ -1561,8 +1554,7 @@ static const char *check_all_events(struct world *w)
 	return why;
 }
 
-const char *check_success(struct world *w, const struct call *call,
-			  unsigned long ret)
+const char *check_success(struct world *w, const struct call *call, unsigned long ret)
 {
 	const bool over = is_over(w, call);
 	const enum strictness dirty = how_dirty(w, call);
@@ -1574,8 +1566,7 @@ const char *check_success(struct world *w, const struct call *call,
 	if (why)
 		return why;
 	apply(w, call, ret);
-	why = check_layout(w) ?: check_bits(w, dirty) ?: check_contents(w) ?:
-	      check_books(w);
+	why = check_layout(w) ?: check_bits(w, dirty) ?: check_contents(w) ?: check_books(w);
 	if (w->nr_away)
 		munmap(at(w->away), w->nr_away * w->unit);
 	w->nr_away = 0;
@@ -1588,6 +1579,9 @@ const char *check_success(struct world *w, const struct call *call,
  */
 static enum strictness dirty_after_refusal(const struct world *w)
 {
+	/* Nor do they where a copy has merged with a neighbour that has not changed. */
+	if (failure.fd >= 0 && w->around)
+		return w->tracked ? NONE_IS_LOST : ANYTHING;
 	if (!w->tracked)
 		return ANYTHING;
 	return failure.fd < 0 || (w->whole && !w->shifts) ? AS_TOLD : NONE_IS_LOST;
@@ -1605,11 +1599,9 @@ static const char *check_monitors(struct world *w)
 		const struct cell *cell = &w->cells[i];
 
 		/* As it is already: only whether the monitor is kept from it. */
-		if (cell->is.mapped && is_registered(cell) &&
-		    cell->bits[0] != ANY_BITS)
+		if (cell->is.mapped && is_registered(cell) && cell->bits[0] != ANY_BITS)
 			why = write_protect(w->monitors[cell->monitor].fd,
-					    cell_addr(w, i), w->unit,
-					    cell->bits[0] & PM_UFFD_WP);
+					    cell_addr(w, i), w->unit, cell->bits[0] & PM_UFFD_WP);
 	}
 	return why;
 }
@@ -1617,15 +1609,9 @@ static const char *check_monitors(struct world *w)
 static const char *check_nothing_taken(const struct world *w)
 {
 	struct counters is;
-	long pool[2];
 
 	read_counters(&is);
-	read_pool(w, pool);
-	if (memcmp(pool, w->pool, sizeof(pool)))
-		return complain("huge pages free %ld, was %ld; reserved %ld, was %ld",
-				pool[0], w->pool[0], pool[1], w->pool[1]);
-	return is.peak == w->before.peak ? NULL :
-		complain("VmPeak %ld, was %ld", is.peak, w->before.peak);
+	return check_pool(w) ?: check_sum("VmPeak", is.peak, w->before.peak);
 }
 
 /* hugetlb never merges: what was split for a moment stays split. */
@@ -1654,14 +1640,12 @@ static const char *explain(const struct call *call, const char *why)
 
 	if (!why)
 		return NULL;
-	snprintf(text, sizeof(text),
-		 "mremap(cell %d, %d, %d, %#lx, cell %d): %s", call->from,
+	snprintf(text, sizeof(text), "mremap(cell %d, %d, %d, %#lx, cell %d): %s", call->from,
 		 call->old, call->new, call->flags, call->to, why);
 	return text;
 }
 
-const char *try_call(struct world *w, const struct call *call,
-		     unsigned int errors)
+const char *try_call(struct world *w, const struct call *call, unsigned int errors)
 {
 	const unsigned long ret = make_call(w, call, errors);
 	const int err = error_of(ret);
@@ -1670,8 +1654,7 @@ const char *try_call(struct world *w, const struct call *call,
 		return explain(call, "was not refused");
 	if (err && !(errors & ERROR(err)))
 		return explain(call, complain("errno %d", err));
-	return explain(call, err ? check_refusal(w) :
-				   check_success(w, call, ret));
+	return explain(call, err ? check_refusal(w) : check_success(w, call, ret));
 }
 
 const char *call_as_modelled(struct world *w, const struct call *call)
@@ -1681,12 +1664,14 @@ const char *call_as_modelled(struct world *w, const struct call *call)
 
 const char *call_refused(struct world *w, const struct call *call, int error)
 {
-	return try_call(w, call, ERROR(error));
+	struct call keep = *call;
+
+	keep.flags |= MREMAP_DONTUNMAP;
+	return try_call(w, call, ERROR(error)) ?:
+	       (is_multi(call) ? try_call(w, &keep, ERROR(error)) : NULL);
 }
 
 /* ---- failing allocations ---- */
-
-#define DEBUGFS	"/sys/kernel/debug/"
 
 static bool set_probability(const char *percent)
 {
@@ -1752,8 +1737,7 @@ void stop_failing(void)
  * What was in the way may have been unmapped before memory ran out: then it
  * stays so. What lies in a gap is not in the way.
  */
-static const char *accept_unmapped(struct world *w, const struct call *call,
-				   bool *gone)
+static const char *accept_unmapped(struct world *w, const struct call *call, bool *gone)
 {
 	struct attributes is[CELLS];
 	const char *why = look_at_world(w, is);
@@ -1817,8 +1801,7 @@ static void unmap_left_over(const struct world *w, const struct call *call)
 		if (first && w->joined[call->from + first])
 			continue;
 		for (int i = 0; i < nr && i < 256; i++)
-			if (vmas[i].end - vmas[i].start == len &&
-			    !was_elsewhere(vmas[i].start))
+			if (vmas[i].end - vmas[i].start == len && !was_elsewhere(vmas[i].start))
 				munmap(at(vmas[i].start), len);
 	}
 }

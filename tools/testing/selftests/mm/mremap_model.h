@@ -21,14 +21,9 @@
 
 #define KEEP	(FIXED | DONTUNMAP)
 
-/* Cells that the file is long, and what its cells are stamped with. */
-#define FILE_CELLS	192
-#define FILE_ID		0x1000000UL
-
-/* Where a world is, what else a test maps, and what fills up to the peak. */
+/* Where a world is, and what else a test maps. */
 #define SRC	(WINDOW + GB)
 #define FILL	(WINDOW + 40 * GB)
-#define BALLAST	(WINDOW + (4UL << 40))
 
 /* More than any call makes. */
 #define MOST_ALLOCATIONS	1000
@@ -103,6 +98,7 @@ struct world {
 	size_t skew;	/* what the high half is displaced by */
 	bool huge;
 	bool sparse;	/* cells too large to be charged or locked */
+	bool around;	/* the last call went around what is in its gaps */
 	bool tracked;	/* soft-dirty: something may read as clean */
 	bool whole;	/* tables or huge pages move whole, nothing else does */
 	bool shifts;	/* the last call, by less than its length */
@@ -137,15 +133,13 @@ struct call {
 /* ---- building a world ---- */
 
 const char *make_world(struct world *w, enum shape shape);
-const char *lay(struct world *w, int first, const char *text);
 /* Registers what is there as these kinds would be, in place of a dot nothing. */
 const char *watch(struct world *w, int first, const char *text);
 /* Takes what is there for what should be there. */
 const char *settle(struct world *w);
 /* Lays these texts in its halves; and makes a world for that. */
 const char *lay_out(struct world *w, const char *low, const char *high);
-const char *build(struct world *w, enum shape shape, const char *low,
-		  const char *high);
+const char *build(struct world *w, enum shape shape, const char *low, const char *high);
 /* Unmaps all of it, so that the next can be built. */
 const char *clear(struct world *w);
 void drop_world(struct world *w);
@@ -157,17 +151,12 @@ void restamp(struct world *w, int nr);
 /* ---- looking at it ---- */
 
 unsigned long cell_addr(const struct world *w, int cell);
-unsigned long world_end(const struct world *w);
 /* No range may cross this on its way up from the cell. */
 int end_of_half(const struct world *w, int cell);
-/* The pages of a cell that are stamped, as offsets in bytes. */
-int nr_spots(const struct world *w);
-size_t spot(const struct world *w, int nr);
 bool has_flag(const struct cell *cell, const char *flag);
 bool is_plain(const struct cell *cell);
 
-const char *check_contents_at(const struct world *w, unsigned long addr,
-			      const struct cell *cell);
+const char *check_contents_at(const struct world *w, unsigned long addr, const struct cell *cell);
 const char *check_contents(const struct world *w);
 /* All but the contents. */
 const char *check_layout(struct world *w);
@@ -182,14 +171,9 @@ const char *rewrite(struct world *w);
 #define ERROR(error)	(1U << (error))
 
 bool fixed(const struct call *call);
-bool keeps(const struct call *call);
 bool overlaps(const struct call *call);
-/* Does it, and may do so? */
-bool shifts(const struct call *call);
 /* Does it move all of its range, with gaps that stay gaps? */
 bool is_multi(const struct call *call);
-/* Does it move, or let grow, more than one mapping, or one and a gap? */
-bool moves_several(const struct world *w, const struct call *call);
 
 /* All that is wrong with a call: the kernel may tell any of it. */
 unsigned int errors_of(const struct world *w, const struct call *call);
@@ -203,16 +187,17 @@ void begin_call(struct world *w, bool may_fail);
 unsigned long make_call(struct world *w, const struct call *call, bool may_fail);
 void apply(struct world *w, const struct call *call, unsigned long ret);
 
-/* Makes a call, that has to come out as the model says, or be refused. */
+/*
+ * Makes a call, that has to come out as the model says, or be refused. One that is
+ * for several mappings is refused with MREMAP_DONTUNMAP as well.
+ */
 const char *call_as_modelled(struct world *w, const struct call *call);
 const char *call_refused(struct world *w, const struct call *call, int error);
 /* A call that may fail for one of these reasons, must if there is any. */
-const char *try_call(struct world *w, const struct call *call,
-		     unsigned int errors);
+const char *try_call(struct world *w, const struct call *call, unsigned int errors);
 /* After one that was, and one that was not refused. */
 const char *check_refusal(struct world *w);
-const char *check_success(struct world *w, const struct call *call,
-			  unsigned long ret);
+const char *check_success(struct world *w, const struct call *call, unsigned long ret);
 
 /* ---- failing allocations ---- */
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * mremap(2) against others who deal with the same pages at the same time:
- * truncation, writeback, collapse, migration, reclaim, GUP, fork, page faults.
+ * holes in files, writeback, collapse, migration, reclaim, GUP, page faults.
  *
  * There are three sides. The mover is the test itself. The disturber, a process
  * or a thread, does one thing for each call of the mover. The writer, on another
@@ -33,8 +33,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <lib/test_hmm_uapi.h>
-
 #include "../kselftest_harness.h"
 #include "mremap_util.h"
 
@@ -47,17 +45,13 @@
 
 /* ---- delays ---- */
 
-enum point {
-	PLANNED, DETACHED, DETACH_FLUSHED, MOVED, NR_POINTS, UNDELAYED = NR_POINTS,
-};
+enum point { PLANNED, DETACHED, DETACH_FLUSHED, MOVED, NR_POINTS, UNDELAYED = NR_POINTS };
 
 static const char * const point_names[NR_POINTS] = {
 	"planned", "detached", "detach_flushed", "moved",
 };
 
-#define DELAY_DIR	"/sys/kernel/debug/mremap_delay_us/"
-#define DELAY		"300000"
-#define NEEDS_DELAYS	"needs CONFIG_DEBUG_MREMAP_DELAY (" DELAY_DIR ")"
+#define DELAY	"300000"
 
 static bool set_delay(enum point point, const char *usecs)
 {
@@ -129,15 +123,6 @@ struct race {
 	pthread_t writer;
 };
 
-static void pin_to(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	sched_setaffinity(0, sizeof(set), &set);
-}
-
 static void unpin(void)
 {
 	cpu_set_t set;
@@ -190,8 +175,7 @@ static void disturb_all_calls(struct race *race)
 			race->met = wait_until_asleep(race, call);
 		why = race->disturb(race);
 		if (why)
-			snprintf(race->complaint, sizeof(race->complaint),
-				 "disturber: %s", why);
+			snprintf(race->complaint, sizeof(race->complaint), "disturber: %s", why);
 		race->disturbed = call;
 	}
 }
@@ -202,17 +186,14 @@ static void *disturbing_thread(void *arg)
 	return NULL;
 }
 
-static void start_thread(META, struct race *race,
-			 const char *(*disturb)(struct race *race))
+static void start_thread(META, struct race *race, const char *(*disturb)(struct race *race))
 {
 	race->disturb = disturb;
-	ASSERT_EQ(0, pthread_create(&race->thread, NULL, disturbing_thread,
-				    race));
+	ASSERT_EQ(0, pthread_create(&race->thread, NULL, disturbing_thread, race));
 }
 
 /* Before anything is mapped that the process is not to have a copy of. */
-static void start_process(META, struct race *race,
-			  const char *(*disturb)(struct race *race))
+static void start_process(META, struct race *race, const char *(*disturb)(struct race *race))
 {
 	pid_t child;
 
@@ -285,7 +266,7 @@ static void *run_writer(void *arg)
 	struct race *race = arg;
 	bool stop = false;
 
-	pin_to(CPU_OF_WRITER);
+	stay_on_processor(CPU_OF_WRITER);
 	if (sigsetjmp(writer_env, 1))
 		return NULL;
 	while (!stop) {
@@ -309,8 +290,7 @@ static volatile uint64_t *counter_at(unsigned long page)
 	return (volatile uint64_t *)at(page) + COUNTER;
 }
 
-static void start_writer(META, struct race *race, unsigned long page,
-			 bool is_counter)
+static void start_writer(META, struct race *race, unsigned long page, bool is_counter)
 {
 	race->where = counter_at(page);
 	race->is_counter = is_counter;
@@ -356,7 +336,8 @@ FIXTURE_VARIANT_ADD(race, entries_undelayed) { 16, 5, UNDELAYED };
 FIXTURE_VARIANT_ADD(race, table_undelayed) { 512, 0, UNDELAYED };
 FIXTURE_VARIANT_ADD(race, table_to_detach_undelayed) { 512, 5, UNDELAYED };
 
-static struct race *new_race(META, enum point point)
+/* NULL: something is missing, and the test is skipped. */
+static struct race *set_up(META, enum point point, size_t len, unsigned long dst)
 {
 	struct race *race = mmap(NULL, sizeof(*race), PROT_READ | PROT_WRITE,
 				 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -364,11 +345,17 @@ static struct race *new_race(META, enum point point)
 	ASSERT_NE(MAP_FAILED, race);
 	race->mover = getpid();
 	race->fd = -1;
+	race->len = len;
+	race->dst = dst;
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return NULL, "needs two processors");
 	set_no_delays();
-	race->delayed = point != UNDELAYED && set_delay(point, DELAY);
+	race->delayed = point != UNDELAYED;
+	if (race->delayed && !set_delay(point, DELAY))
+		SKIP(return NULL, NEEDS_DELAYS);
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	signal(SIGSEGV, writer_fault);
-	signal(SIGBUS, writer_fault);
-	pin_to(CPU_OF_MOVER);
+	stay_on_processor(CPU_OF_MOVER);
 	return race;
 }
 
@@ -398,14 +385,8 @@ static void end_race(META, struct race *race)
 
 FIXTURE_SETUP(race)
 {
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two processors");
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	self->race = new_race(_metadata, variant->point);
-	if (variant->point != UNDELAYED && !self->race->delayed)
-		SKIP(return, NEEDS_DELAYS);
-	self->race->len = bytes(variant->pages);
-	self->race->dst = DST + bytes(variant->offset);
+	self->race = set_up(_metadata, variant->point, bytes(variant->pages),
+			    DST + bytes(variant->offset));
 }
 
 FIXTURE_TEARDOWN(race)
@@ -415,8 +396,7 @@ FIXTURE_TEARDOWN(race)
 
 static void map_shared(META, struct race *race)
 {
-	ASSERT_EQ(SRC, map_at(SRC, race->len, PROT_READ | PROT_WRITE,
-			      MAP_SHARED, race->fd, 0));
+	ASSERT_EQ(SRC, map_at(SRC, race->len, PROT_READ | PROT_WRITE, MAP_SHARED, race->fd, 0));
 	stamp_range(SRC, race->len, 1);
 }
 
@@ -430,6 +410,15 @@ static void unmap_both(struct race *race)
 {
 	munmap(at(SRC), race->len);
 	munmap(at(race->dst), race->len);
+}
+
+/* Moves what is mapped, the first page of which is being written to. */
+static void move_written_page(META, struct race *race, bool is_counter, int flags)
+{
+	start_writer(_metadata, race, SRC, is_counter);
+	ASSERT_EQ(race->dst, raced_move(race, flags));
+	end_writer(race);
+	EXPECT_OK(complaint_of(race));
 }
 
 /* What the writer has counted is at the new place: all of it, and no more. */
@@ -472,8 +461,7 @@ static const char *reuse_pages(struct race *race)
 /* The first page only: zapping many of them would flush everything. */
 static const char *punch_hole(struct race *race)
 {
-	if (fallocate(race->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-		      psize()))
+	if (fallocate(race->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, psize()))
 		return "cannot punch a hole";
 	count_success(race, true);
 	return reuse_pages(race);
@@ -487,52 +475,15 @@ static void start_punching(META, struct race *race)
 	start_process(_metadata, race, punch_hole);
 }
 
-static void move_written_page(META, struct race *race, int flags)
-{
-	map_shared(_metadata, race);
-	start_writer(_metadata, race, SRC, false);
-	ASSERT_EQ(race->dst, raced_move(race, flags));
-	end_writer(race);
-	EXPECT_OK(complaint_of(race));
-}
-
 TEST_F_TIMEOUT(race, hole_is_punched, TIMEOUT)
 {
 	struct race *race = self->race;
 
 	start_punching(_metadata, race);
 	while (another_round(race)) {
-		move_written_page(_metadata, race, FIXED | DONTUNMAP);
-		EXPECT_OK(check_stamps(race->dst + psize(),
-				       race->len - psize(), 2));
-		unmap_both(race);
-	}
-}
-
-static const char *cut_last_page(struct race *race)
-{
-	if (ftruncate(race->fd, race->len - psize()))
-		return "cannot truncate";
-	count_success(race, true);
-	return reuse_pages(race);
-}
-
-/* The writer ends with a SIGBUS, sooner or later. */
-TEST_F_TIMEOUT(race, file_is_truncated, TIMEOUT)
-{
-	struct race *race = self->race;
-
-	race->fd = memfd_create("truncated", 0);
-	ASSERT_LE(0, race->fd);
-	start_process(_metadata, race, cut_last_page);
-	while (another_round(race)) {
-		ASSERT_EQ(0, ftruncate(race->fd, race->len));
 		map_shared(_metadata, race);
-		start_writer(_metadata, race, SRC + race->len - psize(), false);
-		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
-		end_writer(race);
-		EXPECT_OK(complaint_of(race));
-		EXPECT_OK(check_stamps(race->dst, race->len - psize(), 1));
+		move_written_page(_metadata, race, false, FIXED | DONTUNMAP);
+		EXPECT_OK(check_stamps(race->dst + psize(), race->len - psize(), 2));
 		unmap_both(race);
 	}
 }
@@ -558,22 +509,13 @@ FIXTURE_VARIANT_ADD(shift, staged_undelayed) { 600, UNDELAYED };
 
 FIXTURE_SETUP(shift)
 {
-	if (expect_base())
-		SKIP(return, "stock 6.12 does not know of MREMAP_OVERLAP");
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two processors");
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	self->race = new_race(_metadata, variant->point);
-	if (variant->point != UNDELAYED && !self->race->delayed)
-		SKIP(return, NEEDS_DELAYS);
-	self->race->len = bytes(variant->pages);
-	self->race->dst = SRC + bytes(3);
+	SKIP_STOCK("stock 6.12 does not know of MREMAP_OVERLAP");
+	self->race = set_up(_metadata, variant->point, bytes(variant->pages), SRC + bytes(3));
 }
 
 FIXTURE_TEARDOWN(shift)
 {
-	if (self->race)
-		end_race(_metadata, self->race);
+	end_race(_metadata, self->race);
 }
 
 /* Who looks for the page finds it at the one place or at the other. */
@@ -583,10 +525,10 @@ TEST_F_TIMEOUT(shift, hole_is_punched_mended, TIMEOUT)
 
 	start_punching(_metadata, race);
 	while (another_round(race)) {
-		move_written_page(_metadata, race, OVERLAP);
+		map_shared(_metadata, race);
+		move_written_page(_metadata, race, false, OVERLAP);
 		EXPECT_OK(check_zero(race->dst, psize()));
-		EXPECT_OK(check_stamps(race->dst + psize(),
-				       race->len - psize(), 2));
+		EXPECT_OK(check_stamps(race->dst + psize(), race->len - psize(), 2));
 		munmap(at(race->dst), race->len);
 	}
 }
@@ -595,24 +537,16 @@ TEST_F_TIMEOUT(shift, hole_is_punched_mended, TIMEOUT)
 TEST(directory_loses_page)
 {
 	const size_t last = pud_span() - psize();
-	struct race *race;
+	struct race *race = set_up(_metadata, MOVED, pud_span(), DST);
 
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two processors");
-	race = new_race(_metadata, MOVED);
-	if (!race->delayed)
-		SKIP(return, NEEDS_DELAYS);
-	race->len = pud_span();
-	race->dst = DST;
+	if (!race)
+		return;
 	start_punching(_metadata, race);
 	while (another_round(race)) {
 		ASSERT_EQ(SRC, map_at(SRC, race->len, PROT_READ | PROT_WRITE,
 				      MAP_SHARED, race->fd, 0));
 		stamp(SRC + last, 1);
-		start_writer(_metadata, race, SRC, false);
-		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
-		end_writer(race);
-		EXPECT_OK(complaint_of(race));
+		move_written_page(_metadata, race, false, FIXED | DONTUNMAP);
 		EXPECT_OK(check_stamp(race->dst + last, 1));
 		unmap_both(race);
 	}
@@ -638,8 +572,7 @@ static uint64_t read_from_disk(struct race *race)
 	void *page = aligned_alloc(psize(), psize());
 	uint64_t count = 0;
 
-	if (!fsync(race->fd) &&
-	    pread(race->direct, page, psize(), 0) == (ssize_t)psize())
+	if (!fsync(race->fd) && pread(race->direct, page, psize(), 0) == (ssize_t)psize())
 		count = *counter_at((unsigned long)page);
 	free(page);
 	return count;
@@ -649,17 +582,13 @@ TEST_F_TIMEOUT(race, file_is_cleaned, TIMEOUT)
 {
 	struct race *race = self->race;
 
-	if (!open_on_disk(race->len, &race->fd, &race->direct))
-		SKIP(return, NEEDS_DISK);
+	NEED(open_on_disk(race->len, &race->fd, &race->direct), NEEDS_DISK);
 	start_process(_metadata, race, clean_first_page);
 	while (another_round(race)) {
 		map_shared(_metadata, race);
 		/* The less there is to write during the call, the better. */
 		ASSERT_EQ(0, fsync(race->fd));
-		start_writer(_metadata, race, SRC, false);
-		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
-		end_writer(race);
-		EXPECT_OK(complaint_of(race));
+		move_written_page(_metadata, race, false, FIXED | DONTUNMAP);
 		EXPECT_OK(check_stamps(race->dst, race->len, 1));
 		expect_counted(_metadata, race, race->dst);
 		unmap_both(race);
@@ -710,19 +639,15 @@ TEST_F_TIMEOUT(race, file_is_collapsed, TIMEOUT)
 	race->fd = memfd_create("collapsed", 0);
 	ASSERT_LE(0, race->fd);
 	ASSERT_EQ(0, ftruncate(race->fd, pmd_span()));
-	if (!can_collapse(race))
-		SKIP(return, "needs shared memory that collapses to huge pages");
+	NEED(can_collapse(race), "needs shared memory that collapses to huge pages");
 	start_process(_metadata, race, collapse_file);
 	while (another_round(race)) {
 		/* Small pages again. */
 		ASSERT_EQ(0, ftruncate(race->fd, 0));
 		ASSERT_EQ(0, ftruncate(race->fd, pmd_span()));
 		map_shared(_metadata, race);
-		start_writer(_metadata, race, SRC, true);
-		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
-		end_writer(race);
+		move_written_page(_metadata, race, true, FIXED | DONTUNMAP);
 		EXPECT_FALSE(race->was_changed);
-		EXPECT_OK(complaint_of(race));
 		expect_counted(_metadata, race, race->dst);
 		EXPECT_OK(check_stamps(race->dst, race->len, 1));
 		EXPECT_OK(check_stamps(SRC, race->len, 1));
@@ -759,14 +684,6 @@ static bool have_new_frames(struct race *race)
 	return false;
 }
 
-#define COMPACT	"/proc/sys/vm/compact_memory"
-
-static const char *compact_memory(struct race *race)
-{
-	(void)race;
-	return write_setting(COMPACT, "1") ? NULL : "cannot write to " COMPACT;
-}
-
 /*
  * While a page migrates, its entry is none of a page. As the disturber has the
  * same processor, that lasts until the mover sleeps.
@@ -801,34 +718,34 @@ static unsigned long move_while_migrating(struct race *race)
 	return ret;
 }
 
-#define BALLAST	(64 * MB)
-
-/*
- * Compaction brings pages together at one end of memory, and those that were freed
- * there are the first to be used again, where it then has nothing to do. So after
- * a round that came to nothing they are out of the way for a moment.
- */
-static void map_elsewhere(META, struct race *race)
+/* To the node where they are not. They are looked up under mmap_lock, but migrate without it. */
+static const char *migrate_memory(struct race *race)
 {
-	const size_t len = race->delayed && race->round > 1 ? BALLAST : psize();
-	void *ballast = mmap(NULL, len, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	static void *pages[MAX_PAGES];
+	static int nodes[MAX_PAGES], status[MAX_PAGES];
+	const size_t nr = race->len / psize();
 
-	ASSERT_NE(MAP_FAILED, ballast);
-	map_private(_metadata, race);
-	munmap(ballast, len);
+	for (size_t i = 0; i < nr; i++)
+		pages[i] = at(SRC + bytes(i));
+	if (syscall(__NR_move_pages, race->mover, nr, pages, NULL, status, 0))
+		return "cannot see where the pages are";
+	for (size_t i = 0; i < nr; i++)
+		nodes[i] = !status[0];
+	if (syscall(__NR_move_pages, race->mover, nr, pages, nodes, status, MPOL_MF_MOVE_ALL) < 0)
+		return "cannot move the pages";
+	return NULL;
 }
 
-/* Private pages, as they are being migrated and written to. */
-static void move_private_pages(META, FIXTURE_DATA(race) *self,
-			       const char *(*migrate)(struct race *race))
+TEST_F_TIMEOUT(race, memory_is_migrated, TIMEOUT)
 {
 	struct race *race = self->race;
 
+	NEED(!access("/sys/devices/system/node/node1", F_OK),
+	     "needs two NUMA nodes (or numa=fake=2)");
 	race->at_once = true;
-	start_process(_metadata, race, migrate);
+	start_process(_metadata, race, migrate_memory);
 	while (another_round(race)) {
-		map_elsewhere(_metadata, race);
+		map_private(_metadata, race);
 		save_frames(_metadata, race);
 		start_writer(_metadata, race, SRC, true);
 		ASSERT_EQ(race->dst, move_while_migrating(race));
@@ -836,91 +753,6 @@ static void move_private_pages(META, FIXTURE_DATA(race) *self,
 		end_writer(race);
 		EXPECT_OK(complaint_of(race));
 		expect_counted_until_moved(_metadata, race);
-		EXPECT_OK(check_stamps(race->dst, race->len, 1));
-		unmap_both(race);
-	}
-}
-
-TEST_F_TIMEOUT(race, memory_is_compacted, 2 * TIMEOUT)
-{
-	if (access(COMPACT, W_OK))
-		SKIP(return, "needs " COMPACT " (CONFIG_COMPACTION, root)");
-	move_private_pages(_metadata, self, compact_memory);
-	if (!self->race->delayed || self->race->successes ||
-	    _metadata->exit_code != KSFT_PASS)
-		return;
-	self->race->round = 0;
-	SKIP(return, "needs pages that compaction moves");
-}
-
-/* All pages of a process that are mapped there, to the node where they are not. */
-static const char *migrate_pages_of(struct race *race, pid_t pid,
-				    unsigned long addr)
-{
-	static void *pages[MAX_PAGES];
-	static int nodes[MAX_PAGES], status[MAX_PAGES];
-	const size_t nr = race->len / psize();
-	int node;
-
-	for (size_t i = 0; i < nr; i++)
-		pages[i] = at(addr + bytes(i));
-	if (syscall(__NR_move_pages, pid, nr, pages, NULL, status, 0))
-		return "cannot see where the pages are";
-	node = !status[0];
-	for (size_t i = 0; i < nr; i++)
-		nodes[i] = node;
-	if (syscall(__NR_move_pages, pid, nr, pages, nodes, status,
-		    MPOL_MF_MOVE_ALL) < 0)
-		return "cannot move the pages";
-	/* Private pages are asked for by their owner, who has moved them. */
-	if (pid == 0)
-		count_success(race, status[0] == node);
-	return NULL;
-}
-
-static const char *migrate_memory(struct race *race)
-{
-	return migrate_pages_of(race, race->mover, SRC);
-}
-
-#define TWO_NODES	"/sys/devices/system/node/node1"
-#define NEEDS_TWO_NODES	"needs two NUMA nodes (or numa=fake=2)"
-
-/* The pages are looked up under mmap_lock, but migrate without it. */
-TEST_F_TIMEOUT(race, memory_is_migrated, TIMEOUT)
-{
-	if (access(TWO_NODES, F_OK))
-		SKIP(return, NEEDS_TWO_NODES);
-	move_private_pages(_metadata, self, migrate_memory);
-}
-
-static const char *migrate_file(struct race *race)
-{
-	if (mmap(at(VIEW), race->len, PROT_READ | PROT_WRITE,
-		 MAP_SHARED | MAP_FIXED | MAP_POPULATE, race->fd, 0) ==
-	    MAP_FAILED)
-		return "cannot map the file";
-	return migrate_pages_of(race, 0, VIEW);
-}
-
-TEST_F_TIMEOUT(race, file_is_migrated, TIMEOUT)
-{
-	struct race *race = self->race;
-
-	if (access(TWO_NODES, F_OK))
-		SKIP(return, NEEDS_TWO_NODES);
-	race->fd = memfd_create("migrated", 0);
-	ASSERT_LE(0, race->fd);
-	ASSERT_EQ(0, ftruncate(race->fd, race->len));
-	start_process(_metadata, race, migrate_file);
-	while (another_round(race)) {
-		map_shared(_metadata, race);
-		start_writer(_metadata, race, SRC, true);
-		ASSERT_EQ(race->dst, raced_move(race, FIXED | DONTUNMAP));
-		end_writer(race);
-		EXPECT_FALSE(race->was_changed);
-		EXPECT_OK(complaint_of(race));
-		expect_counted(_metadata, race, race->dst);
 		EXPECT_OK(check_stamps(race->dst, race->len, 1));
 		unmap_both(race);
 	}
@@ -941,11 +773,9 @@ TEST_F_TIMEOUT(race, memory_is_reclaimed, TIMEOUT)
 {
 	struct race *race = self->race;
 
-	if (meminfo_kb("SwapFree") <= 0)
-		SKIP(return, "needs swap space");
+	NEED(meminfo_kb("SwapFree") > 0, "needs swap space");
 	start_process(_metadata, race, reclaim_memory);
-	if (!enter_group())
-		SKIP(return, NEEDS_CGROUP);
+	NEED(enter_group(), NEEDS_CGROUP);
 	while (another_round(race)) {
 		map_private(_metadata, race);
 		save_frames(_metadata, race);
@@ -994,8 +824,7 @@ TEST_F_TIMEOUT(race, direct_read, TIMEOUT)
 {
 	struct race *race = self->race;
 
-	if (!open_on_disk(race->len, &race->fd, &race->direct))
-		SKIP(return, NEEDS_DISK);
+	NEED(open_on_disk(race->len, &race->fd, &race->direct), NEEDS_DISK);
 	map_shared(_metadata, race);
 	stamp_range(SRC, race->len, ON_DISK);
 	munmap(at(SRC), race->len);
@@ -1029,8 +858,7 @@ static const char *check_spliced_pages(struct race *race)
 	for (long done = 0; done < race->got; done += psize()) {
 		if (read(race->pipe[0], page, psize()) != (ssize_t)psize())
 			return "cannot read the pipe";
-		why = why ?: check_stamp((unsigned long)page,
-					 ON_DISK + done / psize());
+		why = why ?: check_stamp((unsigned long)page, ON_DISK + done / psize());
 	}
 	return why;
 }
@@ -1052,56 +880,6 @@ TEST_F_TIMEOUT(race, pages_in_a_pipe, TIMEOUT)
 		EXPECT_OK(check_spliced_pages(race));
 		munmap(at(race->dst), race->len);
 	}
-}
-
-/* ---- pages that a device maps ---- */
-
-#define MIRROR	"/dev/hmm_dmirror0"
-
-/* As the device sees it, which reads by page tables of its own. */
-static const char *check_by_device(int device, unsigned long addr,
-				   const char *(*check)(unsigned long page,
-							unsigned long id),
-				   unsigned long id)
-{
-	void *page = aligned_alloc(psize(), psize());
-	struct hmm_dmirror_cmd read = {
-		.addr = addr, .ptr = (unsigned long)page, .npages = 1,
-	};
-	const char *why = "the device cannot read";
-
-	if (!ioctl(device, HMM_DMIRROR_READ, &read))
-		why = check((unsigned long)page, id);
-	free(page);
-	return why;
-}
-
-static const char *check_zero_page(unsigned long page, unsigned long id)
-{
-	(void)id;
-	return check_zero(page, psize());
-}
-
-TEST_F_TIMEOUT(race, device_sees_the_move, TIMEOUT)
-{
-	struct race *race = self->race;
-	const size_t last = race->len - psize();
-	int device = open(MIRROR, O_RDWR);
-
-	if (device < 0)
-		SKIP(return, "needs " MIRROR " (CONFIG_TEST_HMM)");
-	map_private(_metadata, race);
-	EXPECT_OK(check_by_device(device, SRC, check_stamp, 1));
-	EXPECT_OK(check_by_device(device, SRC + last, check_stamp,
-				  1 + last / psize()));
-	ASSERT_EQ(race->dst, do_mremap(SRC, race->len, race->len,
-				       FIXED | DONTUNMAP, race->dst));
-	EXPECT_OK(check_by_device(device, SRC, check_zero_page, 0));
-	EXPECT_OK(check_by_device(device, SRC + last, check_zero_page, 0));
-	EXPECT_OK(check_by_device(device, race->dst, check_stamp, 1));
-	EXPECT_OK(check_by_device(device, race->dst + last, check_stamp,
-				  1 + last / psize()));
-	close(device);
 }
 
 /* ---- page tables that others make ---- */
@@ -1149,44 +927,6 @@ TEST_F_TIMEOUT(race, neighbour_is_touched, TIMEOUT)
 	}
 }
 
-/* The memory is at one of the two places, whole. */
-static bool sees_one_of_both(struct race *race)
-{
-	struct vma vma;
-	const bool at_src = find_vma(SRC, &vma);
-	const bool at_dst = find_vma(race->dst, &vma);
-
-	return at_src != at_dst &&
-	       !check_stamps(at_src ? SRC : race->dst, race->len, 1);
-}
-
-static const char *fork_and_look(struct race *race)
-{
-	const pid_t child = fork();
-	int status;
-
-	if (!child)
-		_exit(!sees_one_of_both(race));
-	if (waitpid(child, &status, 0) != child || status)
-		return "the child does not see what the parent has";
-	count_success(race, true);
-	return NULL;
-}
-
-TEST_F_TIMEOUT(race, child_is_forked, TIMEOUT)
-{
-	struct race *race = self->race;
-
-	start_thread(_metadata, race, fork_and_look);
-	while (another_round(race)) {
-		map_private(_metadata, race);
-		ASSERT_EQ(race->dst, raced_move(race, FIXED));
-		EXPECT_OK(complaint_of(race));
-		EXPECT_OK(check_stamps(race->dst, race->len, 1));
-		munmap(at(race->dst), race->len);
-	}
-}
-
 /* ---- page tables that are shared with UFFDIO_MOVE ---- */
 
 /* Two places beside the old and the new one, in the same tables. */
@@ -1196,9 +936,7 @@ TEST_F_TIMEOUT(race, child_is_forked, TIMEOUT)
 
 static const char *move_by_uffd(int fd, unsigned long from, unsigned long to)
 {
-	struct uffdio_move move = {
-		.dst = to, .src = from, .len = bytes(EXCHANGED),
-	};
+	struct uffdio_move move = { .dst = to, .src = from, .len = bytes(EXCHANGED) };
 
 	return ioctl(fd, UFFDIO_MOVE, &move) ? "UFFDIO_MOVE failed" : NULL;
 }
@@ -1246,14 +984,7 @@ FIXTURE_VARIANT_ADD(exchange, undelayed) { UNDELAYED };
 
 FIXTURE_SETUP(exchange)
 {
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two processors");
-	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	self->race = new_race(_metadata, variant->point);
-	if (variant->point != UNDELAYED && !self->race->delayed)
-		SKIP(return, NEEDS_DELAYS);
-	self->race->len = bytes(32);
-	self->race->dst = DST + bytes(5);
+	self->race = set_up(_metadata, variant->point, bytes(32), DST + bytes(5));
 }
 
 FIXTURE_TEARDOWN(exchange)
@@ -1266,8 +997,7 @@ TEST_F_TIMEOUT(exchange, pages_are_exchanged, TIMEOUT)
 	struct race *race = self->race;
 
 	race->fd = open_uffd(UFFD_FEATURE_MOVE);
-	if (race->fd < 0)
-		SKIP(return, "needs userfaultfd with UFFDIO_MOVE");
+	NEED(race->fd >= 0, "needs userfaultfd with UFFDIO_MOVE");
 	map_registered(_metadata, race->fd, BESIDE_SRC);
 	map_registered(_metadata, race->fd, BESIDE_DST);
 	start_thread(_metadata, race, exchange_pages);
@@ -1306,45 +1036,25 @@ FIXTURE_VARIANT_ADD(huge, tracked_detached) { true, 0, DETACHED };
 FIXTURE_VARIANT_ADD(huge, undelayed) { false, 0, UNDELAYED };
 FIXTURE_VARIANT_ADD(huge, tracked_undelayed) { true, 0, UNDELAYED };
 
-/* Huge pages that were split since the kernel was started. */
-static long nr_split(void)
-{
-	FILE *vmstat = fopen("/proc/vmstat", "r");
-	char line[128];
-	long nr = -1;
-
-	while (vmstat && fgets(line, sizeof(line), vmstat))
-		sscanf(line, "thp_split_page %ld", &nr);
-	if (vmstat)
-		fclose(vmstat);
-	return nr;
-}
-
 static const char *split_all(struct race *race)
 {
-	const long before = nr_split();
+	const long before = vm_counter("thp_split_page");
 
-	if (before < 0 || !write_setting(SPLIT_ALL, "1"))
+	if (!write_setting(SPLIT_ALL, "1"))
 		return "cannot split huge pages";
-	count_success(race, nr_split() > before);
+	count_success(race, vm_counter("thp_split_page") > before);
 	return NULL;
 }
 
 FIXTURE_SETUP(huge)
 {
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two processors");
-	if (access(SPLIT_ALL, W_OK))
-		SKIP(return, "needs " SPLIT_ALL);
-	if (variant->tracked && !softdirty_supported())
-		SKIP(return, "needs CONFIG_MEM_SOFT_DIRTY");
-	self->race = new_race(_metadata, variant->point);
-	if (variant->point != UNDELAYED && !self->race->delayed)
-		SKIP(return, NEEDS_DELAYS);
-	self->race->len = 2 * pmd_span();
-	self->race->dst = variant->tracked ? SRC + self->race->len :
-					     DST + bytes(variant->offset);
-	start_process(_metadata, self->race, split_all);
+	const size_t len = 2 * pmd_span();
+
+	NEED(!access(SPLIT_ALL, W_OK), "needs " SPLIT_ALL);
+	NEED(!variant->tracked || softdirty_supported(), "needs CONFIG_MEM_SOFT_DIRTY");
+	self->race = set_up(_metadata, variant->point, len,
+			    variant->tracked ? SRC + len : DST + bytes(variant->offset));
+	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
 }
 
 FIXTURE_TEARDOWN(huge)
@@ -1380,6 +1090,7 @@ TEST_F_TIMEOUT(huge, pages_are_split, TIMEOUT)
 	struct race *race = self->race;
 	const unsigned long src = variant->tracked ? DST : SRC;
 
+	start_process(_metadata, race, split_all);
 	while (another_round(race)) {
 		if (variant->tracked)
 			map_clean_neighbour(_metadata, race);
@@ -1390,8 +1101,7 @@ TEST_F_TIMEOUT(huge, pages_are_split, TIMEOUT)
 			SKIP(return, "needs transparent huge pages");
 		}
 		start_writer(_metadata, race, src + race->len / 2, true);
-		ASSERT_EQ(race->dst, raced(race, src, race->len,
-					   FIXED | DONTUNMAP, race->dst));
+		ASSERT_EQ(race->dst, raced(race, src, race->len, FIXED | DONTUNMAP, race->dst));
 		end_writer(race);
 		EXPECT_OK(complaint_of(race));
 		expect_counted(_metadata, race, race->dst + race->len / 2);

@@ -124,6 +124,9 @@ struct rival {
 	/* For each contest: when the memory is there, and when all stand still. */
 	const char *(*begin)(struct contest *contest);
 	const char *(*end)(struct contest *contest);
+	/* How it writes to a place: the number of sectors that it has written. */
+	size_t (*means)(struct contest *contest, int place);
+	const char *needs;	/* a file, without which it cannot act, either */
 	unsigned int kinds;
 	unsigned int but;	/* moves that it does not go with */
 	bool is_process;
@@ -185,8 +188,7 @@ static unsigned long page_at(const struct contest *contest, int place, size_t pa
 static void complain_of(struct contest *contest, const char *why)
 {
 	if (why && !*contest->complaint)
-		snprintf(contest->complaint, sizeof(contest->complaint), "%s",
-			 why);
+		snprintf(contest->complaint, sizeof(contest->complaint), "%s", why);
 }
 
 static const char *complaint_of(struct contest *contest)
@@ -199,19 +201,8 @@ static void nap(void)
 	usleep(200);
 }
 
-static void pin_to(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	sched_setaffinity(0, sizeof(set), &set);
-}
-
 /* ---- moves that are held up ---- */
 
-#define DELAY_DIR	"/sys/kernel/debug/mremap_delay_us/"
-#define NEEDS_DELAYS	"needs CONFIG_DEBUG_MREMAP_DELAY (" DELAY_DIR ")"
 #define DELAY		"3000"
 
 /* Before the TLB is flushed there may be time for a page to be freed, and used again. */
@@ -230,12 +221,12 @@ static bool hold_up_moves(const char *moved)
 static __thread sigjmp_buf missed;
 static __thread bool may_miss;
 
-static void on_fault(int signal)
+static void on_fault(int number)
 {
 	if (may_miss)
 		siglongjmp(missed, 1);
 	/* It comes again. */
-	sigaction(signal, &(struct sigaction) { .sa_handler = SIG_DFL }, NULL);
+	signal(number, SIG_DFL);
 }
 
 /* ---- what is in a page ---- */
@@ -254,8 +245,7 @@ static bool has_counter(const struct contest *contest, size_t page)
 	       page % stride_of_counters(contest) == 0;
 }
 
-static volatile uint64_t *counter_at(const struct contest *contest, int place,
-				     size_t page)
+static volatile uint64_t *counter_at(const struct contest *contest, int place, size_t page)
 {
 	return (volatile uint64_t *)at(page_at(contest, place, page)) + COUNTER;
 }
@@ -267,12 +257,10 @@ static uint64_t tag_of(size_t page)
 
 static unsigned long id_of(const struct contest *contest, size_t page)
 {
-	return contest->rival->alike && !has_counter(contest, page) ? 9999 :
-								     1 + page;
+	return contest->rival->alike && !has_counter(contest, page) ? 9999 : 1 + page;
 }
 
-static const char *check_page(const struct contest *contest, int place,
-			      size_t page)
+static const char *check_page(const struct contest *contest, int place, size_t page)
 {
 	const unsigned long addr = page_at(contest, place, page);
 
@@ -291,8 +279,7 @@ static const char *check_pages(const struct contest *contest, int place)
 }
 
 /* NULL, too, if there is nothing. */
-static const char *check_if_there(const struct contest *contest, int place,
-				  bool *there)
+static const char *check_if_there(const struct contest *contest, int place, bool *there)
 {
 	const char *why = NULL;
 
@@ -312,8 +299,7 @@ static const char *check_counts(const struct contest *contest, int place)
 		const uint64_t got = *counter_at(contest, place, page);
 
 		if (!has_counter(contest, page) ||
-		    got == contest->counts[page] ||
-		    (contest->rival->empties && !got))
+		    got == contest->counts[page] || (contest->rival->empties && !got))
 			continue;
 		return complain("page %zu: count %#llx, not %#llx", page,
 				(unsigned long long)got,
@@ -372,7 +358,7 @@ static void *run_writer(void *arg)
 	struct contest *contest = arg;
 	const struct sched_param none = { 0 };
 
-	pin_to(CPU_OF_WRITER);
+	stay_on_processor(CPU_OF_WRITER);
 	sched_setscheduler(0, SCHED_IDLE, &none);
 	if (sigsetjmp(missed, 1))
 		go_after_memory(contest);
@@ -385,18 +371,15 @@ static void *run_writer(void *arg)
 
 /* ---- the rival ---- */
 
-static void act_until_over(struct contest *contest)
+static void *act_until_over(void *arg)
 {
+	struct contest *contest = arg;
+
 	while (!contest->over) {
 		contest->successes += contest->rival->act(contest);
 		contest->acts++;
 		nap();
 	}
-}
-
-static void *rival_thread(void *arg)
-{
-	act_until_over(arg);
 	return NULL;
 }
 
@@ -422,11 +405,9 @@ static void start_threads(META, struct contest *contest)
 	if (contest->child)
 		contest->acts = 1;
 	else
-		ASSERT_EQ(0, pthread_create(&contest->thread, NULL,
-					    rival_thread, contest));
+		ASSERT_EQ(0, pthread_create(&contest->thread, NULL, act_until_over, contest));
 	if (has_counter(contest, 0))
-		ASSERT_EQ(0, pthread_create(&contest->writer, NULL, run_writer,
-					    contest));
+		ASSERT_EQ(0, pthread_create(&contest->writer, NULL, run_writer, contest));
 }
 
 static void end_threads(META, struct contest *contest)
@@ -445,18 +426,23 @@ static void end_threads(META, struct contest *contest)
 		pthread_join(contest->writer, NULL);
 }
 
+/* While another process does something, without which the test is over. */
+static void nap_meanwhile(struct contest *contest)
+{
+	if (contest->child && waitpid(contest->child, NULL, WNOHANG)) {
+		fputs("# the other process is gone\n", stderr);
+		abort();
+	}
+	nap();
+}
+
 /* It has done something since. */
 static void wait_for_rival(struct contest *contest)
 {
 	const unsigned int acts = contest->acts;
 
-	while (contest->acts == acts) {
-		if (contest->child && waitpid(contest->child, NULL, WNOHANG)) {
-			fputs("# the rival is gone\n", stderr);
-			abort();
-		}
-		nap();
-	}
+	while (contest->acts == acts)
+		nap_meanwhile(contest);
 }
 
 /* ---- a contest ---- */
@@ -506,8 +492,7 @@ static void fill_memory(struct contest *contest)
 
 static void fill_code(META, struct contest *contest)
 {
-	ASSERT_EQ(HOME, map_at(HOME, contest->len, READ_WRITE, MAP_SHARED,
-			       contest->fd, 0));
+	ASSERT_EQ(HOME, map_at(HOME, contest->len, READ_WRITE, MAP_SHARED, contest->fd, 0));
 	fill_memory(contest);
 	for (uint32_t page = 0; page < contest->pages; page++) {
 		unsigned char *code = at(page_at(contest, 0, page) + CODE);
@@ -545,8 +530,7 @@ static void touch_pages_if_there(struct contest *contest)
 
 static size_t len_at(const struct contest *contest, int place)
 {
-	return contest->len +
-	       (place && contest->move->how == GROWS ? bytes(GROWTH) : 0);
+	return contest->len + (place && contest->move->how == GROWS ? bytes(GROWTH) : 0);
 }
 
 static unsigned long move_once(struct contest *contest)
@@ -557,8 +541,7 @@ static unsigned long move_once(struct contest *contest)
 	const unsigned long got =
 		do_mremap(contest->places[now], len_at(contest, now),
 			  len_at(contest, !now),
-			  how == KEEPS ? FIXED | DONTUNMAP :
-			  how == SHIFTS ? OVERLAP : FIXED, to);
+			  how == KEEPS ? FIXED | DONTUNMAP : how == SHIFTS ? OVERLAP : FIXED, to);
 
 	contest->now ^= got == to;
 	contest->moved++;
@@ -600,26 +583,19 @@ static void start_contest(struct contest *contest, const struct kind *kind,
 	const size_t unit = kind->bit == HUGETLB ? hugetlb_unit() : psize();
 	const unsigned long base = move->how == SHIFTS ? HOME : AWAY;
 
-	contest->kind = kind;
-	contest->move = move;
-	contest->unit = unit;
-	contest->pages = move->pages;
-	contest->len = move->pages * unit;
-	contest->places[0] = HOME;
-	contest->places[1] = base + move->offset * unit;
-	contest->now = 0;
-	contest->moved = 0;
-	contest->over = false;
-	contest->acts = 0;
-	contest->successes = 0;
-	contest->child = 0;
-	contest->before = 0;
-	contest->written = false;
-	contest->place = 0;
-	contest->page = 0;
-	contest->generation = 0;
-	memset(contest->done, 0, sizeof(contest->done));
-	memset(contest->tried, 0, sizeof(contest->tried));
+	*contest = (struct contest) {
+		.rival = contest->rival,
+		.named = contest->named,
+		.mover = contest->mover,
+		.disk = contest->disk,
+		.past_cache = contest->past_cache,
+		.kind = kind,
+		.move = move,
+		.unit = unit,
+		.pages = move->pages,
+		.len = move->pages * unit,
+		.places = { HOME, base + move->offset * unit },
+	};
 }
 
 static void end_contest(META, struct contest *contest)
@@ -632,8 +608,7 @@ static void end_contest(META, struct contest *contest)
 	EXPECT_OK(check_counts(contest, contest->now));
 	if (rival->end)
 		EXPECT_OK(rival->end(contest));
-	munmap(at(contest->places[contest->now]),
-	       len_at(contest, contest->now));
+	munmap(at(contest->places[contest->now]), len_at(contest, contest->now));
 	if (contest->fd >= 0)
 		close(contest->fd);
 	if (contest->kind->bit == DISK)
@@ -643,8 +618,7 @@ static void end_contest(META, struct contest *contest)
 /* Nothing else shows whether huge pages are what moves. */
 static const char *check_kind(const struct contest *contest)
 {
-	if (contest->kind->bit != HUGE ||
-	    smaps_kb(HOME, "AnonHugePages") * KB == contest->len)
+	if (contest->kind->bit != HUGE || smaps_kb(HOME, "AnonHugePages") * KB == contest->len)
 		return NULL;
 	return "needs huge pages of anonymous memory that are free (AnonHugePages)";
 }
@@ -683,15 +657,13 @@ static const char *hold_contest(META, struct contest *contest)
 	return NULL;
 }
 
-static bool can_move(const struct rival *rival, const struct kind *kind,
-		     const struct move *move)
+static bool can_move(const struct rival *rival, const struct kind *kind, const struct move *move)
 {
 	if (expect_base() && move->how & (SEVERAL | SHIFTS))
 		return false;
 	if (rival->large && move->pages < 512)
 		return false;
-	return rival->kinds & kind->bit && move->kinds & kind->bit &&
-	       !(rival->but & move->how);
+	return rival->kinds & kind->bit && move->kinds & kind->bit && !(rival->but & move->how);
 }
 
 /* Whether it was held. */
@@ -744,20 +716,6 @@ static void hold_contests(META, struct contest *contest)
 
 /* ---- others who move pages: compaction, move_pages(), NUMA balancing ---- */
 
-static long vm_counter(const char *name)
-{
-	FILE *file = fopen("/proc/vmstat", "r");
-	char word[64];
-	long value, found = 0;
-
-	while (file && fscanf(file, "%63s %ld", word, &value) == 2)
-		if (!strcmp(word, name))
-			found = value;
-	if (file)
-		fclose(file);
-	return found;
-}
-
 /* Since this was last asked, in this contest. */
 static bool has_grown(struct contest *contest, const char *name)
 {
@@ -769,12 +727,6 @@ static bool has_grown(struct contest *contest, const char *name)
 
 #define COMPACT	"/proc/sys/vm/compact_memory"
 
-static const char *prepare_compaction(struct contest *contest)
-{
-	(void)contest;
-	return access(COMPACT, W_OK) ? "needs " COMPACT : NULL;
-}
-
 static bool compact(struct contest *contest)
 {
 	write_setting(COMPACT, "1");
@@ -782,14 +734,7 @@ static bool compact(struct contest *contest)
 	return has_grown(contest, "compact_migrate_scanned");
 }
 
-#define TWO_NODES	"/sys/devices/system/node/node1"
-#define NEEDS_TWO_NODES	"needs two NUMA nodes (or numa=fake=2)"
-
-static const char *prepare_migration(struct contest *contest)
-{
-	(void)contest;
-	return access(TWO_NODES, F_OK) ? NEEDS_TWO_NODES : NULL;
-}
+#define TWO_NODES	"/sys/devices/system/node/node1"	/* also by numa=fake=2 */
 
 /* How many of them are there now. */
 static size_t migrate_to(struct contest *contest, int place, int node)
@@ -813,8 +758,7 @@ static size_t migrate_to(struct contest *contest, int place, int node)
 static bool migrate(struct contest *contest)
 {
 	const int node = contest->acts & 1;
-	const size_t there = migrate_to(contest, 0, node) +
-			     migrate_to(contest, 1, node);
+	const size_t there = migrate_to(contest, 0, node) + migrate_to(contest, 1, node);
 
 	return has_grown(contest, "pgmigrate_success") && there;
 }
@@ -825,8 +769,7 @@ static bool migrate(struct contest *contest)
 
 static const char *prepare_balancing(struct contest *contest)
 {
-	if (prepare_migration(contest))
-		return NEEDS_TWO_NODES;
+	(void)contest;
 	return change_setting(SCANS "scan_delay_ms", "1") &&
 	       change_setting(SCANS "scan_period_min_ms", "5") &&
 	       change_setting(SCANS "scan_period_max_ms", "10") &&
@@ -873,8 +816,7 @@ static const char *prepare_lists(struct contest *contest)
 
 static const char *prepare_generations(struct contest *contest)
 {
-	return change_setting(GENERATIONS, "y") ? prepare_reclaim(contest) :
-						  NEEDS_GENERATIONS;
+	return change_setting(GENERATIONS, "y") ? prepare_reclaim(contest) : NEEDS_GENERATIONS;
 }
 
 static bool switch_generations(struct contest *contest)
@@ -924,23 +866,20 @@ static bool swap_off_and_on(struct contest *contest)
 static const char *limit_group(struct contest *contest)
 {
 	(void)contest;
-	return write_setting(OWN_CGROUP "memory.max", "4M") ? NULL :
-							      "cannot limit the group";
+	return write_setting(OWN_CGROUP "memory.max", "4M") ? NULL : "cannot limit the group";
 }
 
 /* The next memory may need huge pages from the start. */
 static const char *lift_limit(struct contest *contest)
 {
 	(void)contest;
-	return write_setting(OWN_CGROUP "memory.max", "max") ? NULL :
-							       "cannot lift the limit";
+	return write_setting(OWN_CGROUP "memory.max", "max") ? NULL : "cannot lift the limit";
 }
 
 static bool use_up_memory(struct contest *contest)
 {
 	const size_t len = 6 * MB;
-	char *pages = mmap(NULL, len, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-			   -1, 0);
+	char *pages = mmap(NULL, len, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	for (size_t done = 0; done < len; done += psize())
 		pages[done] = 1;
@@ -952,18 +891,11 @@ static bool use_up_memory(struct contest *contest)
 
 #define SPLIT	"/sys/kernel/debug/split_huge_pages"
 
-static const char *prepare_collapse(struct contest *contest)
-{
-	(void)contest;
-	return access(SPLIT, W_OK) ? "needs " SPLIT : NULL;
-}
-
 static bool collapse_there(struct contest *contest, int place)
 {
 	struct iovec range = { at(contest->places[place]), contest->len };
 	const int pidfd = syscall(__NR_pidfd_open, contest->mover, 0);
-	const bool done = syscall(__NR_process_madvise, pidfd, &range, 1,
-				  MADV_COLLAPSE, 0) > 0;
+	const bool done = syscall(__NR_process_madvise, pidfd, &range, 1, MADV_COLLAPSE, 0) > 0;
 
 	close(pidfd);
 	return done;
@@ -991,7 +923,7 @@ static void split_there(struct contest *contest, int place)
 
 static bool collapse_and_split(struct contest *contest)
 {
-	bool done = collapse_there(contest, 0) | collapse_there(contest, 1);
+	bool done = collapse_there(contest, 0) + collapse_there(contest, 1);
 
 	if (contest->kind->bit == SHMEM)
 		done |= collapse_file(contest);
@@ -1023,8 +955,7 @@ static const char *check_disk(struct contest *contest)
 		const uint64_t *words = file + page * psize() / sizeof(*file);
 
 		why = check_stamp((unsigned long)words, id_of(contest, page));
-		if (!why && has_counter(contest, page) &&
-		    words[COUNTER] != contest->counts[page])
+		if (!why && has_counter(contest, page) && words[COUNTER] != contest->counts[page])
 			why = "what was counted last is not on the disk";
 	}
 	free(file);
@@ -1040,8 +971,7 @@ static const char *check_disk(struct contest *contest)
 static void reuse_pages(struct contest *contest)
 {
 	unsigned char *pages = mmap(NULL, bytes(REUSED), READ_WRITE,
-				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
-				    -1, 0);
+				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 	memset(pages, 0x5a, bytes(REUSED));
 	usleep(2000);
@@ -1140,8 +1070,7 @@ static const char *check_first_half(struct contest *contest)
 	const char *why = NULL;
 
 	for (size_t page = 0; !why && page < contest->pages / 2; page++)
-		why = check_stamp(page_at(contest, contest->now, page),
-				  id_of(contest, page));
+		why = check_stamp(page_at(contest, contest->now, page), id_of(contest, page));
 	return why;
 }
 
@@ -1238,18 +1167,19 @@ static void write_to_copies(struct contest *contest, int place)
 
 static __noreturn void look_as_child(struct contest *contest)
 {
-	const char *why = "the memory is at neither place";
-	bool there, seen = false;
+	bool there[2], seen = false;
 
-	for (int place = 0; !seen && place < 2; place++) {
-		const char *wrong = check_if_there(contest, place, &there);
+	for (int place = 0; place < 2; place++) {
+		const char *wrong = check_if_there(contest, place, &there[place]);
 
-		seen = there && !wrong;
-		if (seen)
+		if (there[place] && !wrong)
 			write_to_copies(contest, place);
+		seen |= there[place] && !wrong;
 	}
 	if (!seen)
-		complain_of(contest, why);
+		complain_of(contest, "the memory is at neither place");
+	if (there[0] && there[1] && !(contest->move->how & (KEEPS | SHIFTS)))
+		complain_of(contest, "there is memory at both places");
 	_exit(0);
 }
 
@@ -1270,8 +1200,7 @@ static bool fork_and_look(struct contest *contest)
 /* In the table that the memory ends in, or the next one. */
 static const char *touch_and_go(struct contest *contest, int place)
 {
-	const unsigned long addr = contest->places[place] + contest->len +
-				   bytes(40);
+	const unsigned long addr = contest->places[place] + contest->len + bytes(40);
 	const size_t len = bytes(NEIGHBOURS);
 	const char *why;
 
@@ -1322,30 +1251,25 @@ static void make_generation(struct contest *contest)
 	}
 }
 
-static bool write_generation(struct contest *contest, int place,
-			     size_t (*means)(struct contest *contest, int place))
+static bool write_generation(struct contest *contest, int place)
 {
 	size_t nr;
 
 	make_generation(contest);
-	nr = means(contest, place);
+	nr = contest->rival->means(contest, place);
 	for (size_t i = 0; i < nr; i++)
 		contest->done[i] = contest->generation;
 	return nr;
 }
 
-static bool write_to_both(struct contest *contest,
-			  size_t (*means)(struct contest *contest, int place))
+static bool write_to_both(struct contest *contest)
 {
-	const bool at_home = write_generation(contest, 0, means);
-
-	return write_generation(contest, 1, means) || at_home;
+	return write_generation(contest, 0) + write_generation(contest, 1);
 }
 
 static const char *check_sector(struct contest *contest, size_t page)
 {
-	const volatile uint64_t *words = at(sector_at(contest, contest->now,
-						      page));
+	const volatile uint64_t *words = at(sector_at(contest, contest->now, page));
 	const uint64_t done = contest->done[page], tried = contest->tried[page];
 
 	for (size_t word = 0; word < SECTOR / sizeof(*words); word++) {
@@ -1354,8 +1278,7 @@ static const char *check_sector(struct contest *contest, size_t page)
 		if (got < done || got > tried)
 			return complain("page %zu: write lost: %#llx, not %#llx to %#llx",
 					page, (unsigned long long)got,
-					(unsigned long long)done,
-					(unsigned long long)tried);
+					(unsigned long long)done, (unsigned long long)tried);
 	}
 	return NULL;
 }
@@ -1372,9 +1295,7 @@ static const char *check_sectors(struct contest *contest)
 static void list_sectors(struct contest *contest, int place, struct iovec *list)
 {
 	for (size_t i = 0; i < nr_sectors(contest); i++)
-		list[i] = (struct iovec) {
-			at(sector_at(contest, place, i)), SECTOR,
-		};
+		list[i] = (struct iovec) { at(sector_at(contest, place, i)), SECTOR };
 }
 
 static const char *prepare_process_vm(struct contest *contest)
@@ -1391,14 +1312,8 @@ static size_t write_by_process_vm(struct contest *contest, int place)
 	ssize_t written;
 
 	list_sectors(contest, place, there);
-	written = syscall(__NR_process_vm_writev, contest->mover, &here, 1,
-			  there, nr, 0);
+	written = syscall(__NR_process_vm_writev, contest->mover, &here, 1, there, nr, 0);
 	return written > 0 ? written / SECTOR : 0;
-}
-
-static bool write_from_outside(struct contest *contest)
-{
-	return write_to_both(contest, write_by_process_vm);
 }
 
 static size_t write_by_proc(struct contest *contest, int place)
@@ -1410,16 +1325,10 @@ static size_t write_by_proc(struct contest *contest, int place)
 	snprintf(path, sizeof(path), "/proc/%d/mem", contest->mover);
 	fd = open(path, O_RDWR);
 	while (fd >= 0 && nr < nr_sectors(contest) &&
-	       pwrite(fd, sectors + nr * SECTOR, SECTOR,
-		      sector_at(contest, place, nr)) == SECTOR)
+	       pwrite(fd, sectors + nr * SECTOR, SECTOR, sector_at(contest, place, nr)) == SECTOR)
 		nr++;
 	close(fd);
 	return nr;
-}
-
-static bool write_as_debugger(struct contest *contest)
-{
-	return write_to_both(contest, write_by_proc);
 }
 
 static const char *prepare_direct(struct contest *contest)
@@ -1447,11 +1356,6 @@ static size_t read_from_disk(struct contest *contest, int place)
 	return got > 0 ? got / SECTOR : 0;
 }
 
-static bool read_directly(struct contest *contest)
-{
-	return write_to_both(contest, read_from_disk);
-}
-
 /* ---- buffers of io_uring ---- */
 
 static struct ring {
@@ -1470,12 +1374,10 @@ static bool open_ring(void)
 	ring.fd = syscall(__NR_io_uring_setup, 8, params);
 	if (ring.fd < 0)
 		return false;
-	ring.len = params->cq_off.cqes +
-		   params->cq_entries * sizeof(struct io_uring_cqe);
+	ring.len = params->cq_off.cqes + params->cq_entries * sizeof(struct io_uring_cqe);
 	if (ring.len < params->sq_off.array + params->sq_entries * 4)
 		ring.len = params->sq_off.array + params->sq_entries * 4;
-	ring.ring = mmap(NULL, ring.len, READ_WRITE, MAP_SHARED, ring.fd,
-			 IORING_OFF_SQ_RING);
+	ring.ring = mmap(NULL, ring.len, READ_WRITE, MAP_SHARED, ring.fd, IORING_OFF_SQ_RING);
 	ring.sqes = mmap(NULL, params->sq_entries * sizeof(*ring.sqes),
 			 READ_WRITE, MAP_SHARED, ring.fd, IORING_OFF_SQES);
 	return ring.ring != MAP_FAILED && ring.sqes != MAP_FAILED;
@@ -1500,8 +1402,7 @@ static int submit(struct io_uring_sqe sqe)
 	ring.sqes[slot] = sqe;
 	in_ring(sq->array)[slot] = slot;
 	__atomic_store_n(in_ring(sq->tail), tail + 1, __ATOMIC_RELEASE);
-	if (syscall(__NR_io_uring_enter, ring.fd, 1, 1, IORING_ENTER_GETEVENTS,
-		    NULL, 0) != 1)
+	if (syscall(__NR_io_uring_enter, ring.fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
 		return -errno;
 	result = cqes[head & *in_ring(cq->ring_mask)].res;
 	__atomic_store_n(in_ring(cq->head), head + 1, __ATOMIC_RELEASE);
@@ -1524,6 +1425,7 @@ static const char *register_memory(struct contest *contest)
 		       &memory, 1) ? "cannot register the memory" : NULL;
 }
 
+/* At whichever place they are by now. */
 static size_t read_fixed(struct contest *contest, int place)
 {
 	size_t nr = 0;
@@ -1542,17 +1444,11 @@ static size_t read_fixed(struct contest *contest, int place)
 	return nr;
 }
 
-static bool read_to_registered(struct contest *contest)
-{
-	return write_generation(contest, 0, read_fixed);
-}
-
 static const char *end_registered(struct contest *contest)
 {
 	const char *why = check_sectors(contest);
 
-	if (syscall(__NR_io_uring_register, ring.fd, IORING_UNREGISTER_BUFFERS,
-		    NULL, 0))
+	if (syscall(__NR_io_uring_register, ring.fd, IORING_UNREGISTER_BUFFERS, NULL, 0))
 		return "cannot unregister the memory";
 	return why;
 }
@@ -1573,35 +1469,24 @@ static bool splice_from(struct contest *contest, int place)
 {
 	static char page[64 * KB];
 	struct iovec source = { at(contest->places[place]), bytes(SPLICED) };
-	const ssize_t got = vmsplice(pipe_ends[1], &source, 1,
-				     SPLICE_F_NONBLOCK);
+	const ssize_t got = vmsplice(pipe_ends[1], &source, 1, SPLICE_F_NONBLOCK);
 
 	for (ssize_t done = 0; done < got; done += psize()) {
 		if (read(pipe_ends[0], page, psize()) != (ssize_t)psize())
 			complain_of(contest, "cannot read the pipe");
-		complain_of(contest, check_stamp((unsigned long)page,
-						 1 + done / psize()));
+		complain_of(contest, check_stamp((unsigned long)page, 1 + done / psize()));
 	}
 	return got > 0;
 }
 
 static bool splice_both(struct contest *contest)
 {
-	const bool from_home = splice_from(contest, 0);
-
-	return splice_from(contest, 1) || from_home;
+	return splice_from(contest, 0) + splice_from(contest, 1);
 }
 
 /* ---- userfaultfd ---- */
 
 static struct monitor monitor;
-
-static int work_on(unsigned long request, unsigned long addr, size_t len)
-{
-	struct uffdio_range range = { addr, len };
-
-	return ioctl(monitor.fd, request, &range) ? errno : 0;
-}
 
 static int register_range(unsigned long addr, size_t len)
 {
@@ -1629,17 +1514,14 @@ static void fill_missing(struct monitor *asked, const struct uffd_msg *msg)
 	const unsigned long addr = msg->arg.pagefault.address &
 				   -(unsigned long)psize();
 	const int place = place_of(monitored, addr);
-	struct uffdio_copy copy = {
-		.dst = addr, .src = (unsigned long)page, .len = psize(),
-	};
+	struct uffdio_copy copy = { .dst = addr, .src = (unsigned long)page, .len = psize() };
 
 	if (msg->event != UFFD_EVENT_PAGEFAULT || place < 0)
 		return;
-	stamp((unsigned long)page, id_of(monitored, (addr -
-				monitored->places[place]) / psize()));
+	stamp((unsigned long)page, id_of(monitored, (addr - monitored->places[place]) / psize()));
 	/* It may have moved: then whoever waits is to look again. */
 	if (ioctl(asked->fd, UFFDIO_COPY, &copy))
-		work_on(UFFDIO_WAKE, addr, psize());
+		ioctl(asked->fd, UFFDIO_WAKE, &(struct uffdio_range) { addr, psize() });
 }
 
 static const char *prepare_monitor(struct contest *contest)
@@ -1661,8 +1543,7 @@ static bool drop_and_look(struct contest *contest)
 	bool there, any = false;
 
 	for (int place = 0; place < 2; place++) {
-		madvise(at(contest->places[place]), contest->len,
-			MADV_DONTNEED);
+		madvise(at(contest->places[place]), contest->len, MADV_DONTNEED);
 		complain_of(contest, check_if_there(contest, place, &there));
 		any |= there;
 	}
@@ -1685,8 +1566,7 @@ static size_t move_by_uffd(unsigned long from, unsigned long to, size_t len)
 {
 	struct uffdio_move move = { .dst = to, .src = from, .len = len };
 
-	return !ioctl(monitor.fd, UFFDIO_MOVE, &move) ? len :
-	       move.move > 0 ? move.move : 0;
+	return !ioctl(monitor.fd, UFFDIO_MOVE, &move) ? len : move.move > 0 ? move.move : 0;
 }
 
 /* To wherever the memory is by now; what is moved by mremap() is not registered. */
@@ -1804,78 +1684,68 @@ FIXTURE_VARIANT(against)
 #define RIVAL(name, ...) \
 	FIXTURE_VARIANT_ADD(against, name) { { __VA_ARGS__ } }
 
-RIVAL(compaction, prepare_compaction, compact, .is_process = true,
-      .slow = true,
+RIVAL(compaction, NULL, compact, .needs = COMPACT, .is_process = true, .slow = true,
       .kinds = ANON | SHMEM | HUGE, .but = GROWS | SEVERAL);
-RIVAL(migration, prepare_migration, migrate, .is_process = true,
-      .slow = true,
+RIVAL(migration, NULL, migrate, .needs = TWO_NODES, .is_process = true, .slow = true,
       .kinds = ANON | SHMEM | PRIVATE | DISK | HUGE | HUGETLB);
-RIVAL(numa_balancing, prepare_balancing, take_to_other_node, .is_process = true,
-      .kinds = ANON | SHMEM);
-RIVAL(reclaim, prepare_lists, reclaim_some, .is_process = true,
-      .slow = true,
+RIVAL(numa_balancing, prepare_balancing, take_to_other_node, .needs = TWO_NODES,
+      .is_process = true, .kinds = ANON | SHMEM);
+RIVAL(reclaim, prepare_lists, reclaim_some, .is_process = true, .slow = true,
       .kinds = ANON | SHMEM | PRIVATE | HUGE, .but = GROWS);
 RIVAL(reclaim_by_generations, prepare_generations, reclaim_some, .is_process = true,
-      .slow = true,
-      .kinds = ANON | SHMEM, .but = GROWS);
+      .slow = true, .kinds = ANON | SHMEM, .but = GROWS);
 RIVAL(switched_generations, prepare_generations, switch_generations,
       .is_process = true, .slow = true, .kinds = ANON, .but = GROWS);
-RIVAL(swapoff, prepare_swapoff, swap_off_and_on, .is_process = true,
-      .slow = true,
+RIVAL(swapoff, prepare_swapoff, swap_off_and_on, .is_process = true, .slow = true,
       .kinds = ANON | SHMEM, .but = GROWS | SEVERAL);
 RIVAL(limit, prepare_reclaim, use_up_memory, limit_group, lift_limit,
-      .is_process = true, .slow = true,
-      .kinds = ANON | HUGE);
-RIVAL(collapse, prepare_collapse, collapse_and_split, .is_process = true,
-      .large = true,
+      .is_process = true, .slow = true, .kinds = ANON | HUGE);
+RIVAL(collapse, NULL, collapse_and_split, .needs = SPLIT, .is_process = true, .large = true,
       .kinds = ANON | SHMEM | HUGE, .but = KEEPS | GROWS | SEVERAL | SHIFTS);
-RIVAL(writeback, NULL, sync_file, .is_process = true, .kinds = DISK,
-      .end = check_disk);
+RIVAL(writeback, NULL, sync_file, .is_process = true, .kinds = DISK, .end = check_disk);
 RIVAL(truncation, prepare_process_vm, cut_file, .is_process = true, .kinds = FILES,
       .empties = true, .end = check_first_half);
 RIVAL(hole_punching, prepare_process_vm, punch_holes, .is_process = true,
       .kinds = SHMEM | HUGETLB, .empties = true, .end = check_first_half);
 RIVAL(ksm, prepare_ksm, merge_and_unmerge, offer_pages, move_merged,
       .alike = true, .kinds = ANON | PRIVATE);
-RIVAL(fork, NULL, fork_and_look,
-      .kinds = ANON | SHMEM | PRIVATE | DISK | HUGE | HUGETLB);
-RIVAL(neighbour, NULL, be_a_neighbour, .kinds = ANON | SHMEM | HUGE,
-      .but = SHIFTS);
-RIVAL(process_vm, prepare_process_vm, write_from_outside, .is_process = true,
+RIVAL(fork, NULL, fork_and_look, .kinds = ANON | SHMEM | PRIVATE | DISK | HUGE | HUGETLB);
+RIVAL(neighbour, NULL, be_a_neighbour, .kinds = ANON | SHMEM | HUGE, .but = SHIFTS);
+RIVAL(process_vm, prepare_process_vm, write_to_both, .means = write_by_process_vm,
+      .is_process = true, .kinds = ANON | SHMEM | PRIVATE | HUGE | HUGETLB,
+      .but = KEEPS | SHIFTS, .end = check_sectors);
+RIVAL(debugger, NULL, write_to_both, .means = write_by_proc, .is_process = true,
+      .kinds = ANON | SHMEM | PRIVATE | HUGE, .but = KEEPS | SHIFTS, .end = check_sectors);
+RIVAL(direct_read, prepare_direct, write_to_both, .means = read_from_disk,
       .kinds = ANON | SHMEM | PRIVATE | HUGE | HUGETLB, .but = KEEPS | SHIFTS,
       .end = check_sectors);
-RIVAL(debugger, NULL, write_as_debugger, .is_process = true,
-      .kinds = ANON | SHMEM | PRIVATE | HUGE, .but = KEEPS | SHIFTS,
-      .end = check_sectors);
-RIVAL(direct_read, prepare_direct, read_directly,
-      .kinds = ANON | SHMEM | PRIVATE | HUGE | HUGETLB, .but = KEEPS | SHIFTS,
-      .end = check_sectors);
-RIVAL(fixed_buffers, prepare_ring, read_to_registered, register_memory,
-      end_registered, .kinds = ANON | SHMEM | PRIVATE | HUGE | HUGETLB);
+RIVAL(fixed_buffers, prepare_ring, write_to_both, register_memory, end_registered,
+      .means = read_fixed, .kinds = ANON | SHMEM | PRIVATE | HUGE | HUGETLB);
 RIVAL(vmsplice, prepare_pipe, splice_both, .kinds = ANON | SHMEM | PRIVATE,
       .but = KEEPS | SHIFTS);
 RIVAL(userfaultfd, prepare_monitor, drop_and_look, register_memory_missing,
       .kinds = ANON, .but = SHIFTS | GROWS | SEVERAL, .alone = true);
 RIVAL(uffdio_move, prepare_uffd_move, take_aside, .kinds = ANON,
       .but = KEEPS | SHIFTS | SEVERAL, .alone = true, .takes = true);
+RIVAL(uprobes, prepare_uprobes, set_and_clear, .kinds = TEXT, .end = check_code);
 
-RIVAL(uprobes, prepare_uprobes, set_and_clear, .kinds = TEXT,
-      .end = check_code);
-
-FIXTURE_SETUP(against)
+static struct contest *new_contest(META)
 {
 	struct contest *contest = mmap(NULL, sizeof(*contest), READ_WRITE,
 				       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	const struct sigaction action = { .sa_handler = on_fault };
 
 	ASSERT_NE(MAP_FAILED, contest);
-	self->contest = contest;
-	contest->rival = &variant->rival;
 	contest->mover = getpid();
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two processors");
-	sigaction(SIGSEGV, &action, NULL);
-	sigaction(SIGBUS, &action, NULL);
+	signal(SIGSEGV, on_fault);
+	signal(SIGBUS, on_fault);
+	return contest;
+}
+
+FIXTURE_SETUP(against)
+{
+	NEED(sysconf(_SC_NPROCESSORS_ONLN) >= 2, "needs two processors");
+	self->contest = new_contest(_metadata);
+	self->contest->rival = &variant->rival;
 }
 
 FIXTURE_TEARDOWN(against)
@@ -1887,27 +1757,26 @@ FIXTURE_TEARDOWN(against)
 	leave_group();
 }
 
+/* What is missing for it, or NULL. */
+static const char *prepare(struct contest *contest)
+{
+	const struct rival *rival = contest->rival;
+
+	if (rival->needs && access(rival->needs, W_OK))
+		return complain("needs %s", rival->needs);
+	return rival->prepare ? rival->prepare(contest) : NULL;
+}
+
 TEST_F_TIMEOUT(against, at_full_speed, TIMEOUT)
 {
-	const struct rival *rival = self->contest->rival;
-	const char *missing = rival->prepare ? rival->prepare(self->contest) :
-					       NULL;
-
-	if (missing)
-		SKIP(return, "%s", missing);
+	NEED_OK(prepare(self->contest));
 	hold_contests(_metadata, self->contest);
 }
 
 TEST_F_TIMEOUT(against, held_up, TIMEOUT)
 {
-	const struct rival *rival = self->contest->rival;
-	const char *moved = rival->empties ? LONG_DELAY : DELAY;
-	const char *missing = hold_up_moves(moved) ? NULL : NEEDS_DELAYS;
-
-	if (!missing && rival->prepare)
-		missing = rival->prepare(self->contest);
-	if (missing)
-		SKIP(return, "%s", missing);
+	NEED(hold_up_moves(variant->rival.empties ? LONG_DELAY : DELAY), NEEDS_DELAYS);
+	NEED_OK(prepare(self->contest));
 	hold_contests(_metadata, self->contest);
 }
 
@@ -1935,25 +1804,18 @@ static bool open_samples(FIXTURE_DATA(ring) *self)
 	};
 
 	self->event = open_event(&attr, -1, CPU_OF_WRITER);
-	self->view = mmap(NULL, bytes(1 + RING_PAGES), READ_WRITE, MAP_SHARED,
-			  self->event, 0);
+	self->view = mmap(NULL, bytes(1 + RING_PAGES), READ_WRITE, MAP_SHARED, self->event, 0);
 	return self->event >= 0 && self->view != MAP_FAILED;
 }
 
 FIXTURE_SETUP(ring)
 {
-	const struct sigaction action = { .sa_handler = on_fault };
-	static struct contest contest;
-
-	self->contest = &contest;
-	contest.len = bytes(1 + RING_PAGES);
-	contest.places[0] = HOME;
-	contest.places[1] = AWAY + bytes(5);
-	sigaction(SIGSEGV, &action, NULL);
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two processors");
-	if (!open_samples(self))
-		SKIP(return, "needs CONFIG_PERF_EVENTS and leave to use them");
+	NEED(sysconf(_SC_NPROCESSORS_ONLN) >= 2, "needs two processors");
+	NEED(open_samples(self), "needs CONFIG_PERF_EVENTS and leave to use them");
+	self->contest = new_contest(_metadata);
+	self->contest->len = bytes(1 + RING_PAGES);
+	self->contest->places[0] = HOME;
+	self->contest->places[1] = AWAY + bytes(5);
 	hold_up_moves(DELAY);
 }
 
@@ -1976,7 +1838,7 @@ static void *touch_pages(void *arg)
 {
 	struct contest *contest = arg;
 
-	pin_to(CPU_OF_WRITER);
+	stay_on_processor(CPU_OF_WRITER);
 	while (!contest->over) {
 		touch_if_there(contest->places[0] + GB);
 		touch_if_there(contest->places[1] + GB);
@@ -1989,14 +1851,11 @@ static void move_ring(META, struct contest *contest)
 {
 	const unsigned long from = contest->places[contest->now];
 	const unsigned long to = contest->places[!contest->now];
-	const unsigned int acts = contest->acts;
 
 	ASSERT_EQ(to, do_mremap(from, contest->len, contest->len, FIXED, to));
-	ASSERT_EQ(to + GB, do_mremap(from + GB, contest->len, contest->len,
-				     FIXED, to + GB));
+	ASSERT_EQ(to + GB, do_mremap(from + GB, contest->len, contest->len, FIXED, to + GB));
 	contest->now = !contest->now;
-	while (contest->acts == acts)
-		nap();
+	wait_for_rival(contest);
 }
 
 TEST_F_TIMEOUT(ring, moves, TIMEOUT)
@@ -2004,19 +1863,16 @@ TEST_F_TIMEOUT(ring, moves, TIMEOUT)
 	struct contest *contest = self->contest;
 	const struct perf_event_mmap_page *head = self->view;
 
-	ASSERT_EQ(HOME, map_at(HOME, contest->len, READ_WRITE, MAP_SHARED,
-			       self->event, 0));
+	ASSERT_EQ(HOME, map_at(HOME, contest->len, READ_WRITE, MAP_SHARED, self->event, 0));
 	ASSERT_EQ(HOME + GB, map_anon(HOME + GB, contest->len));
-	ASSERT_EQ(0, pthread_create(&contest->thread, NULL, touch_pages,
-				    contest));
+	ASSERT_EQ(0, pthread_create(&contest->thread, NULL, touch_pages, contest));
 	for (int i = 0; i < 20; i++)
 		move_ring(_metadata, contest);
 	contest->over = true;
 	pthread_join(contest->thread, NULL);
 	ioctl(self->event, PERF_EVENT_IOC_DISABLE, 0);
 	EXPECT_LT(0, head->data_head);
-	EXPECT_EQ(0, memcmp(self->view, at(contest->places[contest->now]),
-			    contest->len));
+	EXPECT_EQ(0, memcmp(self->view, at(contest->places[contest->now]), contest->len));
 }
 
 /* ---- those who are killed in the middle of it ---- */
@@ -2028,16 +1884,13 @@ FIXTURE(killed)
 
 FIXTURE_SETUP(killed)
 {
-	struct contest *contest = mmap(NULL, sizeof(*contest), READ_WRITE,
-				       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct contest *contest = new_contest(_metadata);
 
-	ASSERT_NE(MAP_FAILED, contest);
 	self->contest = contest;
 	contest->len = bytes(16);
 	contest->fd = memfd_create("memory", 0);
 	ASSERT_EQ(0, ftruncate(contest->fd, contest->len));
-	ASSERT_EQ(SIDE, map_at(SIDE, contest->len, READ_WRITE, MAP_SHARED,
-			       contest->fd, 0));
+	ASSERT_EQ(SIDE, map_at(SIDE, contest->len, READ_WRITE, MAP_SHARED, contest->fd, 0));
 	stamp_range(SIDE, contest->len, 1);
 	hold_up_moves(DELAY);
 }
@@ -2077,8 +1930,7 @@ static __noreturn void move_until_killed(struct contest *contest)
 	}
 }
 
-static void start_victim(META, struct contest *contest,
-			 void (*victim)(struct contest *contest))
+static void start_victim(META, struct contest *contest, void (*victim)(struct contest *contest))
 {
 	const pid_t child = fork();
 
@@ -2092,13 +1944,8 @@ static void wait_for_moves(struct contest *contest)
 {
 	const unsigned int moved = contest->moved;
 
-	while (contest->moved < moved + 2) {
-		if (waitpid(contest->child, NULL, WNOHANG)) {
-			fputs("# the mover is gone\n", stderr);
-			abort();
-		}
-		nap();
-	}
+	while (contest->moved < moved + 2)
+		nap_meanwhile(contest);
 }
 
 static void expect_killed(META, struct contest *contest)
@@ -2122,8 +1969,7 @@ TEST_F_TIMEOUT(killed, is_reaped, TIMEOUT)
 		pidfd = syscall(__NR_pidfd_open, contest->child, 0);
 		ASSERT_LE(0, pidfd);
 		ASSERT_EQ(0, kill(contest->child, SIGKILL));
-		while (syscall(__NR_process_mrelease, pidfd, 0) &&
-		       errno == EAGAIN)
+		while (syscall(__NR_process_mrelease, pidfd, 0) && errno == EAGAIN)
 			nap();
 		expect_killed(_metadata, contest);
 		close(pidfd);
@@ -2162,8 +2008,7 @@ TEST_F_TIMEOUT(killed, is_out_of_memory, TIMEOUT)
 	const bool can_enter = enter_group();
 
 	leave_group();
-	if (!can_enter)
-		SKIP(return, NEEDS_CGROUP);
+	NEED(can_enter, NEEDS_CGROUP);
 	for (int i = 0; i < 3; i++) {
 		start_victim(_metadata, contest, move_until_out_of_memory);
 		expect_killed(_metadata, contest);

@@ -22,7 +22,6 @@
 #include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -47,6 +46,30 @@ static unsigned long scaled(unsigned long nr, unsigned long least)
 static void no_huge_pages(void)
 {
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+}
+
+static const char *check_same(const char *what, long is, long was)
+{
+	return is == was ? NULL : complain("%s: %ld, was %ld", what, is, was);
+}
+
+/* The source: private, or of a file that is longer by a page. */
+static unsigned long map_src(size_t len, bool shared)
+{
+	const int fd = shared ? memfd_create("mremap_scale", 0) : -1;
+
+	if (shared && ftruncate(fd, len + bytes(1)))
+		return 0;
+	return map_at(SRC, len, PROT_READ | PROT_WRITE,
+		      shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, fd, 0);
+}
+
+static const char *hop(unsigned long from, size_t old, size_t new, unsigned long flags,
+		       unsigned long to)
+{
+	const unsigned long got = do_mremap(from, old, new, flags, to);
+
+	return got == to ? NULL : complain("cannot move %#lx to %#lx: %#lx", from, to, got);
 }
 
 /* ---- many mappings, and no more than these ---- */
@@ -93,20 +116,11 @@ static const char *check_outline(const struct outline *was)
 	struct outline is;
 
 	read_outline(&is);
-	if (is.lines != was->lines)
-		return complain("%ld mappings, were %ld", is.lines, was->lines);
-	if (is.digest != was->digest)
-		return "other mappings than before";
-	if (is.counters.size != was->counters.size)
-		return complain("VmSize %ld, was %ld", is.counters.size,
-				was->counters.size);
-	if (is.counters.rss_anon != was->counters.rss_anon)
-		return complain("RssAnon %ld, was %ld", is.counters.rss_anon,
-				was->counters.rss_anon);
-	if (is.counters.page_tables != was->counters.page_tables)
-		return complain("VmPTE %ld, was %ld", is.counters.page_tables,
-				was->counters.page_tables);
-	return NULL;
+	return check_same("mappings", is.lines, was->lines) ?:
+	       check_same("their digest", is.digest, was->digest) ?:
+	       check_same("VmSize", is.counters.size, was->counters.size) ?:
+	       check_same("RssAnon", is.counters.rss_anon, was->counters.rss_anon) ?:
+	       check_same("VmPTE", is.counters.page_tables, was->counters.page_tables);
 }
 
 FIXTURE(crowd)
@@ -165,8 +179,7 @@ FIXTURE_SETUP(crowd)
 
 	read_setting(MAX_MAP_COUNT, self->limit, sizeof(self->limit));
 	self->nr = scaled(60000, 600);
-	if (!set_limit(self->nr + 5000))
-		SKIP(return, "needs leave to set vm.max_map_count");
+	NEED(set_limit(self->nr + 5000), "needs leave to set vm.max_map_count");
 	no_huge_pages();
 	read_outline(&now);
 	self->gate = now.lines - count_vmas();
@@ -185,18 +198,10 @@ FIXTURE_TEARDOWN(crowd)
 	write_setting(MAX_MAP_COUNT, self->limit);
 }
 
-static const char *move_there_and_back(unsigned long from, unsigned long to,
-				       long id)
+static const char *move_there_and_back(unsigned long from, unsigned long to, long id)
 {
-	const char *why = NULL;
-
-	if (move_to(from, psize(), psize(), to) != to)
-		return complain("cannot move %#lx to %#lx", from, to);
-	if (id >= 0)
-		why = check_stamp(to, id);
-	if (!why && move_to(to, psize(), psize(), from) != from)
-		why = complain("cannot move %#lx back from %#lx", from, to);
-	return why;
+	return hop(from, psize(), psize(), FIXED, to) ?:
+	       (id >= 0 ? check_stamp(to, id) : NULL) ?: hop(to, psize(), psize(), FIXED, from);
 }
 
 /* A forced move asks for five mappings more than there are, and one to spare. */
@@ -214,8 +219,7 @@ TEST_F_TIMEOUT(crowd, moves_at_the_limit, TIMEOUT)
 		const long nr = pick(self->nr / 2) * 2;
 		const unsigned long gap = gap_behind(pick(self->nr));
 
-		EXPECT_OK(move_there_and_back(place_of(nr), gap,
-					      is_stamped(nr) ? nr : -1));
+		EXPECT_OK(move_there_and_back(place_of(nr), gap, is_stamped(nr) ? nr : -1));
 	}
 	EXPECT_OK(check_outline(&before));
 	EXPECT_OK(check_crowd(self));
@@ -280,8 +284,7 @@ static void build_stage(META, const struct edge *edge)
 static unsigned long call_edge(const struct edge *edge)
 {
 	return do_mremap(SRC + bytes(edge->first), bytes(edge->old),
-			 bytes(edge->new), edge->flags,
-			 edge->dst + bytes(edge->page));
+			 bytes(edge->new), edge->flags, edge->dst + bytes(edge->page));
 }
 
 static const char *check_allowed(const struct edge *edge, unsigned long to)
@@ -297,8 +300,7 @@ static const char *check_allowed(const struct edge *edge, unsigned long to)
 static const char *check_refused(int error, const struct outline *before)
 {
 	if (error != ENOMEM)
-		return complain("errno %d, not ENOMEM, of one mapping too few",
-				error);
+		return complain("errno %d, not ENOMEM, of one mapping too few", error);
 	return check_outline(before) ?: check_stamps(SRC, bytes(8), 1) ?:
 	       check_stamps(DST, bytes(8), 101);
 }
@@ -432,14 +434,6 @@ static void choose_touched(SELF, size_t len)
 	}
 }
 
-static long tables_kb(void)
-{
-	struct counters now;
-
-	read_counters(&now);
-	return now.page_tables;
-}
-
 /* What page tables of the pages take that are touched at addr, which shares none. */
 static long wanted_tables_kb(SELF, unsigned long addr)
 {
@@ -461,12 +455,11 @@ static long wanted_tables_kb(SELF, unsigned long addr)
 static const char *check_tables(SELF, unsigned long addr, bool exact)
 {
 	const long want = wanted_tables_kb(self, addr);
-	const long got = tables_kb() - self->tables;
+	const long got = page_tables_kb() - self->tables;
 
 	if (got >= want && got <= (exact ? want : 3 * want))
 		return NULL;
-	return complain("at %#lx: page tables of %ld kB, not %ld", addr, got,
-			want);
+	return complain("at %#lx: page tables of %ld kB, not %ld", addr, got, want);
 }
 
 /* A stamp is the page's number in the mapping: that stays. */
@@ -480,8 +473,7 @@ static const char *check_sparse(SELF, unsigned long addr, size_t len)
 		if (offset >= len)
 			continue;
 		why = check_stamp(addr + offset, offset / psize());
-		if (!why && next < len && !is_touched(self, next) &&
-		    is_present(addr + next))
+		if (!why && next < len && !is_touched(self, next) && is_present(addr + next))
 			why = complain("a page at %#lx", addr + next);
 	}
 	return why;
@@ -493,40 +485,32 @@ static void touch_sparse(SELF, unsigned long addr)
 		stamp(addr + self->touched[i], self->touched[i] / psize());
 }
 
+/* NULL: it is mapped now. */
+static const char *try_to_map(unsigned long addr, size_t len)
+{
+	return map_sparse(addr, len) == addr ? NULL :
+	       complain("needs %lu TB of address space at %#lx", len / TB, addr);
+}
+
 FIXTURE_SETUP(sparse)
 {
-	unsigned long there;
-
 	no_huge_pages();
-	self->tables = tables_kb();
-	there = map_sparse(variant->from, variant->len);
-	if (there != variant->from)
-		SKIP(return, "needs %lu TB of address space at %#lx",
-		     variant->len / TB, variant->from);
+	self->tables = page_tables_kb();
+	NEED_OK(try_to_map(variant->from, variant->len));
 	if (variant->to) {
-		there = map_sparse(variant->to, variant->len);
-		if (there != variant->to)
-			SKIP(return, "needs %lu TB of address space at %#lx",
-			     variant->len / TB, variant->to);
+		NEED_OK(try_to_map(variant->to, variant->len));
 		ASSERT_EQ(0, munmap(at(variant->to), variant->len));
 	}
 	choose_touched(self, variant->len);
 	touch_sparse(self, variant->from);
 }
 
-FIXTURE_TEARDOWN(sparse)
-{
-}
+FIXTURE_TEARDOWN(sparse) { }
 
-static const char *move_sparse(SELF, size_t len, unsigned long from,
-			       unsigned long to, bool exact)
+static const char *move_sparse(SELF, size_t len, unsigned long from, unsigned long to, bool exact)
 {
-	const unsigned long got = move_to(from, len, len, to);
-
-	if (got != to)
-		return complain("cannot move %#lx to %#lx: %#lx", from, to, got);
-	return check_sparse(self, to, len) ?: check_tables(self, to, exact) ?:
-	       check_unmapped(from, len);
+	return hop(from, len, len, FIXED, to) ?: check_sparse(self, to, len) ?:
+	       check_tables(self, to, exact) ?: check_unmapped(from, len);
 }
 
 TEST_F_TIMEOUT(sparse, moves, TIMEOUT)
@@ -540,18 +524,15 @@ TEST_F_TIMEOUT(sparse, moves, TIMEOUT)
 	EXPECT_OK(check_tables(self, variant->from, true));
 	read_counters(&before);
 	if (variant->to) {
-		EXPECT_OK(move_sparse(self, variant->len, variant->from,
-				      variant->to, exact));
-		EXPECT_OK(move_sparse(self, variant->len, variant->to,
-				      variant->from, exact));
-		EXPECT_OK(move_sparse(self, variant->len, variant->from,
-				      variant->to, exact));
+		EXPECT_OK(move_sparse(self, variant->len, variant->from, variant->to, exact));
+		EXPECT_OK(move_sparse(self, variant->len, variant->to, variant->from, exact));
+		EXPECT_OK(move_sparse(self, variant->len, variant->from, variant->to, exact));
 	}
 	read_counters(&after);
 	EXPECT_EQ(before.rss_anon, after.rss_anon);
 	EXPECT_EQ(before.size, after.size);
 	EXPECT_EQ(0, munmap(at(variant->to ?: variant->from), variant->len));
-	EXPECT_EQ(self->tables, tables_kb());
+	EXPECT_EQ(self->tables, page_tables_kb());
 }
 
 /*
@@ -566,28 +547,25 @@ TEST_F_TIMEOUT(sparse, moves_by_little, TIMEOUT)
 	const size_t len = variant->len - pud_span();
 	const int error = len > MOST_ASIDE ? ENOMEM : 0;
 
-	if (expect_base())
-		SKIP(return, "needs MREMAP_OVERLAP");
+	SKIP_STOCK("needs MREMAP_OVERLAP");
 	ASSERT_EQ(0, munmap(at(variant->from + len), pud_span()));
 	choose_touched(self, len);
 	touch_sparse(self, variant->from);
 	for (size_t i = 0; i < ARRAY_SIZE(shifts); i++) {
 		const unsigned long to = variant->from + shifts[i];
 
-		EXPECT_EQ(error, error_of(do_mremap(variant->from, len, len,
-						    OVERLAP, to)));
+		EXPECT_EQ(error, error_of(do_mremap(variant->from, len, len, OVERLAP, to)));
 		if (!error) {
 			EXPECT_OK(check_sparse(self, to, len));
 			EXPECT_OK(check_tables(self, to, false));
-			EXPECT_EQ(variant->from, do_mremap(to, len, len, OVERLAP,
-							   variant->from));
+			EXPECT_EQ(variant->from, do_mremap(to, len, len, OVERLAP, variant->from));
 		}
 		EXPECT_OK(check_sparse(self, variant->from, len));
 		if (_metadata->exit_code)
 			TH_LOG("by %#zx", shifts[i]);
 	}
 	EXPECT_EQ(0, munmap(at(variant->from), len));
-	EXPECT_EQ(self->tables, tables_kb());
+	EXPECT_EQ(self->tables, page_tables_kb());
 }
 
 TEST_F_TIMEOUT(sparse, shrinks_and_grows, TIMEOUT)
@@ -599,11 +577,9 @@ TEST_F_TIMEOUT(sparse, shrinks_and_grows, TIMEOUT)
 	size_t len = variant->len;
 
 	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
-		EXPECT_EQ(variant->from, do_mremap(variant->from, len, sizes[i],
-						   0, 0));
+		EXPECT_EQ(variant->from, do_mremap(variant->from, len, sizes[i], 0, 0));
 		if (sizes[i] < len)
-			EXPECT_OK(check_unmapped(variant->from + sizes[i],
-						 len - sizes[i]));
+			EXPECT_OK(check_unmapped(variant->from + sizes[i], len - sizes[i]));
 		len = sizes[i];
 		EXPECT_OK(check_sparse(self, variant->from, len));
 		choose_touched(self, len);
@@ -613,17 +589,15 @@ TEST_F_TIMEOUT(sparse, shrinks_and_grows, TIMEOUT)
 	}
 	if (variant->to) {
 		/* What follows leaves no room. */
-		ASSERT_EQ(variant->from + len,
-			  map_anon(variant->from + len, psize()));
-		EXPECT_EQ(variant->to, move_to(variant->from, len, variant->len,
-					       variant->to));
+		ASSERT_EQ(variant->from + len, map_anon(variant->from + len, psize()));
+		EXPECT_EQ(variant->to, move_to(variant->from, len, variant->len, variant->to));
 		EXPECT_OK(check_sparse(self, variant->to, len));
 		EXPECT_EQ(0, munmap(at(variant->to), variant->len));
 		EXPECT_EQ(0, munmap(at(variant->from + len), psize()));
 	} else {
 		EXPECT_EQ(0, munmap(at(variant->from), len));
 	}
-	EXPECT_EQ(self->tables, tables_kb());
+	EXPECT_EQ(self->tables, page_tables_kb());
 }
 
 #undef SELF
@@ -635,8 +609,7 @@ TEST(growth_stays_below_five_levels)
 	const size_t len = bytes(8);
 	unsigned long to;
 
-	if (map_sparse(1UL << 50, len) != 1UL << 50)
-		SKIP(return, "needs page tables of five levels");
+	NEED(map_sparse(1UL << 50, len) == 1UL << 50, "needs page tables of five levels");
 	ASSERT_EQ(SRC, map_anon(SRC, len));
 	guard_page(SRC + len);
 	stamp_range(SRC, len, 1);
@@ -739,7 +712,6 @@ static void *work(void *arg)
 FIXTURE(busy)
 {
 	struct crew *crew;
-	int fd;
 };
 
 FIXTURE_VARIANT(busy)
@@ -755,21 +727,13 @@ FIXTURE_VARIANT_ADD(busy, shared_off_by_a_page) { true, 1 };
 
 FIXTURE_SETUP(busy)
 {
-	struct sigaction action = {
-		.sa_handler = try_again, .sa_flags = SA_NODEFER,
-	};
-	const size_t len = bytes(WORKERS * PAGES_EACH);
+	struct sigaction action = { .sa_handler = try_again, .sa_flags = SA_NODEFER };
 
 	no_huge_pages();
 	self->crew = calloc(1, sizeof(*self->crew));
 	self->crew->base = SRC;
 	self->crew->is_shared = variant->shared;
-	self->fd = memfd_create("mremap_scale", 0);
-	ASSERT_EQ(0, ftruncate(self->fd, len));
-	ASSERT_EQ(SRC, map_at(SRC, len, PROT_READ | PROT_WRITE,
-			      variant->shared ? MAP_SHARED :
-			      MAP_PRIVATE | MAP_ANONYMOUS,
-			      variant->shared ? self->fd : -1, 0));
+	ASSERT_EQ(SRC, map_src(bytes(WORKERS * PAGES_EACH), variant->shared));
 	ASSERT_EQ(0, sigaction(SIGSEGV, &action, NULL));
 	for (int nr = 0; nr < WORKERS; nr++) {
 		struct worker *worker = &self->crew->workers[nr];
@@ -780,9 +744,7 @@ FIXTURE_SETUP(busy)
 	}
 }
 
-FIXTURE_TEARDOWN(busy)
-{
-}
+FIXTURE_TEARDOWN(busy) { }
 
 static bool have_all_worked(const struct crew *crew)
 {
@@ -818,8 +780,7 @@ TEST_F_TIMEOUT(busy, nothing_is_lost, TIMEOUT)
 	for (unsigned long i = 0; i < 100 * moves; i++) {
 		if (i >= moves && have_all_worked(crew))
 			break;
-		ASSERT_EQ(places[i % 2],
-			  move_to(crew->base, len, len, places[i % 2]));
+		ASSERT_EQ(places[i % 2], move_to(crew->base, len, len, places[i % 2]));
 		crew->base = places[i % 2];
 		usleep(1);
 	}
@@ -832,9 +793,6 @@ TEST_F_TIMEOUT(busy, nothing_is_lost, TIMEOUT)
 }
 
 /* ---- a control group without memory to spare ---- */
-
-#define GROUPS		"/sys/fs/cgroup/"
-#define GROUP		GROUPS "mremap_scale"
 
 /* A page of each page table. */
 #define TIGHT_TABLES	300
@@ -865,7 +823,7 @@ static bool limit_group(long bytes)
 	char text[32];
 
 	snprintf(text, sizeof(text), "%ld", bytes);
-	return write_setting(GROUP "/memory.max", bytes ? text : "max");
+	return write_setting(OWN_CGROUP "memory.max", bytes ? text : "max");
 }
 
 static unsigned long map_tight(bool shared)
@@ -883,22 +841,17 @@ static unsigned long map_tight(bool shared)
 /* What a processor has set aside for the group, on which the others are not. */
 static void limit_to_current(bool must_do)
 {
-	limit_group(read_long(GROUP "/memory.current") + must_do * 256 * KB);
+	limit_group(read_long(OWN_CGROUP "memory.current") + must_do * 256 * KB);
 }
 
 FIXTURE_SETUP(tight)
 {
-	if (expect_base_7())
-		SKIP(return, "needs limits of memory that suit this kernel");
+	NEED(!expect_base_7(), "needs limits of memory that suit this kernel");
 	no_huge_pages();
 	stay_on_this_processor();
 	self->dst = DST + bytes(variant->offset);
-	write_setting(GROUPS "cgroup.subtree_control", "+memory");
-	mkdir(GROUP, 0700);
-	if (access(GROUP "/memory.max", W_OK) ||
-	    !write_setting(GROUP "/cgroup.procs", "0"))
-		SKIP(return, "needs memory.max of control groups");
-	write_setting(GROUP "/memory.swap.max", "0");
+	NEED(enter_group(), NEEDS_CGROUP);
+	write_setting(OWN_CGROUP "memory.swap.max", "0");
 	/* There is nobody else to be killed. */
 	ASSERT_TRUE(write_setting("/proc/self/oom_score_adj", "-1000"));
 	ASSERT_EQ(SRC, map_tight(variant->cannot_do));
@@ -909,8 +862,7 @@ FIXTURE_SETUP(tight)
 FIXTURE_TEARDOWN(tight)
 {
 	limit_group(0);
-	write_setting(GROUPS "cgroup.procs", "0");
-	rmdir(GROUP);
+	leave_group();
 }
 
 static const char *check_tight(unsigned long addr)
@@ -932,8 +884,7 @@ TEST_F_TIMEOUT(tight, moves_or_changes_nothing, TIMEOUT)
 	save_state();
 	limit_to_current(variant->must_do);
 	for (int i = 0; i < rounds && !_metadata->exit_code; i++) {
-		const unsigned long to = move_to(SRC, TIGHT_LEN, new_len,
-						 self->dst);
+		const unsigned long to = move_to(SRC, TIGHT_LEN, new_len, self->dst);
 
 		if (error_of(to)) {
 			EXPECT_EQ(ENOMEM, error_of(to));
@@ -976,16 +927,13 @@ static unsigned long compat_mremap(unsigned int addr, unsigned int old_len,
 
 	asm volatile("int $0x80"
 		     : "+a" (ret)
-		     : "b" (addr), "c" (old_len), "d" (new_len), "S" (flags),
-		       "D" (new_addr)
+		     : "b" (addr), "c" (old_len), "d" (new_len), "S" (flags), "D" (new_addr)
 		     : "memory", "r8", "r9", "r10", "r11");
 	/* Addresses have no sign, but errors do. */
 	return ret < 0 && ret > -4096 ? (unsigned long)ret : (unsigned int)ret;
 }
 
-FIXTURE(compat)
-{
-};
+FIXTURE(compat) { };
 
 FIXTURE_VARIANT(compat)
 {
@@ -1022,16 +970,13 @@ static bool has_compat_calls(void)
 
 FIXTURE_SETUP(compat)
 {
-	if (!has_compat_calls())
-		SKIP(return, "needs CONFIG_IA32_EMULATION");
+	NEED(has_compat_calls(), "needs CONFIG_IA32_EMULATION");
 	ASSERT_EQ(LOW, map_sparse(LOW, LOW_LEN));
 	guard_page(LOW + LOW_LEN);
 	stamp_range(LOW, LOW_LEN, 1);
 }
 
-FIXTURE_TEARDOWN(compat)
-{
-}
+FIXTURE_TEARDOWN(compat) { }
 
 TEST_F(compat, stays_within_4_gb)
 {
@@ -1080,9 +1025,7 @@ static __noreturn void become_program(const char *name, unsigned long end)
 	_exit(errno == ENOEXEC ? CANNOT_RUN : 1);
 }
 
-FIXTURE(program)
-{
-};
+FIXTURE(program) { };
 
 FIXTURE_VARIANT(program)
 {
@@ -1105,15 +1048,12 @@ PROGRAM(overlaps, true);
 
 FIXTURE_SETUP(program)
 {
-	if (!_binary_mremap_32_start)
-		SKIP(return, "needs a compiler that has -m32");
-	if (variant->is_new && expect_base())
-		SKIP(return, "needs moves of several mappings, and MREMAP_OVERLAP");
+	NEED(_binary_mremap_32_start, "needs a compiler that has -m32");
+	NEED(!variant->is_new || !expect_base(),
+	     "needs moves of several mappings, and MREMAP_OVERLAP");
 }
 
-FIXTURE_TEARDOWN(program)
-{
-}
+FIXTURE_TEARDOWN(program) { }
 
 TEST_F(program, of_32_bits)
 {
@@ -1123,8 +1063,7 @@ TEST_F(program, of_32_bits)
 	if (!child)
 		become_program(variant->name, variant->end);
 	ASSERT_EQ(child, waitpid(child, &status, 0));
-	if (status == CANNOT_RUN << 8)
-		SKIP(return, "needs CONFIG_IA32_EMULATION");
+	NEED(status != CANNOT_RUN << 8, "needs CONFIG_IA32_EMULATION");
 	EXPECT_EQ(0, status);
 }
 
@@ -1173,33 +1112,25 @@ static void read_store(struct store *out)
 }
 
 /* Others allocate as well: only what is more than so many counts. */
-static const char *check_store(const struct store *was, const struct store *is,
-			       long many)
+static const char *check_store(const struct store *was, const struct store *is, long many)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(caches); i++)
 		if (is->objects[i] > was->objects[i] + many)
 			return complain("%s: %ld objects, were %ld", caches[i],
 					is->objects[i], was->objects[i]);
 	if (is->page_tables > was->page_tables + many)
-		return complain("%ld page tables, were %ld", is->page_tables,
-				was->page_tables);
+		return complain("%ld page tables, were %ld", is->page_tables, was->page_tables);
 	return NULL;
 }
 
 static const char *check_own(const struct store *was, const struct store *is)
 {
-	if (is->vmas != was->vmas)
-		return complain("%d mappings, were %d", is->vmas, was->vmas);
-	if (is->counters.page_tables != was->counters.page_tables)
-		return complain("VmPTE %ld, was %ld", is->counters.page_tables,
-				was->counters.page_tables);
-	if (is->counters.size != was->counters.size)
-		return complain("VmSize %ld, was %ld", is->counters.size,
-				was->counters.size);
 	if (is->counters.rss_anon > was->counters.rss_anon + 100)
-		return complain("RssAnon %ld, was %ld", is->counters.rss_anon,
+		return complain("RssAnon: %ld, was %ld", is->counters.rss_anon,
 				was->counters.rss_anon);
-	return NULL;
+	return check_same("mappings", is->vmas, was->vmas) ?:
+	       check_same("VmPTE", is->counters.page_tables, was->counters.page_tables) ?:
+	       check_same("VmSize", is->counters.size, was->counters.size);
 }
 
 enum kind {
@@ -1215,7 +1146,6 @@ enum kind {
 
 FIXTURE(forth)
 {
-	int fd;
 	int fail;
 };
 
@@ -1252,153 +1182,99 @@ FIXTURE_VARIANT_ADD(forth, fails_of_several) { FAILS, 520, 1, false, true };
 #define SELF	FIXTURE_DATA(forth) *self
 #define VARIANT	const FIXTURE_VARIANT(forth) *variant
 
-static void map_forth(META, SELF, VARIANT)
-{
-	const size_t len = bytes(variant->pages);
-
-	ASSERT_EQ(0, ftruncate(self->fd, len + bytes(1)));
-	ASSERT_EQ(SRC, map_at(SRC, len, PROT_READ | PROT_WRITE,
-			      variant->shared ? MAP_SHARED :
-			      MAP_PRIVATE | MAP_ANONYMOUS,
-			      variant->shared ? self->fd : -1, 0));
-	stamp_range(SRC, len, 1);
-	if (variant->several)
-		ASSERT_EQ(0, mprotect(at(SRC + bytes(variant->pages / 3)),
-				      bytes(variant->pages / 3), PROT_READ));
-}
-
 FIXTURE_SETUP(forth)
 {
-	const char *why = variant->kind == FAILS ? prepare_fail_nth() : NULL;
+	const size_t third = bytes(variant->pages / 3);
 
-	if (why)
-		SKIP(return, "%s", why);
-	if (variant->several && expect_base())
-		SKIP(return, "needs moves of several mappings");
-	if (variant->kind == OVERLAPS && expect_base())
-		SKIP(return, "needs MREMAP_OVERLAP");
-	if (count_objects("vm_area_struct") < 0)
-		SKIP(return, "needs " SLAB);
+	NEED_OK(variant->kind == FAILS ? prepare_fail_nth() : NULL);
+	NEED(!variant->several || !expect_base(), "needs moves of several mappings");
+	NEED(variant->kind != OVERLAPS || !expect_base(), "needs MREMAP_OVERLAP");
+	NEED(count_objects("vm_area_struct") >= 0, "needs " SLAB);
 	no_huge_pages();
-	self->fd = memfd_create("mremap_scale", 0);
 	self->fail = open(FAIL_NTH, O_RDWR);
-	map_forth(_metadata, self, variant);
+	ASSERT_EQ(SRC, map_src(bytes(variant->pages), variant->shared));
+	stamp_range(SRC, bytes(variant->pages), 1);
+	if (variant->several)
+		ASSERT_EQ(0, mprotect(at(SRC + third), third, PROT_READ));
 }
 
-FIXTURE_TEARDOWN(forth)
+FIXTURE_TEARDOWN(forth) { }
+
+static const char *there_and_back(unsigned long src, size_t len, unsigned long flags,
+				  unsigned long dst)
 {
+	const char *why = hop(src, len, len, flags, dst);
+
+	if (!why && flags & MREMAP_DONTUNMAP && munmap(at(src), len))
+		why = "cannot unmap what was left";
+	return why ?: hop(dst, len, len, flags & ~MREMAP_DONTUNMAP, src);
 }
 
-static const char *there_and_back(VARIANT, unsigned long flags)
+static const char *grow_and_back(size_t len, unsigned long dst)
 {
-	const unsigned long dst = DST + bytes(variant->offset);
-	const size_t len = bytes(variant->pages);
+	const size_t more = len + bytes(1);
 
-	if (do_mremap(SRC, len, len, flags, dst) != dst)
-		return "cannot move there";
-	if (flags & MREMAP_DONTUNMAP && munmap(at(SRC), len))
-		return "cannot unmap what was left";
-	return do_mremap(dst, len, len, FIXED, SRC) == SRC ? NULL :
-							     "cannot move back";
+	return hop(SRC, len, more, FIXED, dst) ?: hop(dst, more, len, 0, dst) ?:
+	       hop(dst, len, more, 0, dst) ?: hop(dst, more, len, FIXED, SRC);
 }
 
-static const char *grow_and_back(VARIANT)
+static const char *over_and_back(size_t len, unsigned long dst)
 {
-	const unsigned long dst = DST + bytes(variant->offset);
-	const size_t len = bytes(variant->pages), more = len + bytes(1);
-
-	if (do_mremap(SRC, len, more, FIXED, dst) != dst ||
-	    do_mremap(dst, more, len, 0, 0) != dst ||
-	    do_mremap(dst, len, more, 0, 0) != dst)
-		return "cannot grow there";
-	return do_mremap(dst, more, len, FIXED, SRC) == SRC ? NULL :
-							      "cannot move back";
-}
-
-/* What follows at the new place is what followed here before. */
-static const char *join_and_back(VARIANT)
-{
-	const size_t len = bytes(variant->pages);
-	const unsigned long end = SRC + len;
-
-	if (do_mremap(end - bytes(2), bytes(2), bytes(2), FIXED, DST) != DST)
-		return "cannot move the end there";
-	if (do_mremap(DST, bytes(2), bytes(2), FIXED, end - bytes(2)) !=
-	    end - bytes(2))
-		return "cannot move the end back";
-	return NULL;
-}
-
-static const char *over_and_back(VARIANT)
-{
-	const unsigned long dst = DST + bytes(variant->offset);
-
-	if (map_anon(dst, bytes(variant->pages)) != dst)
+	if (map_anon(dst, len) != dst)
 		return "cannot map the destination";
 	stamp(dst, 7);
-	return there_and_back(variant, FIXED);
+	return there_and_back(SRC, len, FIXED, dst);
 }
 
-static const char *overlap_and_back(VARIANT)
-{
-	const size_t len = bytes(variant->pages);
-	const unsigned long dst = SRC + bytes(1);
-
-	if (do_mremap(SRC, len, len, OVERLAP, dst) != dst)
-		return "cannot move by a page";
-	return do_mremap(dst, len, len, OVERLAP, SRC) == SRC ? NULL :
-							       "cannot move back";
-}
-
-static const char *fork_and_back(VARIANT)
+static const char *fork_and_back(size_t len, unsigned long dst)
 {
 	const pid_t child = fork();
 	int status = -1;
 
 	if (!child)
-		_exit(!!there_and_back(variant, FIXED));
+		_exit(!!there_and_back(SRC, len, FIXED, dst));
 	if (waitpid(child, &status, 0) != child || status)
 		return "the child cannot move it";
-	return there_and_back(variant, FIXED);
+	return there_and_back(SRC, len, FIXED, dst);
 }
 
-static const char *fail_and_back(SELF, VARIANT, int nth)
+static const char *fail_and_back(int fail, int nth, size_t len, unsigned long dst)
 {
-	const unsigned long dst = DST + bytes(variant->offset);
-	const size_t len = bytes(variant->pages);
 	unsigned long to;
 
-	if (!arm_fail_nth(self->fail, nth))
+	if (!arm_fail_nth(fail, nth))
 		return "cannot make it fail";
 	to = do_mremap(SRC, len, len, FIXED, dst);
-	disarm_fail_nth(self->fail);
+	disarm_fail_nth(fail);
 	if (error_of(to))
 		return error_of(to) == ENOMEM ? NULL : "fails otherwise";
-	return do_mremap(dst, len, len, FIXED, SRC) == SRC ? NULL :
-							     "cannot move back";
+	return hop(dst, len, len, FIXED, SRC);
 }
 
 #define ALLOCATIONS	24
 
 static const char *go_forth_and_back(SELF, VARIANT, long round)
 {
+	const unsigned long dst = DST + bytes(variant->offset);
+	const size_t len = bytes(variant->pages);
+
 	switch (variant->kind) {
 	case MOVES:
-		return there_and_back(variant, FIXED);
+		return there_and_back(SRC, len, FIXED, dst);
 	case KEEPS:
-		return there_and_back(variant, FIXED | DONTUNMAP);
+		return there_and_back(SRC, len, FIXED | DONTUNMAP, dst);
 	case GROWS:
-		return grow_and_back(variant);
-	case JOINS:
-		return join_and_back(variant);
+		return grow_and_back(len, dst);
+	case JOINS:	/* What follows at the new place is what followed here before. */
+		return there_and_back(SRC + len - bytes(2), bytes(2), FIXED, DST);
 	case OVER:
-		return over_and_back(variant);
+		return over_and_back(len, dst);
 	case OVERLAPS:
-		return overlap_and_back(variant);
+		return there_and_back(SRC, len, OVERLAP, SRC + bytes(1));
 	case FORKS:
-		return fork_and_back(variant);
+		return fork_and_back(len, dst);
 	case FAILS:
-		return fail_and_back(self, variant, 1 + round % ALLOCATIONS);
+		return fail_and_back(self->fail, 1 + round % ALLOCATIONS, len, dst);
 	}
 	return "no such kind";
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * mremap(2) and userfaultfd: what becomes of faults, of write protection and of
- * poison where a mapping went and where it was, who waits for a monitor, and what
- * monitors do that follow a mapping or collect garbage. Which events a call sends,
- * and what stays registered, is part of the model that mremap_test compares with.
+ * poison where a mapping went and where it was, who waits for a monitor, and what one
+ * does that collects garbage. Which events a call sends, and what stays registered, is
+ * part of the model that mremap_test compares with.
  *
  * A monitor that asks for UFFD_FEATURE_EVENT_REMAP is told where a mapping
  * went: that stays registered, and what was write-protected stays so. For any
@@ -44,9 +44,8 @@
 #define REMAP	UFFD_FEATURE_EVENT_REMAP
 #define UNMAP	UFFD_FEATURE_EVENT_UNMAP
 
-#define SKIP_STOCK_BUG()						\
-	if (expect_base())						\
-		SKIP(return, "a bug of stock 6.12 that this catches")
+#define STOCK_BUG	"a bug of stock 6.12 that this catches"
+#define OTHERS_BUG	"a bug of other calls (MREMAP_EXPECT=fixed)"
 
 /* ---- userfaultfd ---- */
 
@@ -71,13 +70,11 @@ static const char *lacks_features(uint64_t features)
 	features &= ~api.features;
 	if (features & WITH_MARKERS)
 		return "needs CONFIG_PTE_MARKER_UFFD_WP";
-	return complain("needs userfaultfd with features %#llx",
-			(unsigned long long)features);
+	return complain("needs userfaultfd with features %#llx", (unsigned long long)features);
 }
 
 /* These return 0 or the errno. Most requests are laid out alike. */
-static int work_on(int fd, unsigned long request, unsigned long addr, size_t len,
-		   uint64_t mode)
+static int work_on(int fd, unsigned long request, unsigned long addr, size_t len, uint64_t mode)
 {
 	struct uffdio_register arg = { .range = { addr, len }, .mode = mode };
 
@@ -96,8 +93,7 @@ static int unregister_range(int fd, unsigned long addr, size_t len)
 
 static int protect(int fd, unsigned long addr, size_t len)
 {
-	return work_on(fd, UFFDIO_WRITEPROTECT, addr, len,
-		       UFFDIO_WRITEPROTECT_MODE_WP);
+	return work_on(fd, UFFDIO_WRITEPROTECT, addr, len, UFFDIO_WRITEPROTECT_MODE_WP);
 }
 
 static int poison(int fd, unsigned long addr, size_t len)
@@ -106,8 +102,7 @@ static int poison(int fd, unsigned long addr, size_t len)
 }
 
 /* With UFFDIO_COPY or UFFDIO_MOVE, which are laid out alike, too. */
-static int fill(int fd, unsigned long request, unsigned long addr, size_t len,
-		unsigned long from)
+static int fill(int fd, unsigned long request, unsigned long addr, size_t len, unsigned long from)
 {
 	struct uffdio_copy copy = { .dst = addr, .src = from, .len = len };
 
@@ -140,27 +135,21 @@ static void answer_fault(struct monitor *monitor, const struct uffd_msg *msg)
 		work_on(monitor->fd, UFFDIO_WAKE, addr, len, 0);
 }
 
-/* A monitor that answers like this, or as it is set up to. */
-static void prepare_monitor(struct monitor *monitor)
+/* A monitor that answers like this, or as it is set up to; or why it cannot be had. */
+static const char *lacks_monitor(struct monitor *monitor, uint64_t features)
 {
 	monitor->answer = monitor->answer ?: answer_fault;
-	for (size_t done = 0; done < sizeof(filling); done += psize())
-		stamp((unsigned long)filling + done, FILLED + done / psize());
+	stamp_range((unsigned long)filling, sizeof(filling), FILLED);
+	return start_monitor(monitor, features) ? NULL : lacks_features(features);
 }
 
-#define NEED_MONITOR(monitor, features)					\
-	do {								\
-		prepare_monitor(monitor);				\
-		if (!start_monitor(monitor, features))			\
-			SKIP(return, "%s", lacks_features(features));	\
-	} while (0)
+#define NEED_MONITOR(monitor, features)	NEED_OK(lacks_monitor(monitor, features))
 
 /*
  * A page that nobody has touched is the monitor's to fill where it is
  * registered, and empty elsewhere.
  */
-static const char *check_fill(struct monitor *monitor, unsigned long addr,
-			      bool registered)
+static const char *check_fill(struct monitor *monitor, unsigned long addr, bool registered)
 {
 	if (!registered)
 		return check_zero(addr, psize());
@@ -197,8 +186,7 @@ static const char *check_registration(unsigned long addr, const char *modes)
 	const char *found = registration(addr);
 
 	return strcmp(found, modes) ?
-		complain("%#lx: registered for '%s', not '%s'", addr, found, modes) :
-		NULL;
+		complain("%#lx: registered for '%s', not '%s'", addr, found, modes) : NULL;
 }
 
 static size_t count_protected(unsigned long addr, size_t len)
@@ -227,9 +215,7 @@ static void catch_bus(int signal, siginfo_t *info, void *context)
 /* Whether reading there raises SIGBUS, for this very page. */
 static bool raises_bus(unsigned long addr, size_t page)
 {
-	struct sigaction action = {
-		.sa_sigaction = catch_bus, .sa_flags = SA_SIGINFO,
-	};
+	struct sigaction action = { .sa_sigaction = catch_bus, .sa_flags = SA_SIGINFO };
 
 	bus_addr = NULL;
 	sigaction(SIGBUS, &action, NULL);
@@ -425,11 +411,9 @@ static void touch_memory(META, SELF)
 
 FIXTURE_SETUP(moves)
 {
-	const char *lacks = lacks_memory(variant);
 	const bool huge = variant->size == HUGE;
 
-	if (lacks)
-		SKIP(return, "%s", lacks);
+	NEED_OK(lacks_memory(variant));
 	self->kind = variant;
 	self->unit = huge ? pmd_span() : bytes(16);
 	if (variant->size == HUGETLB) {
@@ -446,19 +430,15 @@ FIXTURE_SETUP(moves)
 	/* Whatever is set for shared memory. */
 	if (huge && variant->file)
 		madvise(at(self->src), self->len, MADV_COLLAPSE);
-	if (huge && smaps_kb(self->src, variant->file ? "ShmemPmdMapped" :
-			     "AnonHugePages") <= 0)
-		SKIP(return, "needs transparent huge pages");
+	NEED(!huge || smaps_kb(self->src, variant->file ? "ShmemPmdMapped" : "AnonHugePages") > 0,
+	     "needs transparent huge pages");
 }
 
-FIXTURE_TEARDOWN(moves)
-{
-}
+FIXTURE_TEARDOWN(moves) { }
 
 /* ---- write protection ---- */
 
-static const char *check_protection(SELF, unsigned long addr, size_t start,
-				    size_t end, bool kept)
+static const char *check_protection(SELF, unsigned long addr, size_t start, size_t end, bool kept)
 {
 	static uint64_t bits[1 << 16];
 	const size_t first = start / psize(), nr = (end - start) / psize();
@@ -469,8 +449,7 @@ static const char *check_protection(SELF, unsigned long addr, size_t start,
 
 		if (!!(bits[i] & PM_UFFD_WP) != wanted)
 			return complain("page %zu at %#lx: pagemap %#llx, is%s to be protected",
-					first + i, addr + bytes(i),
-					(unsigned long long)bits[i],
+					first + i, addr + bytes(i), (unsigned long long)bits[i],
 					wanted ? "" : " not");
 	}
 	return NULL;
@@ -482,8 +461,8 @@ static const char *begin_wp(SELF)
 }
 
 /* What is left of shared memory has been written to at the new place. */
-static const char *check_contents(SELF, unsigned long addr, size_t start,
-				  size_t end, enum fate fate)
+static const char *check_contents(SELF, unsigned long addr, size_t start, size_t end,
+				  enum fate fate)
 {
 	if (fate == LEFT && self->kind->flags & MAP_SHARED)
 		return NULL;
@@ -562,16 +541,14 @@ static const char *write_lost(SELF, unsigned long addr, size_t len)
 	if (count_protected(addr, len))
 		return "protected by a new registration";
 	why = write_freely(self, addr + half, len - half);
-	if (protect(fd, addr, self->unit) ||
-	    count_protected(addr, len) != self->unit / psize())
+	if (protect(fd, addr, self->unit) || count_protected(addr, len) != self->unit / psize())
 		return "cannot be protected again";
 	want_fault(&self->monitor, addr, UFFD_PAGEFAULT_FLAG_WP);
 	stamp(addr, 1);
 	return why ?: check_events(&self->monitor);
 }
 
-static const char *check_wp(SELF, unsigned long addr, size_t start, size_t end,
-			    enum fate fate)
+static const char *check_wp(SELF, unsigned long addr, size_t start, size_t end, enum fate fate)
 {
 	const char *why = check_protection(self, addr, start, end, fate == KEPT);
 
@@ -611,8 +588,7 @@ static bool counts_as_written(SELF, size_t page, enum written written)
  * Which of these pages have been written to since they were protected. With
  * PROTECT they are protected again. Returns 0 or the errno.
  */
-static int scan_written(unsigned long addr, size_t pages, uint64_t flags,
-			bool *written)
+static int scan_written(unsigned long addr, size_t pages, uint64_t flags, bool *written)
 {
 	static struct page_region regions[1 << 12];
 	struct pm_scan_arg arg = {
@@ -640,8 +616,8 @@ static int scan_written(unsigned long addr, size_t pages, uint64_t flags,
 
 static bool page_written[1 << 12];
 
-static const char *check_written(SELF, unsigned long addr, size_t start,
-				 size_t end, uint64_t flags, enum written wanted)
+static const char *check_written(SELF, unsigned long addr, size_t start, size_t end,
+				 uint64_t flags, enum written wanted)
 {
 	const size_t first = start / psize(), pages = (end - start) / psize();
 	int err;
@@ -689,8 +665,7 @@ static const char *begin_async(SELF)
  * was left behind counts as written to: it is not what it was. And after a new
  * registration, nothing is protected.
  */
-static const char *check_async(SELF, unsigned long addr, size_t start,
-			       size_t end, enum fate fate)
+static const char *check_async(SELF, unsigned long addr, size_t start, size_t end, enum fate fate)
 {
 	const size_t len = end - start;
 	const char *why;
@@ -702,8 +677,7 @@ static const char *check_async(SELF, unsigned long addr, size_t start,
 	}
 	if (count_protected(addr, len))
 		return "something is protected";
-	if (fate == LOST &&
-	    scan_written(addr, len / psize(), PROTECT, page_written) != EPERM)
+	if (fate == LOST && scan_written(addr, len / psize(), PROTECT, page_written) != EPERM)
 		return "a scan protects what is not registered";
 	if (fate == LOST) {
 		/* Stock 7.x tells of registered pages only. */
@@ -728,13 +702,11 @@ static const struct state scanned = {
  * One page, and whether its monitor is asked for it, or whoever reads it gets a signal.
  * Of a file all pages are there, which concerns only a monitor that maps them itself.
  */
-static const char *check_page(SELF, unsigned long addr, size_t page,
-			      enum fate fate)
+static const char *check_page(SELF, unsigned long addr, size_t page, enum fate fate)
 {
 	const struct state *state = self->kind->state;
 	const bool mapped = fate != LEFT && is_touched(self, page);
-	const bool poisoned = state->mark == poison && fate != LEFT &&
-		is_marked(self, page);
+	const bool poisoned = state->mark == poison && fate != LEFT && is_marked(self, page);
 	const bool absent = !mapped && !poisoned && fate != LOST &&
 		(state->mode == MINOR || !self->kind->file);
 	const bool signal = absent && state->features & UFFD_FEATURE_SIGBUS;
@@ -747,8 +719,7 @@ static const char *check_page(SELF, unsigned long addr, size_t page,
 				poisoned || signal ? "SIGBUS" : "no signal");
 	if (poisoned)
 		return NULL;
-	if (signal && fill(self->monitor.fd, UFFDIO_COPY, addr, psize(),
-			   (unsigned long)filling))
+	if (signal && fill(self->monitor.fd, UFFDIO_COPY, addr, psize(), (unsigned long)filling))
 		return "cannot be filled";
 	if (mapped || self->kind->file)
 		return check_stamp(addr, 1 + page);
@@ -756,15 +727,13 @@ static const char *check_page(SELF, unsigned long addr, size_t page,
 }
 
 /* The first and the last one of each unit; a page of hugetlb is a unit. */
-static const char *check_pages(SELF, unsigned long addr, size_t start,
-			       size_t end, enum fate fate)
+static const char *check_pages(SELF, unsigned long addr, size_t start, size_t end, enum fate fate)
 {
 	const size_t first = start / psize(), unit = self->unit / psize();
 	const char *why = NULL;
 
 	for (size_t page = first; !why && page < end / psize(); page++)
-		if (page % unit == 0 || (self->kind->size == SMALL &&
-					 page % unit == unit - 1))
+		if (page % unit == 0 || (self->kind->size == SMALL && page % unit == unit - 1))
 			why = check_page(self, addr + bytes(page - first), page, fate);
 	/* Poison is in the page tables, not in the memory. */
 	if (!why && self->kind->file)
@@ -837,10 +806,7 @@ static bool begin(META, SELF, uint64_t events)
 
 	if (kind->state == &protected)
 		features |= wp_features(is_anon(self), kind->untouched);
-	prepare_monitor(&self->monitor);
-	if (!start_monitor(&self->monitor, features))
-		SKIP(return false, "%s", lacks_features(features));
-	why = mark_units(self);
+	why = lacks_monitor(&self->monitor, features) ?: mark_units(self);
 	if (why && !strncmp(why, "needs ", 6))
 		SKIP(return false, "%s", why);
 	ASSERT_OK(why);
@@ -848,15 +814,13 @@ static bool begin(META, SELF, uint64_t events)
 }
 
 /* What [start, end) of the source, which is at addr now, is known to be. */
-static const char *check(SELF, unsigned long addr, size_t start, size_t end,
-			 enum fate fate)
+static const char *check(SELF, unsigned long addr, size_t start, size_t end, enum fate fate)
 {
 	const struct state *state = self->kind->state;
 	const char *why = check_registration(addr, fate == LOST ? NOT_REGISTERED :
 					     state->registered);
 
-	return why ?: state->check(self, addr, start, end, fate) ?:
-	       check_events(&self->monitor);
+	return why ?: state->check(self, addr, start, end, fate) ?: check_events(&self->monitor);
 }
 
 static enum fate moved(SELF)
@@ -884,8 +848,7 @@ static const char *check_old_place(SELF)
 
 	if (self->kind->size == HUGETLB)
 		flags |= MAP_HUGETLB | MAP_NORESERVE;
-	if (map_at(self->src, self->len, PROT_READ | PROT_WRITE, flags, -1, 0) !=
-	    self->src)
+	if (map_at(self->src, self->len, PROT_READ | PROT_WRITE, flags, -1, 0) != self->src)
 		return why ?: "cannot map the old place";
 	return why ?: check_zero(self->src, self->len) ?:
 	       check_protection(self, self->src, 0, self->len, false);
@@ -966,8 +929,7 @@ static void dontunmap(META, SELF, uint64_t events)
 
 	if (!begin(_metadata, self, events))
 		return;
-	to = do_mremap(self->src, self->len, self->len, FIXED | DONTUNMAP,
-		       self->dst);
+	to = do_mremap(self->src, self->len, self->len, FIXED | DONTUNMAP, self->dst);
 	if (self->kind->size == HUGETLB) {
 		EXPECT_EQ(EINVAL, error_of(to));
 		EXPECT_OK(check_unmapped(self->dst, self->len));
@@ -1087,22 +1049,23 @@ FIXTURE_SETUP(locked)
 	ASSERT_EQ(0, register_range(self->monitor.fd, SRC, bytes(4), MISSING));
 }
 
-FIXTURE_TEARDOWN(locked)
+FIXTURE_TEARDOWN(locked) { }
+
+/* What a locked mapping grows by is faulted in: by the monitor, if it is registered. */
+static const char *check_growth(struct monitor *monitor, unsigned long addr, bool registered)
 {
+	const unsigned long added = addr + bytes(4);
+
+	if (!is_present(added) || !is_present(added + psize()))
+		return "what it has grown by is not faulted in";
+	return check_stamps(addr, bytes(4), 1) ?: check_fill(monitor, added, registered) ?:
+	       check_fill(monitor, added + psize(), registered) ?: check_events(monitor);
 }
 
-/* What a locked mapping grows by is faulted in: by the monitor, if asked. */
 TEST_F(locked, growth_in_place)
 {
-	struct monitor *monitor = &self->monitor;
-
 	ASSERT_EQ(SRC, do_mremap(SRC, bytes(4), bytes(6), 0, 0));
-	EXPECT_TRUE(is_present(SRC + bytes(4)));
-	EXPECT_TRUE(is_present(SRC + bytes(5)));
-	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
-	EXPECT_OK(check_fill(monitor, SRC + bytes(4), true));
-	EXPECT_OK(check_fill(monitor, SRC + bytes(5), true));
-	EXPECT_OK(check_events(monitor));
+	EXPECT_OK(check_growth(&self->monitor, SRC, true));
 }
 
 /*
@@ -1111,85 +1074,29 @@ TEST_F(locked, growth_in_place)
  */
 TEST_F(locked, growth_by_moving_mended)
 {
-	struct monitor *monitor = &self->monitor;
 	const bool followed = variant->features & REMAP;
 
-	if (followed)
-		SKIP_STOCK_BUG();
+	NEED(!followed || !expect_base(), STOCK_BUG);
 	ASSERT_EQ(DST, move_to(SRC, bytes(4), bytes(6), DST));
-	EXPECT_TRUE(is_present(DST + bytes(4)));
-	EXPECT_TRUE(is_present(DST + bytes(5)));
-	want_remap(monitor, SRC, DST, bytes(4));
-	want_unmap(monitor, SRC, bytes(4));
-	EXPECT_OK(check_stamps(DST, bytes(4), 1));
-	EXPECT_OK(check_fill(monitor, DST + bytes(4), followed));
-	EXPECT_OK(check_fill(monitor, DST + bytes(5), followed));
-	EXPECT_OK(check_events(monitor));
+	want_remap(&self->monitor, SRC, DST, bytes(4));
+	want_unmap(&self->monitor, SRC, bytes(4));
+	EXPECT_OK(check_growth(&self->monitor, DST, followed));
 }
 
-/* ---- calls that are refused for a limit ---- */
-
-#define LEN	bytes(32)
-
-static int refusal(size_t new_len, unsigned long flags, unsigned long to)
-{
-	return error_of(do_mremap(SRC, LEN, new_len, flags, to));
-}
-
-/* They tell nothing, change nothing, and keep no monitor from its work. */
-TEST(refused_for_a_limit)
-{
-	const long limit = read_long("/proc/sys/vm/max_map_count");
-	struct monitor monitor = {};
-	struct rlimit size = {};
-	struct counters now;
-
-	NEED_MONITOR(&monitor, REMAP | UNMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	no_huge_pages();
-	ASSERT_EQ(SRC, map_anon(SRC, LEN));
-	stamp_range(SRC, LEN, 1);
-	ASSERT_EQ(0, register_range(monitor.fd, SRC, LEN, MISSING | WP));
-	guard_page(SRC + LEN);
-	read_counters(&now);
-	size.rlim_cur = now.size * KB + bytes(limit + 8);
-	size.rlim_max = size.rlim_cur;
-	ASSERT_EQ(0, setrlimit(RLIMIT_AS, &size));
-	ASSERT_EQ(THIRD, map_at(THIRD, bytes(limit), PROT_READ,
-				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-	save_state();
-	EXPECT_EQ(ENOMEM, refusal(2 * LEN, FIXED, DST));
-	EXPECT_EQ(ENOMEM, refusal(2 * LEN, MREMAP_MAYMOVE, 0));
-	EXPECT_EQ(ENOMEM, refusal(LEN, FIXED | DONTUNMAP, DST));
-	EXPECT_OK(check_state());
-
-	/* A page that changes between two that do not makes two mappings more. */
-	for (long page = 1; count_vmas() < limit - 3; page += 2)
-		ASSERT_EQ(0, mprotect(at(THIRD + bytes(page)), psize(),
-				      PROT_NONE));
-	save_state();
-	EXPECT_EQ(ENOMEM, refusal(LEN, FIXED, DST));
-	EXPECT_EQ(ENOMEM, refusal(LEN, FIXED, THIRD));
-	EXPECT_EQ(ENOMEM, refusal(LEN, DONTUNMAP, 0));
-	EXPECT_OK(check_state());
-	EXPECT_OK(check_events(&monitor));
-	EXPECT_OK(check_registration(SRC, "um uw"));
-	EXPECT_EQ(0, protect(monitor.fd, SRC, LEN));
-	EXPECT_OK(check_stamps(SRC, LEN, 1));
-}
+/* ---- calls that unmap, and fail ---- */
 
 /* What is sealed keeps all of the end mapped, so there is nothing to tell. */
 TEST(refused_for_a_seal_mended)
 {
 	struct monitor monitor = {};
 
-	SKIP_STOCK_BUG();
+	SKIP_STOCK(STOCK_BUG);
 	NEED_MONITOR(&monitor, REMAP | UNMAP);
 	no_huge_pages();
 	ASSERT_EQ(SRC, map_anon(SRC, bytes(4)));
 	stamp_range(SRC, bytes(4), 1);
 	ASSERT_EQ(0, register_range(monitor.fd, SRC + bytes(2), psize(), MISSING));
-	if (seal(SRC + bytes(3), psize()))
-		SKIP(return, "needs mseal(2)");
+	NEED(!seal(SRC + bytes(3), psize()), "needs mseal(2)");
 	save_state();
 	EXPECT_EQ(EPERM, error_of(do_mremap(SRC, bytes(4), bytes(2), 0, 0)));
 	EXPECT_OK(check_state());
@@ -1198,12 +1105,7 @@ TEST(refused_for_a_seal_mended)
 	EXPECT_OK(check_stamps(SRC, bytes(4), 1));
 }
 
-/* ---- other calls that unmap, and fail ---- */
-
-#define NEED_FIXED()							\
-	if (!expect_fixed())						\
-		SKIP(return, "a bug of other calls (MREMAP_EXPECT=fixed)")
-
+/* The same of other calls. */
 FIXTURE(unmapping)
 {
 	struct monitor monitor;
@@ -1247,7 +1149,7 @@ static unsigned long grow_heap(void)
 
 FIXTURE_SETUP(unmapping)
 {
-	NEED_FIXED();
+	NEED(expect_fixed(), OTHERS_BUG);
 	NEED_MONITOR(&self->monitor, UNMAP);
 	no_huge_pages();
 	self->start = variant->unmap == by_brk ? grow_heap() : map_anon(SRC, bytes(2));
@@ -1255,24 +1157,20 @@ FIXTURE_SETUP(unmapping)
 	ASSERT_EQ(0, register_range(self->monitor.fd, self->start, psize(), MISSING));
 }
 
-FIXTURE_TEARDOWN(unmapping)
-{
-}
+FIXTURE_TEARDOWN(unmapping) { }
 
 /* Both pages stay mapped, and the monitor can go on. */
 TEST_F(unmapping, refused_for_a_seal_fixed)
 {
 	const unsigned long start = self->start;
 
-	if (seal(start + psize(), psize()))
-		SKIP(return, "needs mseal(2)");
+	NEED(!seal(start + psize(), psize()), "needs mseal(2)");
 	save_state();
 	EXPECT_FALSE(variant->unmap(start, bytes(2)));
 	EXPECT_OK(check_state());
 	EXPECT_OK(check_events(&self->monitor));
 	EXPECT_OK(check_registration(start, "um"));
-	EXPECT_EQ(0, fill(self->monitor.fd, UFFDIO_COPY, start, psize(),
-			  (unsigned long)filling));
+	EXPECT_EQ(0, fill(self->monitor.fd, UFFDIO_COPY, start, psize(), (unsigned long)filling));
 }
 
 /* What takes more than the limit does not replace what is there. */
@@ -1282,15 +1180,15 @@ TEST(too_much_to_replace_fixed)
 	struct rlimit size;
 	struct counters now;
 
-	NEED_FIXED();
+	NEED(expect_fixed(), OTHERS_BUG);
 	NEED_MONITOR(&monitor, UNMAP);
-	ASSERT_EQ(SRC, map_anon(SRC, LEN));
-	ASSERT_EQ(0, register_range(monitor.fd, SRC, LEN, MISSING));
+	ASSERT_EQ(SRC, map_anon(SRC, bytes(32)));
+	ASSERT_EQ(0, register_range(monitor.fd, SRC, bytes(32), MISSING));
 	read_counters(&now);
 	size = (struct rlimit) { now.size * KB, now.size * KB };
 	save_state();
 	ASSERT_EQ(0, setrlimit(RLIMIT_AS, &size));
-	EXPECT_FALSE(by_mmap(SRC, 2 * LEN));
+	EXPECT_FALSE(by_mmap(SRC, bytes(64)));
 	EXPECT_OK(check_state());
 	EXPECT_OK(check_events(&monitor));
 	EXPECT_OK(check_registration(SRC, "um"));
@@ -1310,9 +1208,8 @@ TEST(poison_moves_where_tables_may_be_shared_mended)
 	struct monitor monitor = { .page = unit };
 	int fd = memfd_create("poison", MFD_HUGETLB);
 
-	SKIP_STOCK_BUG();
-	if (meminfo_kb("HugePages_Free") < 2)
-		SKIP(return, "needs 2 free huge pages (vm.nr_hugepages)");
+	SKIP_STOCK(STOCK_BUG);
+	NEED(meminfo_kb("HugePages_Free") >= 2, "needs 2 free huge pages (vm.nr_hugepages)");
 	NEED_MONITOR(&monitor, UFFD_FEATURE_POISON);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, ftruncate(fd, len));
@@ -1390,24 +1287,18 @@ FIXTURE_SETUP(waiting)
 	const uint64_t features = REMAP | UNMAP | UFFD_FEATURE_PAGEFAULT_FLAG_WP;
 
 	self->fd = open_uffd(features);
-	if (self->fd < 0)
-		SKIP(return, "%s", lacks_features(features));
+	NEED_OK(self->fd < 0 ? lacks_features(features) : NULL);
 	no_huge_pages();
-	self->mover = (struct mover) {
-		.addr = SRC, .to = DST, .len = bytes(32),
-	};
+	self->mover = (struct mover) { .addr = SRC, .to = DST, .len = bytes(32) };
 	ASSERT_EQ(SRC, map_anon(SRC, bytes(32)));
 	ASSERT_EQ(DST, map_anon(DST, bytes(32)));
 	stamp_range(SRC, bytes(32), 1);
 	ASSERT_EQ(0, register_range(self->fd, SRC, bytes(32), MISSING | WP));
 	ASSERT_EQ(0, register_range(self->fd, DST, bytes(32), MISSING));
-	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_mover,
-				    &self->mover));
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_mover, &self->mover));
 }
 
-FIXTURE_TEARDOWN(waiting)
-{
-}
+FIXTURE_TEARDOWN(waiting) { }
 
 /*
  * By the first event, all is done already, and nothing is locked. Until the
@@ -1416,9 +1307,7 @@ FIXTURE_TEARDOWN(waiting)
  */
 TEST_F(waiting, until_the_last_event_is_read)
 {
-	const uint8_t events[] = {
-		UFFD_EVENT_UNMAP, UFFD_EVENT_REMAP, UFFD_EVENT_UNMAP,
-	};
+	const uint8_t events[] = { UFFD_EVENT_UNMAP, UFFD_EVENT_REMAP, UFFD_EVENT_UNMAP };
 	struct uffd_msg msg;
 
 	for (size_t i = 0; i < ARRAY_SIZE(events); i++) {
@@ -1457,8 +1346,7 @@ TEST_F(waiting, alone)
 	ASSERT_TRUE(waits_for_reader(self->fd, &self->mover.tid));
 	ASSERT_EQ(THIRD, map_anon(THIRD, bytes(8)));
 	stamp_range(THIRD, bytes(8), 50);
-	ASSERT_EQ(THIRD + bytes(64), move_to(THIRD, bytes(8), bytes(8),
-					     THIRD + bytes(64)));
+	ASSERT_EQ(THIRD + bytes(64), move_to(THIRD, bytes(8), bytes(8), THIRD + bytes(64)));
 	EXPECT_OK(check_stamps(THIRD + bytes(64), bytes(8), 50));
 	EXPECT_FALSE(self->mover.back);
 	ASSERT_EQ(0, close(self->fd));
@@ -1474,16 +1362,13 @@ TEST(killed_while_waiting)
 	pid_t child;
 	int status;
 
-	if (open_uffd(REMAP | UNMAP) < 0)
-		SKIP(return, "%s", lacks_features(REMAP | UNMAP));
+	NEED_OK(open_uffd(REMAP | UNMAP) < 0 ? lacks_features(REMAP | UNMAP) : NULL);
 	child = fork();
 	ASSERT_LE(0, child);
 	if (!child) {
 		const int fd = open_uffd(REMAP | UNMAP);
 
-		*mover = (struct mover) {
-			.addr = SRC, .to = DST, .len = bytes(4),
-		};
+		*mover = (struct mover) { .addr = SRC, .to = DST, .len = bytes(4) };
 		map_anon(SRC, bytes(4));
 		if (!register_range(fd, SRC, bytes(4), MISSING))
 			run_mover(mover);
@@ -1508,7 +1393,6 @@ TEST(killed_while_waiting)
 
 FIXTURE(keeping)
 {
-	char max_map_count[32];
 	int fd;
 	struct mover mover;
 	volatile bool go;
@@ -1516,31 +1400,22 @@ FIXTURE(keeping)
 
 FIXTURE_SETUP(keeping)
 {
-	const char *why = prepare_fail_nth();
-
-	if (why)
-		SKIP(return, "%s", why);
+	NEED_OK(prepare_fail_nth());
 	self->fd = open_uffd(UNMAP);
-	if (self->fd < 0)
-		SKIP(return, "%s", lacks_features(UNMAP));
-	read_setting(MAX_MAP_COUNT, self->max_map_count,
-		     sizeof(self->max_map_count));
-	if (atol(self->max_map_count) < 3 * (long)MANY &&
-	    !write_setting(MAX_MAP_COUNT, "3000"))
-		SKIP(return, "needs leave to set vm.max_map_count");
+	NEED_OK(self->fd < 0 ? lacks_features(UNMAP) : NULL);
+	NEED(read_long(MAX_MAP_COUNT) >= 3 * (long)MANY || change_setting(MAX_MAP_COUNT, "3000"),
+	     "needs leave to set vm.max_map_count");
 	/* Only what a task asks for in one block of more than a page. */
-	write_setting(FAIL_PAGES "min-order", "1");
-	write_setting(FAIL_PAGES "task-filter", "Y");
-	write_setting(FAIL_PAGES "times", "-1");
-	write_setting(FAIL_PAGES "probability", "100");
+	change_setting(FAIL_PAGES "min-order", "1");
+	change_setting(FAIL_PAGES "task-filter", "Y");
+	change_setting(FAIL_PAGES "times", "-1");
+	change_setting(FAIL_PAGES "probability", "100");
 	no_huge_pages();
 }
 
 FIXTURE_TEARDOWN(keeping)
 {
-	write_setting(FAIL_PAGES "probability", "0");
-	write_setting(FAIL_PAGES "min-order", "0");
-	write_setting(MAX_MAP_COUNT, self->max_map_count);
+	put_settings_back();
 }
 
 /* Its arrays come from vmalloc(), which can be looked at. */
@@ -1563,10 +1438,9 @@ TEST_F_TIMEOUT(keeping, no_memory_for_each_mapping_mended, 120)
 	pthread_t thread;
 	long before, after;
 
-	SKIP_STOCK_BUG();
+	SKIP_STOCK(STOCK_BUG);
 	for (unsigned long nr = 0; nr < MANY; nr++)
-		ASSERT_EQ(SRC + bytes(2 * nr),
-			  map_anon(SRC + bytes(2 * nr), psize()));
+		ASSERT_EQ(SRC + bytes(2 * nr), map_anon(SRC + bytes(2 * nr), psize()));
 	stamp(SRC, 1);
 	stamp(SRC + len - bytes(2), 2);
 	ASSERT_EQ(DST, map_anon(DST, psize()));
@@ -1587,384 +1461,120 @@ TEST_F_TIMEOUT(keeping, no_memory_for_each_mapping_mended, 120)
 	EXPECT_EQ(DST, self->mover.ret);
 }
 
-/* ---- a monitor in another process ---- */
-
-/*
- * As for lazy migration: the monitor shares no memory with the process, but
- * for its notes, and works on it through the userfaultfd alone.
- */
-FIXTURE(process)
-{
-	struct monitor *monitor;
-	pid_t pid;
-};
-
-FIXTURE_SETUP(process)
-{
-	struct monitor *monitor = mmap(NULL, sizeof(*monitor),
-				       PROT_READ | PROT_WRITE,
-				       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-
-	self->monitor = monitor;
-	prepare_monitor(monitor);
-	if (!open_monitor(monitor, REMAP | UNMAP |
-			  UFFD_FEATURE_PAGEFAULT_FLAG_WP))
-		SKIP(return, "needs userfaultfd with events");
-	no_huge_pages();
-	self->pid = fork();
-	ASSERT_LE(0, self->pid);
-	if (!self->pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		run_monitor(monitor);
-		_exit(0);
-	}
-	ASSERT_EQ(SRC, map_anon(SRC, bytes(64)));
-	stamp_range(SRC, bytes(32), 1);
-	ASSERT_EQ(0, register_range(monitor->fd, SRC, bytes(64), MISSING | WP));
-}
-
-FIXTURE_TEARDOWN(process)
-{
-	if (self->pid > 0 && ask_monitor(self->monitor, 'q'))
-		waitpid(self->pid, NULL, 0);
-}
-
-TEST_F(process, follows_a_mapping)
-{
-	const unsigned long places[] = {
-		SRC, DST + bytes(5), THIRD, DST + bytes(100), SRC,
-	};
-	struct monitor *monitor = self->monitor;
-
-	for (size_t i = 0; i + 1 < ARRAY_SIZE(places); i++) {
-		const unsigned long from = places[i], to = places[i + 1];
-
-		ASSERT_EQ(0, protect(monitor->fd, from, bytes(32)));
-		ASSERT_EQ(to, move_to(from, bytes(64), bytes(64), to));
-		want_remap(monitor, from, to, bytes(64));
-		want_unmap(monitor, from, bytes(64));
-		EXPECT_OK(check_events(monitor));
-		EXPECT_OK(check_stamps(to, bytes(32), 1 + i));
-		EXPECT_EQ(32UL, count_protected(to, bytes(32)));
-		stamp_range(to, bytes(32), 2 + i);
-		for (size_t page = 0; page < 32; page++)
-			want_fault(monitor, to + bytes(page),
-				   UFFD_PAGEFAULT_FLAG_WP);
-		EXPECT_OK(check_events(monitor));
-		EXPECT_OK(check_fill(monitor, to + bytes(32 + i), true));
-		EXPECT_OK(check_events(monitor));
-	}
-}
-
-TEST_F(process, fills_what_was_left)
-{
-	struct monitor *monitor = self->monitor;
-
-	ASSERT_EQ(DST, do_mremap(SRC, bytes(64), bytes(64), FIXED | DONTUNMAP,
-				 DST));
-	want_remap(monitor, SRC, DST, bytes(64));
-	for (size_t page = 0; page < 16; page++)
-		EXPECT_OK(check_fill(monitor, SRC + bytes(page), true));
-	EXPECT_OK(check_events(monitor));
-	EXPECT_OK(check_stamps(DST, bytes(32), 1));
-}
-
 /* ---- garbage collectors ---- */
 
 /*
- * A collector stops all threads, moves the heap's pages to a place of its own
- * with MREMAP_DONTUNMAP, and lets the threads go on. Whatever object one of
- * them comes to first has to be brought to its new place before. Here, all that
- * is done to it is that its second word becomes the number of the cycle.
+ * A collector stops all threads, moves the heap's pages to a place of its own with
+ * MREMAP_DONTUNMAP, registers what is left, and lets the threads go on. Whatever object
+ * one of them comes to first has to be brought up to date before, and back to the heap.
+ * Here an object is a page, and its second word becomes the number of the cycle.
  */
 #define HEAP		SRC
 #define FROM_SPACE	DST
-#define SHADOW		THIRD
-#define OBJECTS		128
-#define MUTATORS	3
+#define VIEW		THIRD
+#define OBJECTS		512UL
+#define HEAP_LEN	bytes(OBJECTS)
+#define MUTATORS	3UL
 #define CYCLES		6
-#define ROUNDS		2
 
-enum resolve {
-	BY_COPY,
-	BY_MOVE,
-	BY_CONTINUE,	/* and the heap is a file, with a second view */
-};
-
-struct collector {
+static struct {
 	struct monitor monitor;
-	enum resolve by;
-	unsigned long from_space;
-	pthread_barrier_t stopped;
-	pthread_barrier_t started;
-	volatile unsigned int cycle;
-	volatile bool over;
-	unsigned long resolved;
-	unsigned long failed;
-	unsigned long wrong;
-	uint64_t counters[OBJECTS];	/* each written by its mutator alone */
-};
+	unsigned long objects;	/* where the collector finds them */
+	unsigned int cycle;
+	pthread_barrier_t barrier;
+} collector;
 
-static struct collector collector;
-
-static size_t heap_len(void)
+/* Somebody else may have been quicker. If it fails otherwise, nobody is to wait any more. */
+static void resolve(struct monitor *monitor, const struct uffd_msg *msg)
 {
-	return 2 * pmd_span();
+	const unsigned long addr = msg->arg.pagefault.address & -(unsigned long)psize();
+	const unsigned long from = addr - HEAP + collector.objects;
+	int err;
+
+	((uint64_t *)at(from))[1] = collector.cycle;
+	err = collector.objects == VIEW ?
+		work_on(monitor->fd, UFFDIO_CONTINUE, addr, psize(), 0) :
+		fill(monitor->fd, UFFDIO_MOVE, addr, psize(), from);
+	if (err == EEXIST)
+		work_on(monitor->fd, UFFDIO_WAKE, addr, psize(), 0);
+	else if (err)
+		unregister_range(monitor->fd, HEAP, HEAP_LEN);
 }
 
-static size_t object_offset(size_t object)
+/* Returns how often an object was not up to date. */
+static void *run_mutator(void *first)
 {
-	return object * (heap_len() / OBJECTS);
-}
+	uintptr_t wrong = 0;
 
-/* Some objects are never written to, and stay empty. */
-static bool is_empty(size_t object)
-{
-	return collector.by != BY_CONTINUE && object % 8 == 7;
-}
+	for (unsigned int cycle = 1; cycle <= CYCLES; cycle++) {
+		pthread_barrier_wait(&collector.barrier);
+		for (size_t i = 0; i < OBJECTS; i++) {
+			const size_t object = ((size_t)first + i * 37) % OBJECTS;
+			volatile uint64_t *words = at(HEAP + bytes(object));
 
-/* Brings the object at this address of the heap up to date. */
-static int resolve(unsigned long addr)
-{
-	const unsigned long offset = addr - HEAP;
-	const size_t object = offset / object_offset(1);
-	const int fd = collector.monitor.fd;
-	volatile uint64_t *from;
-
-	if (is_empty(object))
-		return work_on(fd, UFFDIO_ZEROPAGE, addr, psize(), 0);
-	from = at((collector.by == BY_CONTINUE ? SHADOW : collector.from_space) +
-		  offset);
-	from[1] = collector.cycle;
-	if (collector.by == BY_CONTINUE)
-		return work_on(fd, UFFDIO_CONTINUE, addr, psize(), 0);
-	return fill(fd, collector.by == BY_COPY ? UFFDIO_COPY : UFFDIO_MOVE, addr,
-		    psize(), (unsigned long)from);
-}
-
-/*
- * Somebody else may have been quicker. If it fails for another reason, the test
- * has failed: then nobody shall wait any more.
- */
-static void resolve_and_count(unsigned long addr)
-{
-	const unsigned long page = addr & -(unsigned long)psize();
-	const int err = resolve(page);
-
-	if (!err) {
-		__atomic_add_fetch(&collector.resolved, 1, __ATOMIC_SEQ_CST);
-	} else if (err == EEXIST) {
-		work_on(collector.monitor.fd, UFFDIO_WAKE, page, psize(), 0);
-	} else {
-		__atomic_add_fetch(&collector.failed, 1, __ATOMIC_SEQ_CST);
-		unregister_range(collector.monitor.fd, HEAP, heap_len());
+			__atomic_add_fetch(words, 1, __ATOMIC_SEQ_CST);
+			wrong += words[1] != cycle;
+		}
+		pthread_barrier_wait(&collector.barrier);
 	}
+	return (void *)wrong;
 }
 
-/* As for the from-space, the collector does not want to hear of it. */
-static void answer_collector(struct monitor *monitor, const struct uffd_msg *msg)
-{
-	if (msg->event == UFFD_EVENT_REMAP)
-		unregister_range(monitor->fd, msg->arg.remap.to,
-				 msg->arg.remap.len);
-	else if (msg->event == UFFD_EVENT_PAGEFAULT)
-		resolve_and_count(msg->arg.pagefault.address);
-}
+FIXTURE(collector) { };
 
-static void resolve_on_signal(int signal, siginfo_t *info, void *context)
-{
-	(void)signal;
-	(void)context;
-	resolve_and_count((unsigned long)info->si_addr);
-}
-
-static void use_object(size_t object)
-{
-	volatile uint64_t *words = at(HEAP + object_offset(object));
-	const uint64_t cycle = is_empty(object) ? 0 : collector.cycle;
-
-	if (words[0] != collector.counters[object] || words[1] != cycle)
-		__atomic_add_fetch(&collector.wrong, 1, __ATOMIC_SEQ_CST);
-	if (!is_empty(object))
-		words[0] = ++collector.counters[object];
-}
-
-static void *run_mutator(void *arg)
-{
-	const size_t first = (uintptr_t)arg;
-
-	for (;;) {
-		pthread_barrier_wait(&collector.started);
-		if (collector.over)
-			return NULL;
-		for (int round = 0; round < ROUNDS; round++)
-			for (size_t i = first; i < OBJECTS; i += MUTATORS)
-				use_object(i * 37 % OBJECTS);
-		pthread_barrier_wait(&collector.stopped);
-	}
-}
-
-FIXTURE(collector)
-{
-	pthread_t mutators[MUTATORS];
-};
-
+/* Pages move back; or, of a file, are mapped again, and worked on in another view of it. */
 FIXTURE_VARIANT(collector)
 {
-	enum resolve by;
-	uint64_t features;
-	bool late;	/* the heap is registered only while it is collected */
-	size_t shift;	/* of the from-space, in pages */
-	bool huge;	/* pages, before the first cycle */
+	uint64_t feature;
+	uint64_t mode;
+	unsigned long objects;
 };
 
-#define COLLECTOR(name, by, ...)						\
-	FIXTURE_VARIANT_ADD(collector, name) { by, __VA_ARGS__ }
-
-#define SIGNAL	UFFD_FEATURE_SIGBUS
-#define MOVE	UFFD_FEATURE_MOVE
-#define SHARED	UFFD_FEATURE_MINOR_SHMEM
-
-COLLECTOR(copy, BY_COPY, 0);
-COLLECTOR(copy_pages, BY_COPY, 0, .shift = 5);
-COLLECTOR(copy_huge, BY_COPY, 0, .huge = true);
-COLLECTOR(copy_late, BY_COPY, 0, .late = true);
-COLLECTOR(copy_remap, BY_COPY, REMAP);
-COLLECTOR(copy_signal, BY_COPY, SIGNAL);
-COLLECTOR(copy_signal_late, BY_COPY, SIGNAL, .late = true);
-COLLECTOR(move, BY_MOVE, MOVE);
-COLLECTOR(move_pages, BY_MOVE, MOVE, .shift = 5);
-COLLECTOR(move_huge, BY_MOVE, MOVE, .huge = true);
-COLLECTOR(move_late, BY_MOVE, MOVE, .late = true);
-COLLECTOR(move_remap, BY_MOVE, MOVE | REMAP);
-COLLECTOR(minor, BY_CONTINUE, SHARED);
-COLLECTOR(minor_pages, BY_CONTINUE, SHARED, .shift = 5);
-COLLECTOR(minor_late, BY_CONTINUE, SHARED, .late = true);
-COLLECTOR(minor_remap, BY_CONTINUE, SHARED | REMAP);
-COLLECTOR(minor_signal_late, BY_CONTINUE, SHARED | SIGNAL, .late = true);
-
-#define VARIANT	const FIXTURE_VARIANT(collector) *variant
-
-static void map_heap(META, VARIANT)
-{
-	const size_t len = heap_len();
-	int fd;
-
-	if (variant->by != BY_CONTINUE) {
-		ASSERT_EQ(HEAP, map_anon(HEAP, len));
-		return;
-	}
-	fd = memfd_create("heap", 0);
-	ASSERT_LE(0, fd);
-	ASSERT_EQ(0, ftruncate(fd, len));
-	ASSERT_EQ(HEAP, map_at(HEAP, len, PROT_READ | PROT_WRITE, MAP_SHARED,
-			       fd, 0));
-	ASSERT_EQ(SHADOW, map_at(SHADOW, len, PROT_READ | PROT_WRITE,
-				 MAP_SHARED, fd, 0));
-	close(fd);
-}
-
-static int register_heap(VARIANT)
-{
-	return register_range(collector.monitor.fd, HEAP, heap_len(),
-			      variant->by == BY_CONTINUE ? MINOR : MISSING);
-}
+FIXTURE_VARIANT_ADD(collector, move_late) { UFFD_FEATURE_MOVE, MISSING, FROM_SPACE };
+FIXTURE_VARIANT_ADD(collector, minor_late) { UFFD_FEATURE_MINOR_SHMEM, MINOR, VIEW };
 
 FIXTURE_SETUP(collector)
 {
-	struct sigaction action = {
-		.sa_sigaction = resolve_on_signal, .sa_flags = SA_SIGINFO,
-	};
+	const int file = memfd_create("heap", 0);
+	const int flags = variant->mode == MINOR ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
 
-	collector.by = variant->by;
-	collector.from_space = FROM_SPACE + bytes(variant->shift);
-	collector.monitor.answer = answer_collector;
-	if (!variant->huge)
-		no_huge_pages();
-	map_heap(_metadata, variant);
-	if (variant->huge)
-		madvise(at(HEAP), heap_len(), MADV_HUGEPAGE);
-	for (size_t i = 0; i < OBJECTS; i++)
-		if (!is_empty(i))
-			*(uint64_t *)at(HEAP + object_offset(i)) = 0;
-	if (variant->huge && smaps_kb(HEAP, "AnonHugePages") <= 0)
-		SKIP(return, "needs transparent huge pages");
-	NEED_MONITOR(&collector.monitor, variant->features);
-	if (!variant->late)
-		ASSERT_EQ(0, register_heap(variant));
-	if (variant->features & UFFD_FEATURE_SIGBUS)
-		ASSERT_EQ(0, sigaction(SIGBUS, &action, NULL));
-	pthread_barrier_init(&collector.started, NULL, MUTATORS + 1);
-	pthread_barrier_init(&collector.stopped, NULL, MUTATORS + 1);
-	for (size_t i = 0; i < MUTATORS; i++)
-		ASSERT_EQ(0, pthread_create(&self->mutators[i], NULL,
-					    run_mutator, (void *)i));
+	collector.objects = variant->objects;
+	collector.monitor.answer = resolve;
+	NEED_MONITOR(&collector.monitor, variant->feature);
+	no_huge_pages();
+	ASSERT_EQ(0, ftruncate(file, HEAP_LEN));
+	ASSERT_EQ(HEAP, map_at(HEAP, HEAP_LEN, PROT_READ | PROT_WRITE, flags, file, 0));
+	ASSERT_EQ(VIEW, map_at(VIEW, HEAP_LEN, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+	memset(at(HEAP), 0, HEAP_LEN);
+	pthread_barrier_init(&collector.barrier, NULL, MUTATORS + 1);
 }
 
-FIXTURE_TEARDOWN(collector)
-{
-}
-
-/* The mutators stand still, and so does what is told to the monitor. */
-static void flip(META, VARIANT)
-{
-	ASSERT_EQ(collector.from_space,
-		  do_mremap(HEAP, heap_len(), heap_len(), FIXED | DONTUNMAP,
-			    collector.from_space));
-	if (variant->late)
-		ASSERT_EQ(0, register_heap(variant));
-	collector.cycle++;
-}
-
-/* The from-space is as it was when the pages got there. */
-static void check_from_space(META, VARIANT, const uint64_t *counters)
-{
-	const unsigned long base = collector.from_space;
-
-	if (variant->by != BY_COPY)
-		return;
-	for (size_t i = 0; i < OBJECTS; i++)
-		EXPECT_EQ(counters[i],
-			  *(volatile uint64_t *)at(base + object_offset(i)));
-}
-
-static void collect(META, VARIANT)
-{
-	uint64_t counters[OBJECTS];
-
-	memcpy(counters, collector.counters, sizeof(counters));
-	flip(_metadata, variant);
-	pthread_barrier_wait(&collector.started);
-	/* Meanwhile the collector comes to every object, too. */
-	for (size_t i = 0; i < OBJECTS; i++)
-		*(volatile uint64_t *)at(HEAP + object_offset(i));
-	pthread_barrier_wait(&collector.stopped);
-	/* A mutator may go on before its answer has been counted. */
-	ASSERT_TRUE(ask_monitor(&collector.monitor, 'p'));
-	check_from_space(_metadata, variant, counters);
-	if (variant->late)
-		ASSERT_EQ(0, unregister_range(collector.monitor.fd, HEAP,
-					      heap_len()));
-}
+FIXTURE_TEARDOWN(collector) { }
 
 TEST_F_TIMEOUT(collector, cycles, 120)
 {
-	for (unsigned int cycle = 1; cycle <= CYCLES; cycle++) {
-		collect(_metadata, variant);
-		EXPECT_EQ(0UL, collector.wrong);
-		EXPECT_EQ(0UL, collector.failed);
-		EXPECT_EQ(cycle * OBJECTS, collector.resolved);
-		EXPECT_STREQ(NOT_REGISTERED, registration(collector.from_space));
-	}
-	collector.over = true;
-	pthread_barrier_wait(&collector.started);
-	for (size_t i = 0; i < MUTATORS; i++)
-		ASSERT_EQ(0, pthread_join(self->mutators[i], NULL));
-	for (size_t i = 0; i < OBJECTS; i++)
-		EXPECT_EQ(is_empty(i) ? 0UL : CYCLES * ROUNDS,
-			  collector.counters[i]);
-}
+	const int fd = collector.monitor.fd;
+	pthread_t mutators[MUTATORS];
+	void *wrong;
 
-#undef VARIANT
+	for (size_t i = 0; i < MUTATORS; i++)
+		ASSERT_EQ(0, pthread_create(&mutators[i], NULL, run_mutator, (void *)i));
+	for (collector.cycle = 1; collector.cycle <= CYCLES; collector.cycle++) {
+		ASSERT_EQ(FROM_SPACE, do_mremap(HEAP, HEAP_LEN, HEAP_LEN, FIXED | DONTUNMAP,
+						FROM_SPACE));
+		ASSERT_EQ(0, register_range(fd, HEAP, HEAP_LEN, variant->mode));
+		pthread_barrier_wait(&collector.barrier);	/* The threads go on, */
+		pthread_barrier_wait(&collector.barrier);	/* and stop. */
+		/* The monitor may not be done with who came second to an object. */
+		ASSERT_TRUE(ask_monitor(&collector.monitor, 'p'));
+		ASSERT_EQ(0, unregister_range(fd, HEAP, HEAP_LEN));
+	}
+	for (size_t i = 0; i < MUTATORS; i++) {
+		ASSERT_EQ(0, pthread_join(mutators[i], &wrong));
+		EXPECT_EQ(NULL, wrong);
+	}
+	for (size_t i = 0; i < OBJECTS; i++)
+		EXPECT_EQ(CYCLES * MUTATORS, *(uint64_t *)at(HEAP + bytes(i)));
+}
 
 TEST_HARNESS_MAIN

@@ -86,19 +86,16 @@ int seal(unsigned long addr, size_t len)
 	return syscall(__NR_mseal, addr, len, 0) ? -errno : 0;
 }
 
-unsigned long map_at(unsigned long addr, size_t len, int prot, int flags,
-		     int fd, off_t offset)
+unsigned long map_at(unsigned long addr, size_t len, int prot, int flags, int fd, off_t offset)
 {
-	void *p = mmap(at(addr), len, prot, flags | MAP_FIXED_NOREPLACE, fd,
-		       offset);
+	void *p = mmap(at(addr), len, prot, flags | MAP_FIXED_NOREPLACE, fd, offset);
 
 	return (unsigned long)p;
 }
 
 unsigned long map_anon(unsigned long addr, size_t len)
 {
-	return map_at(addr, len, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return map_at(addr, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 /* Word offsets of a page that carry its stamp. */
@@ -141,8 +138,7 @@ static const char *check_words(unsigned long addr, unsigned long id, bool zero)
 
 		if (got != want)
 			return complain("page %#lx word %zu: %#llx, not %#llx",
-					addr, stamp_word(i),
-					(unsigned long long)got,
+					addr, stamp_word(i), (unsigned long long)got,
 					(unsigned long long)want);
 	}
 	return NULL;
@@ -201,8 +197,7 @@ void pagemap_bits(unsigned long addr, size_t pages, uint64_t *out)
 	const size_t len = pages * sizeof(*out);
 	int fd = open("/proc/self/pagemap", O_RDONLY);
 
-	if (fd < 0 || pread(fd, out, len, addr / psize() * sizeof(*out)) !=
-	    (ssize_t)len)
+	if (fd < 0 || pread(fd, out, len, addr / psize() * sizeof(*out)) != (ssize_t)len)
 		die("cannot read the pagemap of %zu pages at %#lx", pages, addr);
 	close(fd);
 }
@@ -230,13 +225,18 @@ size_t count_pagemap(unsigned long addr, size_t len, uint64_t bits)
 	return count;
 }
 
-void stay_on_this_processor(void)
+void stay_on_processor(int cpu)
 {
 	cpu_set_t set;
 
 	CPU_ZERO(&set);
-	CPU_SET(sched_getcpu(), &set);
+	CPU_SET(cpu, &set);
 	sched_setaffinity(0, sizeof(set), &set);
+}
+
+void stay_on_this_processor(void)
+{
+	stay_on_processor(sched_getcpu());
 }
 
 size_t swap_out(unsigned long addr, size_t len, size_t pages)
@@ -249,29 +249,6 @@ size_t swap_out(unsigned long addr, size_t len, size_t pages)
 		swapped = count_pagemap(addr, len, PM_SWAP);
 	}
 	return swapped;
-}
-
-const char *check_pagemap(unsigned long addr, size_t pages,
-			  const uint64_t *bits)
-{
-	static uint64_t now[4096];
-
-	for (size_t first = 0; first < pages; first += 4096) {
-		const size_t nr = pages - first < 4096 ? pages - first : 4096;
-
-		pagemap_bits(addr + first * psize(), nr, now);
-		for (size_t i = 0; i < nr; i++) {
-			const uint64_t want = bits ? bits[first + i] : 0;
-
-			if ((now[i] & PM_MOVES) == (want & PM_MOVES))
-				continue;
-			return complain("page %#lx: pagemap bits %#llx, not %#llx",
-					addr + (first + i) * psize(),
-					(unsigned long long)(now[i] & PM_MOVES),
-					(unsigned long long)(want & PM_MOVES));
-		}
-	}
-	return NULL;
 }
 
 /* Reads a whole /proc file into text[]. */
@@ -313,8 +290,7 @@ static char *next_line(char *line)
 	return line ? line + 1 : NULL;
 }
 
-int read_vmas(unsigned long start, unsigned long end, struct vma *vmas,
-	      int max)
+int read_vmas(unsigned long start, unsigned long end, struct vma *vmas, int max)
 {
 	struct vma vma;
 	int nr = 0;
@@ -346,8 +322,7 @@ static bool same_vma(const struct vma *a, const struct vma *b)
 	       !strcmp(a->perms, b->perms);
 }
 
-const char *check_vmas(unsigned long start, unsigned long end,
-		       const struct vma *want, int nr)
+const char *check_vmas(unsigned long start, unsigned long end, const struct vma *want, int nr)
 {
 	struct vma got[64];
 	const int count = read_vmas(start, end, got, 64);
@@ -358,8 +333,7 @@ const char *check_vmas(unsigned long start, unsigned long end,
 		return complain("mapping %d: %lx-%lx %s %lx %lu, not %lx-%lx %s %lx %lu",
 				i, got[i].start, got[i].end, got[i].perms,
 				got[i].offset, got[i].inode, want[i].start,
-				want[i].end, want[i].perms, want[i].offset,
-				want[i].inode);
+				want[i].end, want[i].perms, want[i].offset, want[i].inode);
 	}
 	if (count == nr)
 		return NULL;
@@ -372,8 +346,7 @@ int count_vmas(void)
 	return read_vmas(0, 1UL << 56, NULL, 0);
 }
 
-int read_smaps(unsigned long start, unsigned long end, struct smap *smaps,
-	       int max)
+int read_smaps(unsigned long start, unsigned long end, struct smap *smaps, int max)
 {
 	struct vma vma = { 0 };
 	int nr = 0;
@@ -388,10 +361,8 @@ int read_smaps(unsigned long start, unsigned long end, struct smap *smaps,
 			if (nr < max)
 				smaps[nr] = (struct smap) { .vma = vma };
 			nr++;
-		} else if (vma.end > start && nr && nr <= max &&
-			   !strncmp(line, "VmFlags:", 8)) {
-			snprintf(smaps[nr - 1].flags,
-				 sizeof(smaps[nr - 1].flags), "%.*s",
+		} else if (vma.end > start && nr && nr <= max && !strncmp(line, "VmFlags:", 8)) {
+			snprintf(smaps[nr - 1].flags, sizeof(smaps[nr - 1].flags), "%.*s",
 				 (int)strcspn(line + 8, "\n"), line + 8);
 		}
 	}
@@ -443,20 +414,14 @@ long smaps_kb(unsigned long start, const char *field)
 	return parse_kb(find_smaps(start), field);
 }
 
-void read_vmflags(unsigned long start, char *out, size_t len)
+bool has_vmflag(unsigned long start, const char *flag)
 {
-	const char *flags = find_field(find_smaps(start), "VmFlags");
+	char *flags = find_field(find_smaps(start), "VmFlags");
+	char word[8];
 
 	if (!flags)
 		die("%#lx has no VmFlags", start);
-	snprintf(out, len, "%.*s", (int)strcspn(flags, "\n"), flags);
-}
-
-bool has_vmflag(unsigned long start, const char *flag)
-{
-	char flags[256], word[8];
-
-	read_vmflags(start, flags, sizeof(flags));
+	flags[strcspn(flags, "\n")] = '\0';
 	snprintf(word, sizeof(word), " %s ", flag);
 	return strstr(flags, word);
 }
@@ -476,6 +441,16 @@ void read_counters(struct counters *out)
 		.rss_file = need_kb("RssFile"),
 		.rss_shmem = need_kb("RssShmem"),
 	};
+}
+
+long page_tables_kb(void)
+{
+	struct counters now;
+
+	/* The first reading faults in what reading needs. */
+	read_counters(&now);
+	read_counters(&now);
+	return now.page_tables;
 }
 
 long meminfo_kb(const char *field)
@@ -523,8 +498,7 @@ static void touch_pages_of_harness(void)
 	struct vma vma;
 
 	for (char *line = text; line && *line; line = next_line(line))
-		if (parse_vma(line, &vma) && vma.start > 4 * WINDOW &&
-		    !strcmp(vma.perms, "rw-s"))
+		if (parse_vma(line, &vma) && vma.start > 4 * WINDOW && !strcmp(vma.perms, "rw-s"))
 			(void)*(volatile char *)vma.start;
 }
 
@@ -557,8 +531,7 @@ static const char *check_maps_text(void)
 		now--;
 		before--;
 	}
-	return complain("mapping is \"%.*s\", was \"%.*s\"",
-			(int)strcspn(now, "\n"), now,
+	return complain("mapping is \"%.*s\", was \"%.*s\"", (int)strcspn(now, "\n"), now,
 			(int)strcspn(before, "\n"), before);
 }
 
@@ -575,11 +548,9 @@ static const char *check_counters(void)
 	if (is.data != was->data)
 		return complain("VmData %ld, was %ld", is.data, was->data);
 	if (is.rss_anon != was->rss_anon)
-		return complain("RssAnon %ld, was %ld", is.rss_anon,
-				was->rss_anon);
+		return complain("RssAnon %ld, was %ld", is.rss_anon, was->rss_anon);
 	if (is.page_tables != was->page_tables)
-		return complain("VmPTE %ld, was %ld", is.page_tables,
-				was->page_tables);
+		return complain("VmPTE %ld, was %ld", is.page_tables, was->page_tables);
 	return NULL;
 }
 
@@ -623,6 +594,20 @@ long read_long(const char *path)
 	return strtol(value, NULL, 10);
 }
 
+long vm_counter(const char *name)
+{
+	FILE *file = fopen("/proc/vmstat", "r");
+	char word[64];
+	long value, found = 0;
+
+	while (file && fscanf(file, "%63s %ld", word, &value) == 2)
+		if (!strcmp(word, name))
+			found = value;
+	if (file)
+		fclose(file);
+	return found;
+}
+
 static struct {
 	char path[128];
 	char value[64];
@@ -645,8 +630,7 @@ bool change_setting(const char *path, const char *value)
 {
 	char *old = settings[nr_settings].value;
 
-	if (!read_setting(path, old, sizeof(settings->value)) ||
-	    !write_setting(path, value))
+	if (!read_setting(path, old, sizeof(settings->value)) || !write_setting(path, value))
 		return false;
 	strip_value(old);
 	strcpy(settings[nr_settings++].path, path);
@@ -656,9 +640,46 @@ bool change_setting(const char *path, const char *value)
 void put_settings_back(void)
 {
 	while (nr_settings--)
-		write_setting(settings[nr_settings].path,
-			      settings[nr_settings].value);
+		write_setting(settings[nr_settings].path, settings[nr_settings].value);
 	nr_settings = 0;
+}
+
+#define OVERCOMMIT	"/proc/sys/vm/overcommit_"
+
+static struct {
+	char memory[32];
+	char kbytes[32];
+	char ratio[32];
+} overcommit;
+
+bool limit_commits(long room)
+{
+	/* Swap space comes on top of the limit. */
+	const long limit = committed_kb() + room - meminfo_kb("SwapTotal");
+	char kbytes[32];
+
+	read_setting(OVERCOMMIT "memory", overcommit.memory, sizeof(overcommit.memory));
+	read_setting(OVERCOMMIT "kbytes", overcommit.kbytes, sizeof(overcommit.kbytes));
+	read_setting(OVERCOMMIT "ratio", overcommit.ratio, sizeof(overcommit.ratio));
+	snprintf(kbytes, sizeof(kbytes), "%ld", limit);
+	if (limit > 0 && write_setting(OVERCOMMIT "kbytes", kbytes) &&
+	    write_setting(OVERCOMMIT "memory", "2"))
+		return true;
+	unlimit_commits();
+	return false;
+}
+
+void unlimit_commits(void)
+{
+	if (!*overcommit.memory)
+		return;
+	write_setting(OVERCOMMIT "memory", overcommit.memory);
+	/* One of them is always 0, and set by that of the other. */
+	if (strtol(overcommit.kbytes, NULL, 10))
+		write_setting(OVERCOMMIT "kbytes", overcommit.kbytes);
+	else
+		write_setting(OVERCOMMIT "ratio", overcommit.ratio);
+	*overcommit.memory = '\0';
 }
 
 #define RAMFS_MAGIC	0x858458f6
@@ -704,8 +725,6 @@ void leave_group(void)
 	join_group(CGROUPS "cgroup.procs");
 	rmdir(OWN_CGROUP);
 }
-
-#define DEBUGFS		"/sys/kernel/debug/"
 
 const char *prepare_fail_nth(void)
 {
@@ -805,7 +824,7 @@ static void take_message(struct monitor *monitor)
 		monitor->answer(monitor, &msg);
 }
 
-void *run_monitor(void *arg)
+static void *run_monitor(void *arg)
 {
 	struct monitor *monitor = arg;
 	struct pollfd fds[] = {
@@ -826,24 +845,18 @@ void *run_monitor(void *arg)
 	return NULL;
 }
 
-bool open_monitor(struct monitor *monitor, uint64_t features)
+bool start_monitor(struct monitor *monitor, uint64_t features)
 {
 	monitor->features = features;
 	monitor->page = monitor->page ?: psize();
 	monitor->fd = open_uffd(features);
-	return monitor->fd >= 0 && !pipe(monitor->ask) && !pipe(monitor->reply);
-}
-
-bool start_monitor(struct monitor *monitor, uint64_t features)
-{
-	return open_monitor(monitor, features) &&
+	return monitor->fd >= 0 && !pipe(monitor->ask) && !pipe(monitor->reply) &&
 	       !pthread_create(&monitor->thread, NULL, run_monitor, monitor);
 }
 
 bool ask_monitor(struct monitor *monitor, char what)
 {
-	return write(monitor->ask[1], &what, 1) == 1 &&
-	       read(monitor->reply[0], &what, 1) == 1;
+	return write(monitor->ask[1], &what, 1) == 1 && read(monitor->reply[0], &what, 1) == 1;
 }
 
 bool stop_monitor(struct monitor *monitor)
@@ -857,13 +870,12 @@ bool stop_monitor(struct monitor *monitor)
 	return !close(monitor->fd);
 }
 
-void want_message(struct monitor *monitor, struct uffd_msg msg)
+static void want_message(struct monitor *monitor, struct uffd_msg msg)
 {
 	monitor->want[monitor->nr_want++ % MESSAGES] = msg;
 }
 
-void want_remap(struct monitor *monitor, unsigned long from, unsigned long to,
-		size_t len)
+void want_remap(struct monitor *monitor, unsigned long from, unsigned long to, size_t len)
 {
 	if (monitor->features & UFFD_FEATURE_EVENT_REMAP)
 		want_message(monitor, (struct uffd_msg) {
@@ -904,8 +916,7 @@ static void trim_message(struct uffd_msg *msg, size_t page)
 	if (msg->event != UFFD_EVENT_PAGEFAULT)
 		return;
 	msg->arg.pagefault.address &= -page;
-	msg->arg.pagefault.flags &= UFFD_PAGEFAULT_FLAG_WP |
-				    UFFD_PAGEFAULT_FLAG_MINOR;
+	msg->arg.pagefault.flags &= UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_MINOR;
 }
 
 static const char *check_message(struct monitor *monitor, int nr)
@@ -918,12 +929,9 @@ static const char *check_message(struct monitor *monitor, int nr)
 	if (!memcmp(got, want, sizeof(*got)))
 		return NULL;
 	return complain("event %d: %#x %#llx %#llx %#llx, not %#x %#llx %#llx %#llx",
-			nr, got->event, got->arg.reserved.reserved1,
-			got->arg.reserved.reserved2,
-			got->arg.reserved.reserved3, want->event,
-			want->arg.reserved.reserved1,
-			want->arg.reserved.reserved2,
-			want->arg.reserved.reserved3);
+			nr, got->event, got->arg.reserved.reserved1, got->arg.reserved.reserved2,
+			got->arg.reserved.reserved3, want->event, want->arg.reserved.reserved1,
+			want->arg.reserved.reserved2, want->arg.reserved.reserved3);
 }
 
 const char *check_events(struct monitor *monitor)

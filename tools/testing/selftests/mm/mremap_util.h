@@ -83,6 +83,20 @@
 	EXPECT_EQ(0, __status);						\
 } while (0)
 
+/* Skips the test: without what it needs, after a check that complains, on stock. */
+#define NEED(condition, why) do {					\
+	if (!(condition))						\
+		SKIP(return, why);					\
+} while (0)
+
+#define NEED_OK(check) do {						\
+	const char *__why = (check);					\
+	if (__why)							\
+		SKIP(return, "%s", __why);				\
+} while (0)
+
+#define SKIP_STOCK(why)	NEED(!expect_base(), why)
+
 /* A check's line. It stays until the next one, whose arguments it may be among. */
 const char *complain(const char *format, ...) __printf(1, 2);
 
@@ -130,8 +144,7 @@ int seal(unsigned long addr, size_t len);
 int open_uffd(uint64_t features);
 
 /* Maps at exactly addr; the place must be free. */
-unsigned long map_at(unsigned long addr, size_t len, int prot, int flags,
-		     int fd, off_t offset);
+unsigned long map_at(unsigned long addr, size_t len, int prot, int flags, int fd, off_t offset);
 unsigned long map_anon(unsigned long addr, size_t len);
 
 /*
@@ -161,14 +174,13 @@ static inline bool is_present(unsigned long addr)
 
 size_t count_pagemap(unsigned long addr, size_t len, uint64_t bits);
 void pagemap_bits(unsigned long addr, size_t pages, uint64_t *out);
-const char *check_pagemap(unsigned long addr, size_t pages,
-			  const uint64_t *bits);
 
 /*
  * Swaps out of the range so many pages, or as many as can be: their number. Pages
  * wait in a processor's own lists for a while, and only it can empty them.
  */
 size_t swap_out(unsigned long addr, size_t len, size_t pages);
+void stay_on_processor(int cpu);
 void stay_on_this_processor(void);
 
 /* One line of /proc/self/maps. */
@@ -181,11 +193,9 @@ struct vma {
 };
 
 /* The mappings that reach into [start, end); their number. */
-int read_vmas(unsigned long start, unsigned long end, struct vma *vmas,
-	      int max);
+int read_vmas(unsigned long start, unsigned long end, struct vma *vmas, int max);
 bool find_vma(unsigned long addr, struct vma *vma);
-const char *check_vmas(unsigned long start, unsigned long end,
-		       const struct vma *want, int nr);
+const char *check_vmas(unsigned long start, unsigned long end, const struct vma *want, int nr);
 int count_vmas(void);
 
 /*
@@ -194,7 +204,6 @@ int count_vmas(void);
  */
 long smaps_kb(unsigned long start, const char *field);
 bool has_vmflag(unsigned long start, const char *flag);
-void read_vmflags(unsigned long start, char *out, size_t len);
 
 /* A mapping with its VmFlags: two letters each, a space on both sides. */
 struct smap {
@@ -203,8 +212,7 @@ struct smap {
 };
 
 /* As read_vmas(), in one reading of /proc/self/smaps. */
-int read_smaps(unsigned long start, unsigned long end, struct smap *smaps,
-	       int max);
+int read_smaps(unsigned long start, unsigned long end, struct smap *smaps, int max);
 
 /* The counters of /proc/self/status, in kB. */
 struct counters {
@@ -221,6 +229,8 @@ struct counters {
 };
 
 void read_counters(struct counters *out);
+/* The same without what reading them needs itself. */
+long page_tables_kb(void);
 /* -1 if the kernel does not tell the field. */
 long meminfo_kb(const char *field);
 long committed_kb(void);
@@ -242,10 +252,27 @@ const char *check_state(void);
 bool write_setting(const char *path, const char *text);
 bool read_setting(const char *path, char *out, size_t len);
 long read_long(const char *path);
+/* A counter of /proc/vmstat, 0 if it has no such one. */
+long vm_counter(const char *name);
 
 /* The same, for as long as a test lasts: put_settings_back() is its teardown's. */
 bool change_setting(const char *path, const char *text);
 void put_settings_back(void);
+
+/*
+ * Nobody may commit more than so many kB beyond what is committed now, until this is taken
+ * back. That is also a teardown's: nothing else runs well under such a limit.
+ */
+#define NEEDS_OVERCOMMIT "needs leave to set vm.overcommit_memory, and not too much swap space"
+
+bool limit_commits(long room);
+void unlimit_commits(void);
+
+#define DEBUGFS		"/sys/kernel/debug/"
+
+/* Holds a move up at some points, each a file with microseconds. */
+#define DELAY_DIR	DEBUGFS "mremap_delay_us/"
+#define NEEDS_DELAYS	"needs CONFIG_DEBUG_MREMAP_DELAY (" DELAY_DIR ")"
 
 /* Is this task in the kernel, where nothing but its waker can get it out? */
 bool is_asleep(pid_t task);
@@ -279,8 +306,8 @@ bool disarm_fail_nth(int fd);
 #define MESSAGES	256
 
 /*
- * A thread, or a process, that reads what a userfaultfd has to tell, writes it
- * down, and may answer it. mremap() waits until it has been read.
+ * A thread that reads what a userfaultfd has to tell, writes it down, and may
+ * answer it. mremap() waits until it has been read.
  */
 struct monitor {
 	int fd;
@@ -298,16 +325,11 @@ struct monitor {
 
 bool start_monitor(struct monitor *monitor, uint64_t features);
 bool stop_monitor(struct monitor *monitor);
-/* The same by hand, for one that is to run in another process. */
-bool open_monitor(struct monitor *monitor, uint64_t features);
-void *run_monitor(void *arg);
 /* Everything that was there to read when this is called has been read after. */
 bool ask_monitor(struct monitor *monitor, char what);
 
 /* What it has to be told next, if it has asked for such events. */
-void want_message(struct monitor *monitor, struct uffd_msg msg);
-void want_remap(struct monitor *monitor, unsigned long from, unsigned long to,
-		size_t len);
+void want_remap(struct monitor *monitor, unsigned long from, unsigned long to, size_t len);
 void want_unmap(struct monitor *monitor, unsigned long start, size_t len);
 /* A fault is missing unless flags say that it is another kind of fault. */
 void want_fault(struct monitor *monitor, unsigned long addr, uint64_t flags);
