@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tell which tests named *_mended fail on unpatched kernels.
 
-usage: lab/mended.py FOLDER...
+usage: lab/mended.py BASE=FOLDER...
 
 A FOLDER has the results of "MREMAP_EXPECT=patched lab/test.sh --base" for one of bases/:
 build/test, or build/BASE/test. A line of the table is a test with all of its variants: how
-many of them fail in each folder, of how many that were run.
+many of them fail on each base, of how many that were run.
 """
 import pathlib
 import re
@@ -35,11 +35,12 @@ def cell(passed: int, failed: int) -> str:
     return f"{failed} of {passed + failed} fail" if failed else "passes"
 
 
-def main(folders: list[str]) -> int:
-    if not folders:
+def main(args: list[str]) -> int:
+    bases = dict(arg.partition("=")[::2] for arg in args)
+    if not all(bases.values()) or not bases:
         raise SystemExit(__doc__)
-    results = [read(pathlib.Path(folder)) for folder in folders]
-    rows = [("suite", "test", *folders)]
+    results = [read(pathlib.Path(folder)) for folder in bases.values()]
+    rows = [("suite", "test", *bases)]
     for suite, test in sorted(set().union(*results)):
         rows.append((suite, test, *(cell(*result[suite, test]) for result in results)))
     widths = [max(map(len, column)) for column in zip(*rows)]

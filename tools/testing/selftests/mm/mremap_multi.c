@@ -899,6 +899,7 @@ static __thread sigjmp_buf scribe_env;
 
 static void scribe_fault(int signal)
 {
+	(void)signal;
 	siglongjmp(scribe_env, 1);
 }
 

@@ -363,7 +363,7 @@ SHIFT(shift_beside_sealed, "Wwr..W", 1, 2, 2);
 SHIFT(shift_with_sealed_in_gap, "w..rSd", 0, 4, 2);
 SHIFT(shift_by_nothing, "w.rs", 0, 4, 0);
 FIXTURE_VARIANT_ADD(several, shift_returns) {
-	{ "wwwwrr..ddss", "", SHIFTED(3, 8, 2), { SHIFTED(2, 8, 3) } }
+	{ "wwwwrr..ddss", "", SHIFTED(3, 8, 2), .before = { SHIFTED(2, 8, 3) } }
 };
 
 /* These work as they do for one mapping. */
