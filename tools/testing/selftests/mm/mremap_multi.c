@@ -1021,12 +1021,18 @@ TEST_F(shaped, shared_with_child_mended)
 
 /* ---- killed on the way ---- */
 
+struct doomed {
+	struct world *w;
+	unsigned long flags;
+};
+
 /* Moves in a process of its own, in the same address space. */
-static int move_to_be_killed(void *w)
+static int move_to_be_killed(void *arg)
 {
+	const struct doomed *doomed = arg;
 	const size_t len = bytes(HALF);
 
-	do_mremap(cell_addr(w, 0), len, len, FIXED, cell_addr(w, UP(0)));
+	do_mremap(cell_addr(doomed->w, 0), len, len, doomed->flags, cell_addr(doomed->w, UP(0)));
 	return 0;
 }
 
@@ -1034,6 +1040,15 @@ FIXTURE(killed)
 {
 	struct world w;
 };
+
+FIXTURE_VARIANT(killed)
+{
+	unsigned long flags;
+};
+
+/* The mappings themselves have gone to the new place, or copies of them. */
+FIXTURE_VARIANT_ADD(killed, relocated) { FIXED };
+FIXTURE_VARIANT_ADD(killed, copied) { KEEP };
 
 FIXTURE_SETUP(killed)
 {
@@ -1057,6 +1072,7 @@ TEST_F(killed, others_find_all_as_before_mended)
 {
 	static char stack[64 * KB] __attribute__((aligned(16)));
 	struct world *w = &self->w;
+	struct doomed doomed = { w, variant->flags };
 	int status;
 	pid_t pid;
 
@@ -1064,7 +1080,7 @@ TEST_F(killed, others_find_all_as_before_mended)
 	memset(stack, 0, sizeof(stack));
 	begin_call(w, true);
 	ASSERT_TRUE(write_setting(DELAY_DIR "planned", "1000000"));
-	pid = clone(move_to_be_killed, stack + sizeof(stack), CLONE_VM | SIGCHLD, w);
+	pid = clone(move_to_be_killed, stack + sizeof(stack), CLONE_VM | SIGCHLD, &doomed);
 	ASSERT_LT(0, pid);
 	while (!is_asleep(pid) && !waitpid(pid, &status, WNOHANG))
 		sched_yield();
