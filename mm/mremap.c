@@ -6,10 +6,12 @@
  * The way down, and what each level takes as a whole if it can:
  *
  *   move_page_tables()       the range
- *     move_next()            what is under one PUD entry: move_pud_tables()
+ *     move_next()            what is under one PUD entry: move_pud_tables(), or
+ *                            move_under_pud(), a window at a time
  *       move_next_window()   plan_window(), without locks that spin or block
- *         move_under_locks() one round of the rmap locks, and one flush
- *           move_at_cursor() what is under one PMD entry: move_pmds()
+ *         move_under_locks() one round of the rmap locks, and one flush at its end;
+ *                            before that one for all tables that are detached
+ *           move_at_cursor() PMD entries that move whole: move_pmds()
  *             move_extent()  single entries: move_detached_ptes(), move_ptes()
  *
  *   relocate_page_tables()   one window, and the VMA along with it

@@ -71,7 +71,8 @@
  * @relocated: of these, VMAs that changed their place instead of being copied
  * @puds: tables of PMDs that moved whole
  * @pmds: page tables that moved whole
- * @huge: PMDs that map memory themselves
+ * @huge: other PMD entries that moved whole: huge pages, also those of a device or
+ *	  in migration
  * @ptes: single entries, empty ones not counted; of tables that were detached for
  *	  it, only if they were to be counted
  * @flushes: TLB flushes
@@ -282,8 +283,9 @@ struct window_plan {
  * @flags: MREMAP_*
  * @new_addr: where to, if MREMAP_FIXED; a hint, if only MREMAP_DONTUNMAP
  *
- * Written by the system call. In a struct mremap_op, the checks round the lengths
- * up to whole pages, small or huge; nobody writes it after that.
+ * Written by the system call. In a struct mremap_op, the lengths are rounded up to whole
+ * pages: by do_mremap() to small ones, and to huge ones by check_hugetlb() for one mapping
+ * and plan_lengths() for several. Nobody writes it after that.
  */
 struct mremap_request {
 	unsigned long addr;
@@ -369,7 +371,7 @@ struct vma_move {
 	struct vm_area_struct *src;
 	vm_flags_t vm_flags;
 
-	/* Set by move_vmas() and what it calls: */
+	/* Set while moving, by move_vmas() or shift_vmas() and what these call: */
 	struct vm_area_struct *dst;
 	struct pagetable_move tables;
 	bool notified;
@@ -435,7 +437,10 @@ struct mremap_op {
 	struct mremap_request req;
 	struct mm_struct *mm;
 
-	/* Set by do_mremap() for one, and by plan_moves() for several: */
+	/*
+	 * Set by do_mremap() for one, and by plan_moves() for several; the number of
+	 * ranges by add_dst_range():
+	 */
 	struct vma_move *moves;
 	struct vma_move *only;
 	unsigned long nr_moves;

@@ -5,6 +5,17 @@
  * It has page tables moved by mm/mremap.c: move_page_tables() and
  * move_page_tables_back() between a VMA and its copy, relocate_page_tables() with
  * the VMA itself.
+ *
+ * mremap_locked() tells what a call comes down to:
+ *
+ *   mremap_overlapping()  MREMAP_OVERLAP, to a range that overlaps the old one
+ *   mremap_several()      more than one mapping, or one before a gap
+ *   mremap_to()           one, with MREMAP_FIXED or MREMAP_DONTUNMAP
+ *   grow()                in place, or to where the kernel chooses
+ *   shrink_in_place()     nothing moves
+ *
+ * What moves goes from check_*() and plan_*() by prepare_move() and do_move(), or
+ * shift_vmas(), to commit_move() or revert_move().
  */
 
 #include <linux/capability.h>
@@ -159,7 +170,7 @@ static bool is_for_several(const struct vm_area_struct *vma,
 	       ((req->flags & MREMAP_MAYMOVE) && growth(req));
 }
 
-/* Checks of the VMAs: they change nothing; all hold mmap_lock for write */
+/* Checks of the VMAs: they change no mapping; all hold mmap_lock for write */
 
 /* Is all mapped from the VMA on up to @end? It may have wrapped. */
 static bool has_no_gaps(struct vm_area_struct *vma, unsigned long end)
@@ -452,7 +463,7 @@ static int check_resize(struct mremap_op *op)
 }
 
 /*
- * A monitor is told of one move per call. A driver that is asked, and may refuse,
+ * A monitor is told of one move per call (U1). A driver that is asked, and may refuse,
  * would do so too late. A file that places its mappings itself might not keep
  * the distances between them; known ones do.
  */

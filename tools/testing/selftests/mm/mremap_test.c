@@ -1472,6 +1472,7 @@ FIXTURE_VARIANT_ADD(sparse, kept_terabytes) {
 	.len = 12 * TB, .share = MAP_PRIVATE, .keep = true,
 };
 FIXTURE_VARIANT_ADD(sparse, tables) { .len = 128 * MB, .share = MAP_PRIVATE };
+/* Just within one window of 32 page tables, wherever they begin: these are relocated. */
 FIXTURE_VARIANT_ADD(sparse, window) { .len = 60 * MB, .share = MAP_PRIVATE };
 FIXTURE_VARIANT_ADD(sparse, shared_window) { .len = 60 * MB, .share = MAP_SHARED };
 
