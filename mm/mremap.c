@@ -609,13 +609,17 @@ unmap_old:
 	return err;
 }
 
+#ifndef arch_set_moved_pmd
+#define arch_set_moved_pmd(pmdp, pmd)	WRITE_ONCE(*(pmdp), pmd)
+#endif
+
 /* Where entries are plain memory, that of a table is carried over as it is. */
 static void move_normal_pmd(struct mm_struct *mm, pmd_t *old_pmd, pmd_t *new_pmd,
 			    pmd_t pmd)
 {
 	if (arch_can_detach_page_tables()) {
-		WRITE_ONCE(*old_pmd, __pmd(0));
-		WRITE_ONCE(*new_pmd, pmd);
+		arch_set_moved_pmd(old_pmd, __pmd(0));
+		arch_set_moved_pmd(new_pmd, pmd);
 	} else {
 		pmd_clear(old_pmd);
 		pmd_populate(mm, new_pmd, pmd_pgtable(pmd));
@@ -789,12 +793,20 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 
 /*
  * The first writes an entry that nobody else writes, the second tells whether an
- * entry that moves is present. Architectures without arch_can_detach_page_tables()
- * only have to compile this.
+ * entry that moves is present. The third is called for entries before they move: an
+ * architecture may have several that are one for the hardware, and cannot be so at
+ * the new place. Architectures without arch_can_detach_page_tables() only have to
+ * compile this.
  */
 #ifndef arch_set_moved_pte
 #define arch_set_moved_pte(ptep, pte)	WRITE_ONCE(*(ptep), pte)
 #define arch_moved_pte_present(pte)	pte_present(pte)
+#endif
+#ifndef arch_unfold_moved_ptes
+static inline void arch_unfold_moved_ptes(pte_t *old_pte, pte_t *new_pte,
+					  unsigned long nr)
+{
+}
 #endif
 
 static pmd_t *detached_at(struct move_window *win, unsigned long addr)
@@ -925,6 +937,7 @@ static void move_detached_entries(struct pagetable_move *pm, pte_t *old_pte,
 
 	if (pm->count_ptes)
 		pm->stats.ptes += count_entries(old_pte, nr);
+	arch_unfold_moved_ptes(old_pte, new_pte, nr);
 	/* In a VMA that is marked as changed, all pages read so. */
 	if (vma_soft_dirty_enabled(pm->dst)) {
 		for (i = 0; i < nr; i++)
@@ -935,7 +948,7 @@ static void move_detached_entries(struct pagetable_move *pm, pte_t *old_pte,
 #pragma GCC unroll 8
 #endif
 	for (i = 0; i < nr; i++) {
-		pte_t pte = ptep_get(old_pte + i);
+		pte_t pte = READ_ONCE(old_pte[i]);
 
 		arch_set_moved_pte(old_pte + i, none);
 		arch_set_moved_pte(new_pte + i, pte);

@@ -1676,6 +1676,47 @@ static void contiguous_entries_move(struct kunit *test)
 	close_space(test);
 }
 
+/*
+ * So they are in tables that are detached, where they move by @shift. Where they cannot
+ * be one at the new place they come apart there.
+ */
+static void expect_block_moved(struct kunit *test, unsigned long shift, bool stays_whole)
+{
+	const unsigned long dst = DST_AT + shift;
+	struct pagetable_move pm;
+	unsigned int batch;
+
+	map_huge(test, SRC_AT, 2 * PMD_SIZE);
+	copy_mapping(test, &pm, SRC_AT, 2 * PMD_SIZE, dst, 2 * PMD_SIZE);
+	if (!can_detach_tables(&pm))
+		kunit_skip(test, "needs arch_can_detach_page_tables()");
+	split_huge_pmd(pm.src, mm_find_pmd(current->mm, SRC_AT), SRC_AT);
+	split_huge_pmd(pm.src, mm_find_pmd(current->mm, SRC_AT + PMD_SIZE), SRC_AT + PMD_SIZE);
+	batch = batch_at(SRC_AT);
+	if (batch == 1)
+		kunit_skip(test, "needs entries that are one for the hardware");
+	expect_moved(test, &pm);
+	KUNIT_EXPECT_EQ(test, batch_at(dst), stays_whole ? batch : 1);
+	KUNIT_EXPECT_EQ(test, batch_at(dst + 2 * PMD_SIZE - PAGES(batch)),
+			stays_whole ? batch : 1);
+
+	expect_moved_back(test, &pm);
+	KUNIT_EXPECT_EQ(test, batch_at(SRC_AT), stays_whole ? batch : 1);
+	expect_stamp(test, SRC_AT);
+	expect_stamp(test, SRC_AT + PMD_SIZE);
+	close_space(test);
+}
+
+static void blocks_move_as_they_are(struct kunit *test)
+{
+	expect_block_moved(test, PMD_SIZE / 2, true);
+}
+
+static void blocks_come_apart(struct kunit *test)
+{
+	expect_block_moved(test, PAGES(1), false);
+}
+
 static void huge_zero_page_moves(struct kunit *test)
 {
 	struct pagetable_move pm;
@@ -2771,6 +2812,8 @@ static struct kunit_case table_tests[] = {
 	KUNIT_CASE_PARAM(entries_keep_their_kind_alone, entry_gen_params),
 	KUNIT_CASE_PARAM(entries_keep_their_kind_in_part, entry_gen_params),
 	KUNIT_CASE(contiguous_entries_move),
+	KUNIT_CASE(blocks_move_as_they_are),
+	KUNIT_CASE(blocks_come_apart),
 	KUNIT_CASE(huge_zero_page_moves),
 	KUNIT_CASE(huge_entries_keep_their_kind),
 	KUNIT_CASE(huge_run_ends_at_a_table),
