@@ -46,9 +46,10 @@ help:
 	@echo "              taken unless told, or for all; both with modules)"
 	@echo "make trial    install them in Debian 12 and 13, in QEMU, boot, test and remove them"
 	@echo "make bench    compare the patched kernel's costs with the unpatched one's"
-	@echo "              (PROGRAMS=1: of whole programs; SURVEY=1: which programs call mremap at all)"
+	@echo "              (PROGRAMS=1: of whole programs; SURVEY=1: which programs call mremap at all;"
+	@echo "              ARCH=arm64: on emulated arm64 kernels)"
 	@echo "make matrix   compile in many configurations and for other architectures"
-	@echo "make arm64    run tests on an arm64 kernel"
+	@echo "make arm64    run tests on an arm64 kernel (PAGES=4k|16k|64k: its size of a page)"
 	@echo "make docs     build the documentation and check it"
 	@echo "make series   write our changes as a patch series"
 	@echo "              (FROM='Name <address>': whom the mails come from)"
@@ -94,7 +95,11 @@ basetest:
 bench: export PROGRAMS := $(PROGRAMS)
 bench: export SURVEY := $(SURVEY)
 
-test soak fuzz cover bench series check upstream docs arm64 trial:
+bench:
+	@$(if $(filter arm64,$(ARCH)),lab/arm64.sh --bench,lab/bench.sh)
+
+arm64: export PAGES := $(PAGES)
+test soak fuzz cover series check upstream docs arm64 trial:
 	@test -x lab/$@.sh || { echo "make $@ is not there yet" >&2; exit 1; }
 	@lab/$@.sh
 

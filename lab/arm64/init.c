@@ -2,8 +2,9 @@
 /*
  * PID 1 of the arm64 guest: sets the kernel up as lab/test_setup.sh does, runs
  * the programs of its command line one after the other, each with a port of its
- * own for what it prints, and switches the machine off. With "@64k" behind its
- * name a program gets folios of 64 KB, whose entries arm64 makes contiguous.
+ * own for what it prints, and switches the machine off. Behind a comma may come an
+ * argument of the program. With "@cont" behind its name it gets folios whose entries
+ * arm64 makes contiguous.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,21 +36,22 @@ static void mount_at(const char *type, const char *path)
 }
 
 /* A swap area is a page with a signature at its end, and a few numbers. */
-static void make_swap(const char *path, unsigned int pages)
+static void make_swap(const char *path, unsigned int size)
 {
-	static unsigned int head[1024] = { [256] = 1 };
+	static unsigned int head[65536 / sizeof(int)] = { [256] = 1 };
+	const long page = sysconf(_SC_PAGESIZE);
 	const int fd = open(path, O_WRONLY);
 
-	head[257] = pages - 1;
-	memcpy((char *)head + sizeof(head) - 10, "SWAPSPACE2", 10);
-	if (fd < 0 || write(fd, head, sizeof(head)) != sizeof(head) ||
-	    close(fd) || swapon(path, 0))
+	head[257] = size / page - 1;
+	memcpy((char *)head + page - 10, "SWAPSPACE2", 10);
+	if (fd < 0 || write(fd, head, page) != page || close(fd) || swapon(path, 0))
 		fprintf(stderr, "init: %s: %s\n", path, strerror(errno));
 }
 
 static void set_up(void)
 {
 	static const char thp[] = "/sys/kernel/mm/transparent_hugepage";
+	const long page = sysconf(_SC_PAGESIZE);
 	char path[100];
 
 	mount_at("devtmpfs", "/dev");
@@ -58,7 +60,8 @@ static void set_up(void)
 	mount_at("debugfs", "/sys/kernel/debug");
 	mount_at("tracefs", "/sys/kernel/tracing");
 	mount_at("ramfs", "/tmp");
-	put("/proc/sys/vm/nr_hugepages", "16");
+	/* Of 2, 32 or 512 MB. */
+	put("/proc/sys/vm/nr_hugepages", page == 4096 ? "16" : page == 16384 ? "8" : "1");
 	put("/proc/sys/vm/max_map_count", "200");
 	snprintf(path, sizeof(path), "%s/enabled", thp);
 	put(path, "madvise");
@@ -66,21 +69,29 @@ static void set_up(void)
 	put(path, "madvise");
 	snprintf(path, sizeof(path), "%s/khugepaged/scan_sleep_millisecs", thp);
 	put(path, "1000000");
-	put("/sys/block/zram0/disksize", "256M");
-	make_swap("/dev/zram0", 65536);
+	if (!access("/sys/block/zram0", F_OK)) {
+		put("/sys/block/zram0/disksize", "256M");
+		make_swap("/dev/zram0", 256 << 20);
+	}
 }
 
 static void run(char *program, int port)
 {
-	char *size = strchr(program, '@');
+	char *argument = strchr(program, ',');
+	char *contiguous = strchr(program, '@');
 	char path[100];
 	int status, fd;
 	pid_t child;
 
-	if (size)
-		*size = '\0';
-	put("/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled",
-	    size ? "always" : "never");
+	if (argument)
+		*argument++ = '\0';
+	if (contiguous)
+		*contiguous = '\0';
+	snprintf(path, sizeof(path),
+		 "/sys/kernel/mm/transparent_hugepage/hugepages-%s/enabled",
+		 sysconf(_SC_PAGESIZE) == 4096 ? "64kB" : "2048kB");
+	if (!access(path, F_OK))
+		put(path, contiguous ? "always" : "never");
 	child = fork();
 	if (!child) {
 		snprintf(path, sizeof(path), "/dev/vport0p%d", port);
@@ -88,7 +99,7 @@ static void run(char *program, int port)
 		if (fd < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0)
 			_exit(127);
 		snprintf(path, sizeof(path), "/bin/%s", program);
-		execl(path, program, NULL);
+		execl(path, program, argument, NULL);
 		_exit(127);
 	}
 	waitpid(child, &status, 0);

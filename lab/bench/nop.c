@@ -5,8 +5,10 @@
  */
 #include <sys/syscall.h>
 
+#include "arch.h"
+
 __attribute__((noreturn)) void _start(void)
 {
 	for (;;)
-		asm volatile("syscall" : : "a" (SYS_exit), "D" (0) : "rcx", "r11", "memory");
+		raw_call(SYS_exit, 0, 0, 0, 0, 0);
 }

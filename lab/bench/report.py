@@ -156,8 +156,9 @@ def cost_table(results: dict[str, Results]) -> str:
     head = ["instructions", *kernels]
     if compared:
         head += ["ratio", "target", "reached"]
-    head += [f"flushes {kernel}" for kernel in kernels]
     rows = [head]
+    has_counters = any(reading.local for result in results.values()
+                       for reading in result.cost.values())
     for case in CASES:
         readings = [results[kernel].cost.get((case.name, case.size)) for kernel in kernels]
         if not any(readings):
@@ -166,8 +167,11 @@ def cost_table(results: dict[str, Results]) -> str:
         if compared:
             row += judged(case, *(results[k].cost.get((case.name, case.size))
                                   for k in ("base", "patched")))
-        row += [number(reading.local if reading else None) for reading in readings]
+        if has_counters:
+            row += [number(reading.local if reading else None) for reading in readings]
         rows.append(row)
+    if has_counters:
+        head += [f"flushes {kernel}" for kernel in kernels]
     return table(rows)
 
 
@@ -205,7 +209,7 @@ def flush_table(results: dict[str, Results]) -> str:
         if case.flushes_most and "patched" in kernels:
             target = judged_flushes(case, results["patched"])
         rows.append(row + target)
-    return table(rows)
+    return table(rows) if len(rows) > 1 else ""
 
 
 def judged_flushes(case: Case, patched: Results) -> list[str]:
@@ -297,8 +301,13 @@ def write_csvs(folder: Path, results: dict[str, Results]) -> None:
     write_csv(folder / "threads.csv", rows)
 
 
+def read(path: Path) -> str:
+    """What there is; not everything can be measured everywhere."""
+    return path.read_text() if path.exists() else ""
+
+
 def main(folder: Path, kernels: list[str]) -> None:
-    results = {kernel: Results(*((folder / f"{kernel}-{part}.txt").read_text()
+    results = {kernel: Results(*(read(folder / f"{kernel}-{part}.txt")
                                  for part in ("cost", "flushes", "threads")))
                for kernel in kernels}
     write_csvs(folder, results)
