@@ -228,6 +228,9 @@ static inline bool arch_can_detach_page_tables(void)
 	return false;
 }
 #endif
+#ifndef arch_set_moved_pmd
+#define arch_set_moved_pmd(pmdp, pmd)	WRITE_ONCE(*(pmdp), pmd)
+#endif
 
 static bool can_detach_tables(const struct pagetable_move *pm)
 {
@@ -608,10 +611,6 @@ unmap_old:
 	pte_unmap(old_pte);
 	return err;
 }
-
-#ifndef arch_set_moved_pmd
-#define arch_set_moved_pmd(pmdp, pmd)	WRITE_ONCE(*(pmdp), pmd)
-#endif
 
 /* Where entries are plain memory, that of a table is carried over as it is. */
 static void move_normal_pmd(struct mm_struct *mm, pmd_t *old_pmd, pmd_t *new_pmd,
