@@ -18,8 +18,8 @@ usage="usage: lab/test.sh [--base] [-f prod|debug|rt|lean|kcsan] [-s SUITE] [-t 
           is one of bases/
   -f, -s  only this flavor, only this suite: ${suites[*]}, or kunit
   -t      only tests of this name; what follows -- goes to the suite
-Without -f the slowest of them, debug, does only a part of what there is for many kinds of
-memory: MREMAP_BRIEF, see mremap_util.h.
+Without -f the slowest of them, debug and rt, do only a part of what there is for many kinds
+of memory: MREMAP_BRIEF, see mremap_util.h.
 FLAVORS in the environment are those of a run of all: lean and debug unless told"
 
 read -ra flavors <<<"${FLAVORS:-lean debug}"
@@ -30,7 +30,7 @@ flavor_given=0
 
 declare -A seconds=([prod]=600 [lean]=600 [debug]=3600 [rt]=3600 [kcsan]=3600)	# limit for one suite
 declare -A append=([mremap_race]="numa=fake=2" [mremap_rivals]="numa=fake=2")	# on the command line
-declare -A brief=([debug]="MREMAP_BRIEF=1")	# in the environment, without -f
+declare -A brief=([debug]="MREMAP_BRIEF=1" [rt]="MREMAP_BRIEF=1")	# in the environment, without -f
 declare -A pass_over=([kcsan]="BUG: KCSAN: ")	# that is judged by lab/kcsan.py
 
 is_one_of() {
