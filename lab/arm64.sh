@@ -38,7 +38,7 @@ build_kernel() {
 		echo "CONFIG_ARM64_${pages^^}_PAGES=y"
 	} >"$folder.config"
 	if ! cmp -s "$folder.config" "$folder/.config.wanted"; then
-		"${kbuild[@]}" KCONFIG_ALLCONFIG="$folder.config" allnoconfig
+		"${kbuild[@]}" KCONFIG_ALLCONFIG="$folder.config" allnoconfig || return
 		cp "$folder.config" "$folder/.config.wanted"
 	fi
 	"${kbuild[@]}" Image
@@ -78,7 +78,7 @@ boot() {
 	shift
 	local run
 	for run; do
-		options+=(-chardev "file,id=tap$i,path=$out/$run.tap"
+		options+=(-chardev "file,id=tap$i,path=$out/${run%,*}.tap"
 			-device "virtserialport,chardev=tap$i,nr=$((++i))")
 	done
 	timeout "${minutes}m" qemu-system-aarch64 -nodefaults -no-user-config -display none \
@@ -111,7 +111,7 @@ run_tests() {
 	((${#runs[@]})) || runs=(mremap_{test,test@cont,errno,trace,features,hugetlb,multi,multi@cont}
 		mremap_{merge,uffd,accounting,dontunmap,race,random})
 	mapfile -t suites < <(printf '%s\n' "${runs[@]%@*}" | sort -u)
-	logged build_kernel build/tree kernel lab/config/{guest,debug}.config
+	logged build_kernel build/tree kernel lab/config/{guest,debug,patched-debug}.config
 	ARCH=arm64 CROSS_COMPILE=$cross lab/selftests.sh build/tree "$out/tests" -static "${suites[@]}"
 	pack "${suites[@]/#/$out/tests/}"
 	rm -f "$out"/*.tap
@@ -139,7 +139,7 @@ run_bench() {
 		boot "bench-$kernel" "$out/bench-$kernel.log" "nokaslr norandmaps" -smp 1 \
 			-icount shift=0,sleep=off -- bench,--quick || die "QEMU ended with $?"
 		check_log "$out/bench-$kernel.log"
-		mv "$out/bench,--quick.tap" "$out/$kernel-cost.txt"
+		mv "$out/bench.tap" "$out/$kernel-cost.txt"
 	done
 	lab/bench/report.py "$out" base patched
 }

@@ -231,6 +231,10 @@ static inline bool arch_can_detach_page_tables(void)
 #ifndef arch_set_moved_pmd
 #define arch_set_moved_pmd(pmdp, pmd)	WRITE_ONCE(*(pmdp), pmd)
 #endif
+/* An entry as it is, also where several that are one for the hardware do not agree. */
+#ifndef arch_raw_pte
+#define arch_raw_pte(ptep)		ptep_get_lockless(ptep)
+#endif
 
 static bool can_detach_tables(const struct pagetable_move *pm)
 {
@@ -506,7 +510,7 @@ static bool install_table(struct mm_struct *mm, struct move_window *win,
 
 static bool are_all_none(pte_t *pte, unsigned long nr)
 {
-	while (nr && pte_none(ptep_get_lockless(pte++)))
+	while (nr && pte_none(arch_raw_pte(pte++)))
 		nr--;
 	return !nr;
 }
@@ -791,11 +795,11 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
  */
 
 /*
- * The first writes an entry that nobody else writes, the second tells whether an
- * entry that moves is present. The third is called for entries before they move: an
- * architecture may have several that are one for the hardware, and cannot be so at
- * the new place. Architectures without arch_can_detach_page_tables() only have to
- * compile this.
+ * What an architecture can have of its own: to write an entry that nobody else writes;
+ * to tell whether an entry that moves is present; and where several entries are one
+ * for the hardware (arm64), to take those apart that are about to move and cannot be
+ * one at the new place, and to make those one that can be and were not. Those without
+ * arch_can_detach_page_tables() only have to compile this.
  */
 #ifndef arch_set_moved_pte
 #define arch_set_moved_pte(ptep, pte)	WRITE_ONCE(*(ptep), pte)
@@ -804,6 +808,11 @@ static bool move_normal_pud(struct pagetable_move *pm, struct move_window *win,
 #ifndef arch_unfold_moved_ptes
 static inline void arch_unfold_moved_ptes(pte_t *old_pte, pte_t *new_pte,
 					  unsigned long nr)
+{
+}
+
+static inline void arch_fold_moved_ptes(struct mm_struct *mm, unsigned long addr,
+					pte_t *pte, unsigned long nr)
 {
 }
 #endif
@@ -835,6 +844,7 @@ static void detach_table(struct pagetable_move *pm, struct move_window *win,
 {
 	pmd_t *old_pmd = old_pmd_at(win, addr);
 	spinlock_t *ptl = pte_lockptr(pm->src->vm_mm, old_pmd);
+	unsigned long start;
 
 	if (ptl != pmd_ptl)
 		spin_lock_nested(ptl, SINGLE_DEPTH_NESTING);
@@ -847,7 +857,9 @@ static void detach_table(struct pagetable_move *pm, struct move_window *win,
 	else
 		__release(ptl);
 	win->nr_detached++;
-	note_flush(win, addr, PMD_SIZE, true);
+	/* That of any address in it drops what a CPU remembers of the table itself. */
+	start = max(addr, pm->start);
+	note_flush(win, start, min(addr + PMD_SIZE, pm->end) - start, true);
 }
 
 static void detach_tables(struct pagetable_move *pm, struct move_window *win)
@@ -922,14 +934,14 @@ static pte_t mark_moved_pte(pte_t pte)
 }
 
 /*
- * Move @nr entries out of a detached table, upwards from the first one: @new_pte
+ * Move @nr entries out of a detached table, upwards from that of @addr: @new_pte
  * may be below @old_pte in the same table. Each is written at once, as GUP-fast may
  * look at the new one. What is none is moved as well: that takes less than to look.
  * The checks of CONFIG_PAGE_TABLE_CHECK count how often a page is mapped, not
  * where, so nothing changes for them.
  */
-static void move_detached_entries(struct pagetable_move *pm, pte_t *old_pte,
-				  pte_t *new_pte, unsigned long nr)
+static void move_detached_entries(struct pagetable_move *pm, unsigned long addr,
+				  pte_t *old_pte, pte_t *new_pte, unsigned long nr)
 {
 	const pte_t none = __pte(0);	/* a call with PARAVIRT_XXL: not in the loop */
 	unsigned long i;
@@ -947,11 +959,12 @@ static void move_detached_entries(struct pagetable_move *pm, pte_t *old_pte,
 #pragma GCC unroll 8
 #endif
 	for (i = 0; i < nr; i++) {
-		pte_t pte = READ_ONCE(old_pte[i]);
+		pte_t pte = arch_raw_pte(old_pte + i);
 
 		arch_set_moved_pte(old_pte + i, none);
 		arch_set_moved_pte(new_pte + i, pte);
 	}
+	arch_fold_moved_ptes(pm->dst->vm_mm, addr + pm->shift, new_pte, nr);
 }
 
 /* Move [addr, addr + len) of a detached table to the table at its new place. */
@@ -969,7 +982,7 @@ static int move_detached_ptes(struct pagetable_move *pm, struct move_window *win
 	new_pte = pte_offset_map_lock(mm, new_pmd, addr + pm->shift, &new_ptl);
 	if (!new_pte)
 		return -EAGAIN;
-	move_detached_entries(pm, old_pte, new_pte, len >> PAGE_SHIFT);
+	move_detached_entries(pm, addr, old_pte, new_pte, len >> PAGE_SHIFT);
 	pte_unmap_unlock(new_pte, new_ptl);
 	return 0;
 }
@@ -1046,7 +1059,7 @@ static bool reuse_detached_table(struct pagetable_move *pm,
 		pte_t *old_pte = pte_offset_kernel(table, addr);
 		pte_t *new_pte = pte_offset_kernel(table, addr + pm->shift);
 
-		move_detached_entries(pm, old_pte, new_pte, len >> PAGE_SHIFT);
+		move_detached_entries(pm, addr, old_pte, new_pte, len >> PAGE_SHIFT);
 		attach_table(mm, win, addr, new_pmd);
 	}
 	spin_unlock(ptl);

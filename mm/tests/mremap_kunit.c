@@ -1676,46 +1676,87 @@ static void contiguous_entries_move(struct kunit *test)
 	close_space(test);
 }
 
-/*
- * So they are in tables that are detached, where they move by @shift. Where they cannot
- * be one at the new place they come apart there.
- */
-static void expect_block_moved(struct kunit *test, unsigned long shift, bool stays_whole)
+#ifdef CONFIG_ARM64_CONTPTE
+/* The state of a block is that of any of its entries: leave it in one of them alone. */
+static void age_all_but_one(unsigned long addr, unsigned int nr)
 {
-	const unsigned long dst = DST_AT + shift;
+	struct mm_struct *mm = current->mm;
+	spinlock_t *ptl = NULL;
+	pte_t *pte = pte_offset_map_lock(mm, mm_find_pmd(mm, addr), addr, &ptl);
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		if (i != nr / 2)
+			WRITE_ONCE(pte[i], pte_mkold(pte_mkclean(__ptep_get(pte + i))));
+	}
+	pte_unmap_unlock(pte, ptl);
+	flush_tlb_mm(mm);
+}
+
+static void expect_young_and_dirty(struct kunit *test, unsigned long addr, unsigned int nr)
+{
+	struct mm_struct *mm = current->mm;
+	spinlock_t *ptl = NULL;
+	pte_t *pte = pte_offset_map_lock(mm, mm_find_pmd(mm, addr), addr, &ptl);
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		KUNIT_EXPECT_TRUE(test, pte_young(ptep_get(pte + i)));
+		KUNIT_EXPECT_TRUE(test, pte_dirty(ptep_get(pte + i)));
+	}
+	pte_unmap_unlock(pte, ptl);
+}
+
+/*
+ * So they are where they move out of a detached table, by @shift. Where they cannot be one
+ * at the new place they come apart, and at the old place they are one again.
+ */
+static void expect_blocks_moved(struct kunit *test, unsigned long shift, bool stay_whole)
+{
+	const unsigned long last = SRC_AT + PMD_SIZE, dst = DST_AT + shift;
+	const unsigned long end = dst + 2 * PMD_SIZE;
+	struct mm_struct *mm = current->mm;
 	struct pagetable_move pm;
-	unsigned int batch;
+	struct page *table;
 
 	map_huge(test, SRC_AT, 2 * PMD_SIZE);
 	copy_mapping(test, &pm, SRC_AT, 2 * PMD_SIZE, dst, 2 * PMD_SIZE);
-	if (!can_detach_tables(&pm))
-		kunit_skip(test, "needs arch_can_detach_page_tables()");
-	split_huge_pmd(pm.src, mm_find_pmd(current->mm, SRC_AT), SRC_AT);
-	split_huge_pmd(pm.src, mm_find_pmd(current->mm, SRC_AT + PMD_SIZE), SRC_AT + PMD_SIZE);
-	batch = batch_at(SRC_AT);
-	if (batch == 1)
-		kunit_skip(test, "needs entries that are one for the hardware");
+	split_huge_pmd(pm.src, mm_find_pmd(mm, SRC_AT), SRC_AT);
+	split_huge_pmd(pm.src, mm_find_pmd(mm, last), last);
+	KUNIT_ASSERT_EQ(test, batch_at(SRC_AT), CONT_PTES);
+	stamp(test, SRC_AT);
+	stamp(test, last);
+	age_all_but_one(SRC_AT, CONT_PTES);
+	table = pmd_page(*mm_find_pmd(mm, last));
+
 	expect_moved(test, &pm);
-	KUNIT_EXPECT_EQ(test, batch_at(dst), stays_whole ? batch : 1);
-	KUNIT_EXPECT_EQ(test, batch_at(dst + 2 * PMD_SIZE - PAGES(batch)),
-			stays_whole ? batch : 1);
+	/* It was detached, as it is in use at the new place. */
+	KUNIT_EXPECT_PTR_EQ(test, pmd_page(*mm_find_pmd(mm, end - PAGES(1))), table);
+	KUNIT_EXPECT_EQ(test, batch_at(dst), stay_whole ? CONT_PTES : 1);
+	KUNIT_EXPECT_EQ(test, batch_at(end - PAGES(CONT_PTES)), stay_whole ? CONT_PTES : 1);
+	expect_young_and_dirty(test, dst, CONT_PTES);
 
 	expect_moved_back(test, &pm);
-	KUNIT_EXPECT_EQ(test, batch_at(SRC_AT), stays_whole ? batch : 1);
+	KUNIT_EXPECT_EQ(test, batch_at(SRC_AT), CONT_PTES);
+	KUNIT_EXPECT_EQ(test, batch_at(last + PMD_SIZE - PAGES(CONT_PTES)), CONT_PTES);
 	expect_stamp(test, SRC_AT);
-	expect_stamp(test, SRC_AT + PMD_SIZE);
+	expect_stamp(test, last);
 	close_space(test);
 }
 
 static void blocks_move_as_they_are(struct kunit *test)
 {
-	expect_block_moved(test, PMD_SIZE / 2, true);
+	expect_blocks_moved(test, PMD_SIZE / 2, true);
 }
 
 static void blocks_come_apart(struct kunit *test)
 {
-	expect_block_moved(test, PAGES(1), false);
+	expect_blocks_moved(test, PAGES(1), false);
 }
+#else
+SKIPPED(blocks_move_as_they_are, "needs CONFIG_ARM64_CONTPTE")
+SKIPPED(blocks_come_apart, "needs CONFIG_ARM64_CONTPTE")
+#endif
 
 static void huge_zero_page_moves(struct kunit *test)
 {
