@@ -115,7 +115,7 @@ run_tests() {
 	ARCH=arm64 CROSS_COMPILE=$cross lab/selftests.sh build/tree "$out/tests" -static "${suites[@]}"
 	pack "${suites[@]/#/$out/tests/}"
 	rm -f "$out"/*.tap
-	# What KUnit's own VMAs were charged is not what they give back: not in one boot with others.
+	# After these Committed_AS is too small to tell anything: not in one boot with others.
 	boot kernel "$out/kunit.log" "kunit.enable=1" -smp 2 -accel tcg,thread=single -- ||
 		{ echo "QEMU ended with $?" >&2; good=0; }
 	report kunit "$out/kunit.log" || good=0
