@@ -185,7 +185,7 @@ static bool with_threads;
 static FILE *log_file;
 static unsigned long page_size;
 static int maps_fd, pagemap_fd, uffd, fail_fd;
-static bool tracks_dirty, can_fail;
+static bool tracks_dirty, can_fail, has_huge_pages;
 
 static unsigned long P(int page)
 {
@@ -775,6 +775,12 @@ static int advise_page(struct page *p, int advice)
 	return 0;
 }
 
+/* A kernel without transparent huge pages refuses these before it looks at the range. */
+static bool is_unknown_advice(int advice)
+{
+	return !has_huge_pages && (advice == MADV_HUGEPAGE || advice == MADV_NOHUGEPAGE);
+}
+
 static int do_advise(const struct call *c)
 {
 	const int error = error_of_call(madvise(at(P(c->at)), bytes(c->len), c->flags));
@@ -783,6 +789,10 @@ static int do_advise(const struct call *c)
 	/* Whether pages can be collapsed now is beyond the model. */
 	if (c->flags == MADV_COLLAPSE)
 		return error;
+	if (is_unknown_advice(c->flags)) {
+		expect_error(error, EINVAL);
+		return error;
+	}
 	for (i = c->at; i < c->at + c->len; i++) {
 		if (pages[i].mapped) {
 			int refused = advise_page(&pages[i], c->flags);
@@ -2302,6 +2312,7 @@ static void set_up(META)
 	/* Where it ends is another matter, and of other tests. */
 	NEED(change_setting("/proc/sys/vm/max_map_count", "65530"), "needs root");
 	start_merging();
+	has_huge_pages = !access("/sys/kernel/mm/transparent_hugepage", F_OK);
 	can_fail = !expect_base() && !getenv("MREMAP_LOG") && !prepare_fail_nth();
 	report = mmap(NULL, sizeof(*report), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
