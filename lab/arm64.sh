@@ -27,18 +27,23 @@ minutes=120
 kbuild_environment arm64
 export CCACHE_BASEDIR=$PWD PYTHONDONTWRITEBYTECODE=1
 
+# What other fragments want besides may be x86's.
+own_options() {
+	cat lab/config/arm64.config
+	echo "CONFIG_ARM64_${pages^^}_PAGES=y"
+}
+
 # build_kernel SOURCE FOLDER FRAGMENT...: with pages of the size that is wanted.
 build_kernel() {
-	local folder=$PWD/$out/$2 kbuild
+	local folder=$PWD/$out/$2 kbuild lost
 	kbuild=(make -C "$1" O="$folder" ARCH=arm64 CROSS_COMPILE="$cross" -j"$(nproc)"
 		CC="ccache ${cross}gcc" HOSTCC="ccache gcc")
 	mkdir -p "$folder"
-	{
-		cat "${@:3}" lab/config/arm64.config
-		echo "CONFIG_ARM64_${pages^^}_PAGES=y"
-	} >"$folder.config"
+	{ cat "${@:3}"; own_options; } >"$folder.config"
 	if ! cmp -s "$folder.config" "$folder/.config.wanted"; then
 		"${kbuild[@]}" KCONFIG_ALLCONFIG="$folder.config" allnoconfig || return
+		lost=$(own_options | lost_options "$folder/.config")
+		[[ ! $lost ]] || { echo "error: Kconfig did not keep $lost"; return 1; }
 		cp "$folder.config" "$folder/.config.wanted"
 	fi
 	"${kbuild[@]}" Image

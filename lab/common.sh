@@ -72,6 +72,18 @@ kbuild_environment() {
 	unset MAKEFLAGS MFLAGS MAKELEVEL
 }
 
+# lost_options CONFIG: those of the standard input that Kconfig did not keep in that file.
+# They would be missed only when a test needs them.
+lost_options() {
+	awk '
+		FNR == 1 { file++ }
+		!/^CONFIG_/ { next }
+		{ at = index($0, "="); name = substr($0, 1, at - 1); value = substr($0, at + 1) }
+		file == 1 { has[name] = value; next }
+		(name in has ? has[name] : "n") != value { print $0 }
+	' "$1" - | paste -sd " "
+}
+
 # start_job COMMAND...: in the background, as many at a time as there are processors.
 jobs_running=0 jobs_failed=0
 start_job() {

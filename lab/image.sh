@@ -124,17 +124,9 @@ link_source() {
 	cp -al "$source"/* "$shadow/"
 }
 
-# An option that a fragment wants and Kconfig drops would be missed only when
-# a test needs it.
 check_config() {
 	local lost
-	lost=$(awk '
-		FNR == 1 { file++ }
-		!/^CONFIG_/ { next }
-		{ at = index($0, "="); name = substr($0, 1, at - 1); value = substr($0, at + 1) }
-		file == 1 { has[name] = value; next }
-		(name in has ? has[name] : "n") != value { print $0 }
-	' "$out/.config" <(fragments) | paste -sd " ")
+	lost=$(fragments | lost_options "$out/.config")
 	[[ $lost ]] || return 0
 	lost="$flavor: Kconfig did not keep $lost, see $out/.config"
 	[[ $tree == peer || $BASE != "$default_base" ]] || die "$lost"
