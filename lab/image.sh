@@ -60,7 +60,7 @@ deb-cloud | deb-generic)
 		echo "CONFIG_LOCALVERSION=\"-mremap-$name\""
 	}
 	completion=(olddefconfig)
-	goal=bindeb-pkg shadow=$work/obj/$flavor objects=5000 space=6000
+	goal=bindeb-pkg shadow=$work/obj/$flavor objects=6500 space=6000
 	[[ $flavor == deb-cloud ]] || objects=16000 space=15000
 	fragments=(lab/config/deb.config)
 	;;
