@@ -12,7 +12,6 @@
 #define _MREMAP_KUNIT_H
 
 #include <kunit/test.h>
-#include <linux/file.h>
 #include <linux/mman.h>
 #include <linux/panic.h>
 #include <linux/rmap.h>
@@ -37,7 +36,6 @@ static void name(struct kunit *test)	\
 struct test_space {
 	unsigned long table_bytes;	/* when nothing is mapped */
 	unsigned long taint;
-	s64 committed;			/* in pages, by all processes */
 };
 
 static inline int space_init(struct kunit *test)
@@ -50,7 +48,6 @@ static inline int space_init(struct kunit *test)
 		return -ENOMEM;
 	test->priv = space;
 	space->taint = get_taint();
-	space->committed = percpu_counter_sum(&vm_committed_as);
 
 	addr = kunit_vm_mmap(test, NULL, 0, PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, 0);
 	if (!addr || IS_ERR_VALUE(addr) || vm_munmap(addr, PAGE_SIZE))
@@ -89,12 +86,6 @@ static inline void close_space(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, mm->data_vm, 0);
 	KUNIT_EXPECT_EQ(test, mm->locked_vm, 0);
 	KUNIT_EXPECT_EQ(test, mm_pgtables_bytes(mm), space->table_bytes);
-
-	/* What a file of shared memory holds is given back with it. */
-	flush_delayed_fput();
-	/* Later on, other processes commit memory, too. */
-	if (system_state < SYSTEM_RUNNING)
-		KUNIT_EXPECT_EQ(test, percpu_counter_sum(&vm_committed_as), space->committed);
 
 	kthread_unuse_mm(mm);
 	mmput(mm);
