@@ -780,20 +780,9 @@ static unsigned long congruent_in_hole(unsigned long start, unsigned long end,
 }
 
 /*
- * Should the new place start with a page table, whatever the old offset is? What is
- * smaller than a table has no huge page to keep and few entries to move. If it grows,
- * all that is added, now and at every further growth, can be in huge pages then.
- */
-static bool starts_with_table(const struct vma_move *mv)
-{
-	return vma_is_anonymous(mv->src) && mv->len < PMD_SIZE &&
-	       mv->dst_len > mv->len;
-}
-
-/*
- * Look for a place at the old offset modulo @size, or for a better one, in a hole with
- * room for that. The hole is cut to whole tables, so that the mapping shares none with
- * others and can be moved on as cheaply. It must not be one that the kernel would have
+ * Look for a place at the old offset modulo @size, in a hole with room for that.
+ * The hole is cut to whole tables, so that the mapping shares none with others
+ * and can be moved on as cheaply. It must not be one that the kernel would have
  * used only because its usual area was full.
  */
 static bool find_congruent(struct vma_move *mv, unsigned long size)
@@ -810,8 +799,7 @@ static bool find_congruent(struct vma_move *mv, unsigned long size)
 		return false;
 	addr = congruent_in_hole(ALIGN(hole, PMD_SIZE),
 				 ALIGN_DOWN(hole + len, PMD_SIZE), mv->dst_len,
-				 size, starts_with_table(mv) ? 0 : mv->addr,
-				 topdown);
+				 size, mv->addr, topdown);
 	if (topdown && addr + mv->dst_len > mm->mmap_base)
 		return false;
 	mv->dst_addr = addr;

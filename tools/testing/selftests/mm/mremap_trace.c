@@ -580,20 +580,6 @@ BLOCKED(place_for_a_table_of_tables, PRIVATE, SRC, pud_span(), 9000, 1, pud_span
 BLOCKED(place_for_huge_pages, HUGE, SRC, tables(4), 1, 1, tables(1),
 	RELOCATED(.huge = 4, .flushes = 1))
 
-/* The offset of a block that grows and is smaller than a table is not worth keeping. */
-TEST_F(trace, place_of_a_growing_block)
-{
-	const unsigned long start = SRC + bytes(37);
-	const size_t len = tables(1) / 4;
-	unsigned long to;
-
-	LAY_OUT(PRIVATE, start, len, 8, .guards = { start - psize(), start + len });
-	to = CALL(start, len, 2 * len, MREMAP_MAYMOVE, 0, bytes(1),
-		  RELOCATED(.ptes = table_pages() / 32, .flushes = 1));
-	EXPECT_EQ(0, to % tables(1));
-	EXPECT_OK(check_pages(&self->row, to, len, 0, false));
-}
-
 /* ---- places in an address space that is full ---- */
 
 #define LEAST	MB
