@@ -41,6 +41,7 @@ build_kernel() {
 	mkdir -p "$folder"
 	{ cat "${@:3}"; own_options; } >"$folder.config"
 	if ! cmp -s "$folder.config" "$folder/.config.wanted"; then
+		rm -f "$folder/.config.wanted"
 		"${kbuild[@]}" KCONFIG_ALLCONFIG="$folder.config" allnoconfig || return
 		lost=$(own_options | lost_options "$folder/.config")
 		[[ ! $lost ]] || { echo "error: Kconfig did not keep $lost"; return 1; }
@@ -116,7 +117,7 @@ run_tests() {
 	((${#runs[@]})) || runs=(mremap_{test,test@cont,errno,trace,features,hugetlb,multi,multi@cont}
 		mremap_{merge,uffd,accounting,dontunmap,race,random})
 	mapfile -t suites < <(printf '%s\n' "${runs[@]%@*}" | sort -u)
-	logged build_kernel build/tree kernel lab/config/{guest,debug,patched-debug}.config
+	logged build_kernel build/tree kernel lab/config/{guest,debug,patched-debug,patched-arm64}.config
 	ARCH=arm64 CROSS_COMPILE=$cross lab/selftests.sh build/tree "$out/tests" -static "${suites[@]}"
 	pack "${suites[@]/#/$out/tests/}"
 	rm -f "$out"/*.tap
