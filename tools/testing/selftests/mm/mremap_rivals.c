@@ -136,6 +136,7 @@ struct rival {
 	bool alone;		/* there is no writer */
 	bool slow;
 	bool large;		/* a page table at least */
+	bool starves;		/* the mover, who is not killed, but may have to try again */
 };
 
 #define SECTORS	64
@@ -557,8 +558,12 @@ static void unmap_old_place(const struct contest *contest)
 static void move_memory(META, struct contest *contest)
 {
 	const unsigned long to = contest->places[!contest->now];
+	unsigned long got;
 
-	ASSERT_EQ(to, move_once(contest));
+	do
+		got = move_once(contest);
+	while (error_of(got) == ENOMEM && contest->rival->starves);
+	ASSERT_EQ(to, got);
 	/* It is to be met in the middle of what it does. */
 	if (contest->moved % 4)
 		nap();
@@ -862,6 +867,18 @@ static bool swap_off_and_on(struct contest *contest)
 	return swapped && off;
 }
 
+/*
+ * Who is killed if nothing can be reclaimed for a while, as can be on a busy machine: the
+ * one who uses up memory. What happens to moves then, is_out_of_memory sees.
+ */
+#define KILLED		"/proc/self/oom_score_adj"
+
+static const char *prepare_limit(struct contest *contest)
+{
+	return change_setting(KILLED, "-1000") ? prepare_reclaim(contest) :
+	       "needs leave to change its oom_score_adj";
+}
+
 /* Less than is needed: also what the call itself allocates has to be reclaimed. */
 static const char *limit_group(struct contest *contest)
 {
@@ -879,11 +896,18 @@ static const char *lift_limit(struct contest *contest)
 static bool use_up_memory(struct contest *contest)
 {
 	const size_t len = 6 * MB;
-	char *pages = mmap(NULL, len, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const pid_t child = fork();
+	char *pages;
 
-	for (size_t done = 0; done < len; done += psize())
-		pages[done] = 1;
-	munmap(pages, len);
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		write_setting(KILLED, "1000");
+		pages = mmap(NULL, len, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		for (size_t done = 0; done < len; done += psize())
+			pages[done] = 1;
+		_exit(0);
+	}
+	waitpid(child, NULL, 0);
 	return has_grown(contest, "pswpout");
 }
 
@@ -1698,8 +1722,8 @@ RIVAL(switched_generations, prepare_generations, switch_generations,
       .is_process = true, .slow = true, .kinds = ANON, .but = GROWS);
 RIVAL(swapoff, prepare_swapoff, swap_off_and_on, .is_process = true, .slow = true,
       .kinds = ANON | SHMEM, .but = GROWS | SEVERAL);
-RIVAL(limit, prepare_reclaim, use_up_memory, limit_group, lift_limit,
-      .is_process = true, .slow = true, .kinds = ANON | HUGE);
+RIVAL(limit, prepare_limit, use_up_memory, limit_group, lift_limit,
+      .is_process = true, .slow = true, .starves = true, .kinds = ANON | HUGE);
 RIVAL(collapse, NULL, collapse_and_split, .needs = SPLIT, .is_process = true, .large = true,
       .kinds = ANON | SHMEM | HUGE, .but = KEEPS | GROWS | SEVERAL | SHIFTS);
 RIVAL(writeback, NULL, sync_file, .is_process = true, .kinds = DISK, .end = check_disk);
