@@ -49,12 +49,12 @@ if ((EUID)); then
 	sudo=(sudo)
 fi
 
-mkdir -p build
 log=build/apt.log
+take_lock build/apt.lock "an installation of packages"
 echo "installing ${missing[*]}" >&2
 # Without an update a fresh machine asks for versions that its mirror dropped.
 if ! "${sudo[@]}" apt-get update >"$log" 2>&1 ||
 	! "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1; then
-	die "apt-get failed, see $log: $(grep -m1 '^E:' "$log")"
+	die "apt-get failed, see $log: $(grep -a -m1 '^E:' "$log")"
 fi

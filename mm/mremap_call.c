@@ -780,12 +780,13 @@ static unsigned long congruent_in_hole(unsigned long start, unsigned long end,
 }
 
 /*
- * Look for a place at the old offset modulo @size, in a hole with room for that.
- * The hole is cut to whole tables, so that the mapping shares none with others
- * and can be moved on as cheaply. It must not be one that the kernel would have
- * used only because its usual area was full.
+ * Look for a place that is congruent with @old_addr modulo @size, in a hole with
+ * room for that. The hole is cut to whole tables, so that the mapping shares none
+ * with others and can be moved on as cheaply. It must not be one that the kernel
+ * would have used only because its usual area was full.
  */
-static bool find_congruent(struct vma_move *mv, unsigned long size)
+static bool find_congruent(struct vma_move *mv, unsigned long size,
+			   unsigned long old_addr)
 {
 	struct mm_struct *mm = mv->src->vm_mm;
 	bool topdown = test_bit(MMF_TOPDOWN, &mm->flags);
@@ -799,11 +800,28 @@ static bool find_congruent(struct vma_move *mv, unsigned long size)
 		return false;
 	addr = congruent_in_hole(ALIGN(hole, PMD_SIZE),
 				 ALIGN_DOWN(hole + len, PMD_SIZE), mv->dst_len,
-				 size, mv->addr, topdown);
+				 size, old_addr, topdown);
 	if (topdown && addr + mv->dst_len > mm->mmap_base)
 		return false;
 	mv->dst_addr = addr;
 	return true;
+}
+
+/*
+ * Should the new place start with a page table, whatever the old offset is? A block
+ * that is smaller than a huge page has few entries to move. If it grows, all that is
+ * added, now and at every further growth, can be in huge pages then. Where smaller
+ * huge pages are in use the offset is kept, as theirs have to stay aligned.
+ */
+static bool starts_with_table(const struct vma_move *mv)
+{
+	struct vm_area_struct *vma = mv->src;
+
+	return vma_is_anonymous(vma) && mv->len < PMD_SIZE &&
+	       mv->dst_len > mv->len &&
+	       thp_vma_allowable_orders(vma, vma->vm_flags,
+					TVA_IN_PF | TVA_ENFORCE_SYSFS,
+					THP_ORDERS_ALL_ANON) == BIT(PMD_ORDER);
 }
 
 /* Let the kernel choose where the mapping would go if it were a new one. */
@@ -832,6 +850,7 @@ static bool is_at_hint(const struct vma_move *mv, unsigned long hint)
  */
 static int find_destination(struct vma_move *mv, unsigned long hint)
 {
+	unsigned long old_addr = starts_with_table(mv) ? 0 : mv->addr;
 	unsigned long size = congruence_for(mv);
 	int err;
 
@@ -843,7 +862,7 @@ static int find_destination(struct vma_move *mv, unsigned long hint)
 			return err;
 	}
 	for (; size >= PMD_SIZE; size = size > PMD_SIZE ? PMD_SIZE : 0) {
-		if (find_congruent(mv, size))
+		if (find_congruent(mv, size, old_addr))
 			return 0;
 	}
 	return hint ? 0 : find_any(mv, 0);
@@ -1087,7 +1106,7 @@ static int choose_place(struct mremap_op *op)
 		return -ENOMEM;
 	if (!size)
 		err = find_destination(&all, hint);
-	else if (!find_congruent(&all, size))
+	else if (!find_congruent(&all, size, all.addr))
 		err = -ENOMEM;
 	if (!err)
 		place_moves(op, all.dst_addr);

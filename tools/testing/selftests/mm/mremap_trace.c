@@ -132,6 +132,7 @@ FIXTURE_TEARDOWN(trace)
 {
 	write_setting(in_buffer(self, EVENT "/enable"), "0");
 	rmdir(self->buffer);
+	put_settings_back();
 }
 
 static void forget_events(SELF)
@@ -579,6 +580,37 @@ BLOCKED(place_for_a_table_of_tables, PRIVATE, SRC, pud_span(), 9000, 1, pud_span
 /* They stay huge. */
 BLOCKED(place_for_huge_pages, HUGE, SRC, tables(4), 1, 1, tables(1),
 	RELOCATED(.huge = 4, .flushes = 1))
+
+#define SMALLER_HUGE_PAGES	"/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled"
+
+/* Where in a page table it goes if it may be in huge pages and doubles its length. */
+static unsigned long place_of_small_block(META, SELF, unsigned long start)
+{
+	const size_t len = tables(1) / 4;
+	unsigned long to;
+
+	LAY_OUT(PRIVATE, start, len, 8, .guards = { start - psize(), start + len });
+	EXPECT_EQ(0, madvise(at(start), len, MADV_HUGEPAGE));
+	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);	/* nothing is huge yet */
+	to = CALL(start, len, 2 * len, MREMAP_MAYMOVE, 0, bytes(1),
+		  RELOCATED(.ptes = table_pages() / 32, .flushes = 1));
+	EXPECT_OK(check_pages(&self->row, to, len, 0, false));
+	return to % tables(1);
+}
+
+/* A small block that grows is moved to where huge pages can be added to it. */
+TEST_F(trace, place_of_a_small_block)
+{
+	NEED(!madvise(NULL, 0, MADV_HUGEPAGE), "needs transparent huge pages");
+	EXPECT_EQ(0, place_of_small_block(_metadata, self, SRC + bytes(37)));
+}
+
+/* What it may have in smaller ones would no longer be aligned as they are. */
+TEST_F(trace, place_of_a_small_block_in_huge_pages)
+{
+	NEED(change_setting(SMALLER_HUGE_PAGES, "madvise"), "needs " SMALLER_HUGE_PAGES);
+	EXPECT_EQ(bytes(48), place_of_small_block(_metadata, self, SRC + bytes(48)));
+}
 
 /* ---- places in an address space that is full ---- */
 
