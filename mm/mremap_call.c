@@ -808,17 +808,18 @@ static bool find_congruent(struct vma_move *mv, unsigned long size,
 }
 
 /*
- * Should the new place start with a page table, whatever the old offset is? A block
- * that is smaller than a huge page has few entries to move. If it grows, all that is
- * added, now and at every further growth, can be in huge pages then. Where smaller
- * huge pages are in use the offset is kept, as theirs have to stay aligned.
+ * Should the new place start with a page table, whatever the old offset is? The block
+ * is smaller than a huge page and grows. Its entries move one by one then, only once:
+ * all that is added behind its first table, now and later, can be in huge pages, and
+ * where its length becomes a multiple of theirs, none is left for small ones. If smaller
+ * huge pages are allowed the offset is kept, as theirs have to stay aligned.
  */
 static bool starts_with_table(const struct vma_move *mv)
 {
 	struct vm_area_struct *vma = mv->src;
 
 	return vma_is_anonymous(vma) && mv->len < PMD_SIZE &&
-	       mv->dst_len > mv->len &&
+	       mv->dst_len > mv->len && mv->addr + mv->len <= vma->vm_end &&
 	       thp_vma_allowable_orders(vma, vma->vm_flags,
 					TVA_IN_PF | TVA_ENFORCE_SYSFS,
 					THP_ORDERS_ALL_ANON) == BIT(PMD_ORDER);

@@ -555,14 +555,19 @@ static void unmap_old_place(const struct contest *contest)
 		munmap(at(contest->places[!contest->now]), contest->len);
 }
 
+/* Its group may have no memory left, for a while. */
+static bool may_starve(const struct contest *contest)
+{
+	return contest->rival->starves && contest->acts < MOST_ACTS;
+}
+
 static void move_memory(META, struct contest *contest)
 {
 	const unsigned long to = contest->places[!contest->now];
 	unsigned long got;
 
-	do
-		got = move_once(contest);
-	while (error_of(got) == ENOMEM && contest->rival->starves);
+	while (got = move_once(contest), error_of(got) == ENOMEM && may_starve(contest))
+		nap();
 	ASSERT_EQ(to, got);
 	/* It is to be met in the middle of what it does. */
 	if (contest->moved % 4)
@@ -899,9 +904,12 @@ static bool use_up_memory(struct contest *contest)
 	const pid_t child = fork();
 	char *pages;
 
+	if (child < 0)
+		return false;
 	if (!child) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		write_setting(KILLED, "1000");
+		if (!write_setting(KILLED, "1000"))
+			_exit(1);
 		pages = mmap(NULL, len, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		for (size_t done = 0; done < len; done += psize())
 			pages[done] = 1;

@@ -581,7 +581,27 @@ BLOCKED(place_for_a_table_of_tables, PRIVATE, SRC, pud_span(), 9000, 1, pud_span
 BLOCKED(place_for_huge_pages, HUGE, SRC, tables(4), 1, 1, tables(1),
 	RELOCATED(.huge = 4, .flushes = 1))
 
-#define SMALLER_HUGE_PAGES	"/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled"
+#define HUGE_PAGES	"/sys/kernel/mm/transparent_hugepage/"
+
+static bool allow_huge_pages(size_t len, const char *when)
+{
+	char path[96];
+
+	snprintf(path, sizeof(path), HUGE_PAGES "hugepages-%zukB/enabled", len / KB);
+	return change_setting(path, when);
+}
+
+/* Those as large as a page table, and of the smaller ones those of this length. */
+static bool allow_only_huge_pages_of(size_t small)
+{
+	for (size_t len = bytes(4); len < tables(1); len *= 2)
+		if (!allow_huge_pages(len, len == small ? "madvise" : "never"))
+			return false;
+	return change_setting(HUGE_PAGES "enabled", "madvise") &&
+	       allow_huge_pages(tables(1), "madvise");
+}
+
+#define NEEDS_HUGE_PAGES	"needs " HUGE_PAGES "hugepages-*kB/enabled"
 
 /* Where in a page table it goes if it may be in huge pages and doubles its length. */
 static unsigned long place_of_small_block(META, SELF, unsigned long start)
@@ -601,14 +621,14 @@ static unsigned long place_of_small_block(META, SELF, unsigned long start)
 /* A small block that grows is moved to where huge pages can be added to it. */
 TEST_F(trace, place_of_a_small_block)
 {
-	NEED(!madvise(NULL, 0, MADV_HUGEPAGE), "needs transparent huge pages");
+	NEED(allow_only_huge_pages_of(0), NEEDS_HUGE_PAGES);
 	EXPECT_EQ(0, place_of_small_block(_metadata, self, SRC + bytes(37)));
 }
 
 /* What it may have in smaller ones would no longer be aligned as they are. */
 TEST_F(trace, place_of_a_small_block_in_huge_pages)
 {
-	NEED(change_setting(SMALLER_HUGE_PAGES, "madvise"), "needs " SMALLER_HUGE_PAGES);
+	NEED(allow_only_huge_pages_of(bytes(16)), NEEDS_HUGE_PAGES);
 	EXPECT_EQ(bytes(48), place_of_small_block(_metadata, self, SRC + bytes(48)));
 }
 
