@@ -51,7 +51,7 @@ static pud_t *find_pud(struct mm_struct *mm, unsigned long addr)
 }
 
 /* As find_pud(), but NULL as well if the entry is empty. */
-static pud_t *get_pud(struct mm_struct *mm, unsigned long addr)
+static pud_t *find_used_pud(struct mm_struct *mm, unsigned long addr)
 {
 	pud_t *pud = find_pud(mm, addr);
 
@@ -61,7 +61,7 @@ static pud_t *get_pud(struct mm_struct *mm, unsigned long addr)
 	return pud_none_or_clear_bad(pud) ? NULL : pud;
 }
 
-/* The size of the empty entry at @addr, where get_pud() found nothing. */
+/* The size of the empty entry at @addr, where find_used_pud() found nothing. */
 static unsigned long get_hole_size(struct mm_struct *mm, unsigned long addr)
 {
 	pgd_t *pgd = pgd_offset(mm, addr);
@@ -79,10 +79,10 @@ void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
 {
 	pud_t *pud;
 
-	/* get_pud() would take hugetlb's swap-like entries for bad ones. */
+	/* find_used_pud() would take hugetlb's swap-like entries for bad ones. */
 	if (is_vm_hugetlb_page(vma) || IS_ALIGNED(addr, PUD_SIZE))
 		return;
-	pud = get_pud(vma->vm_mm, addr);
+	pud = find_used_pud(vma->vm_mm, addr);
 	if (pud && pud_leaf(pudp_get(pud)))
 		split_huge_pud(vma, pud, addr);
 }
@@ -95,14 +95,14 @@ void split_leaf_pud_at(struct vm_area_struct *vma, unsigned long addr)
 enum pmd_kind {
 	PMD_IS_NONE,	/* nothing; also a page table that is detached */
 	PMD_IS_TABLE,	/* a page table */
-	PMD_IS_HUGE,	/* anything else: a huge page, also a device's or in migration */
+	PMD_IS_LEAF,	/* anything else: a huge page, also a device's or in migration */
 };
 
 static __always_inline enum pmd_kind classify_pmd(pmd_t pmd)
 {
 	if (pmd_present(pmd) && !pmd_leaf(pmd))
 		return PMD_IS_TABLE;
-	return pmd_none(pmd) ? PMD_IS_NONE : PMD_IS_HUGE;
+	return pmd_none(pmd) ? PMD_IS_NONE : PMD_IS_LEAF;
 }
 
 /* Geometry */
@@ -211,7 +211,7 @@ static inline bool arch_supports_page_table_move(void)
 
 static bool can_move_tables(const struct pagetable_move *pm)
 {
-	return !pm->keep_tables && !pm->among_others &&
+	return !pm->ptes_only && !pm->among_others &&
 	       arch_supports_page_table_move();
 }
 
@@ -703,7 +703,7 @@ static bool move_pmds(struct pagetable_move *pm, struct move_window *win)
 			run = move_normal_pmds(mm, old_pmd + i, new_pmd + i,
 					       leave_empty ? 1 : nr - i);
 			tables += run;
-		} else if (kind == PMD_IS_HUGE &&
+		} else if (kind == PMD_IS_LEAF &&
 			   IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE)) {
 			run = move_huge_pmds(pm->src, old_addr + i * PMD_SIZE,
 					     new_addr + i * PMD_SIZE,
@@ -1100,7 +1100,7 @@ static bool moves_whole(const struct pagetable_move *pm,
 
 	if (!pmd_none(pmdp_get_lockless(new_pmd_at(pm, win, addr))))
 		return false;
-	return kind == PMD_IS_HUGE ||
+	return kind == PMD_IS_LEAF ||
 	       (kind == PMD_IS_TABLE && can_move_pte_tables(pm));
 }
 
@@ -1199,7 +1199,7 @@ static int plan_extent(struct pagetable_move *pm, struct move_window *win,
 	if (extent == PMD_SIZE && moves_whole(pm, win, addr))
 		return 0;
 	kind = classify_pmd(pmdp_get_lockless(old_pmd));
-	if (kind == PMD_IS_HUGE) {
+	if (kind == PMD_IS_LEAF) {
 		if (plan->locked)
 			return -EAGAIN;
 		split_huge_pmd(pm->src, old_pmd, addr);
@@ -1604,7 +1604,7 @@ static int move_next(struct pagetable_move *pm, struct move_window *win)
 	int err = 0;
 	pud_t pud;
 
-	win->old_pud = get_pud(pm->src->vm_mm, pm->cursor);
+	win->old_pud = find_used_pud(pm->src->vm_mm, pm->cursor);
 	if (!win->old_pud) {
 		skip_hole(pm);
 		return 0;
@@ -1801,7 +1801,7 @@ static int plan_all(struct pagetable_move *pm, struct move_window *win, bool loc
 		if (err)
 			return err;
 	}
-	pm->tables_stay |= plan.tables;
+	pm->left_tables |= plan.tables;
 	return 0;
 }
 
@@ -1823,7 +1823,7 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 	unsigned long first;
 	int err;
 
-	win->old_pud = get_pud(mm, pm->cursor);
+	win->old_pud = find_used_pud(mm, pm->cursor);
 	if (!win->old_pud || pud_none(pudp_get(win->old_pud))) {
 		pm->cursor = pm->wide_end;
 		return 0;
@@ -1851,7 +1851,7 @@ static int plan_relocation(struct pagetable_move *pm, struct move_window *win)
 		return -ENOMEM;
 	win->new_pmds = table_of_pmds(win->new_pud, new_addr_of(pm));
 	/* What was passed by are page tables without entries, if anything. */
-	pm->tables_stay = pm->cursor != first;
+	pm->left_tables = pm->cursor != first;
 	return plan_all(pm, win, /* locked = */ false);
 }
 
@@ -1967,7 +1967,7 @@ static int move_all_entries(struct pagetable_move *pm, struct move_window *win)
 	while (!err && pm->cursor < pm->wide_end)
 		err = move_at_cursor(pm, win);
 	reattach_tables(pm, win);
-	pm->tables_stay |= win->tables;
+	pm->left_tables |= win->tables;
 	/* All was looked at before, but for a single part, which moves or does not. */
 	if (!is_one && WARN_ON_ONCE(err))
 		return -EIO;
@@ -1993,7 +1993,7 @@ int relocate_page_tables(struct pagetable_move *pm)
 	int err;
 
 	mmap_assert_write_locked(vma->vm_mm);
-	pm->tables_stay = true;
+	pm->left_tables = true;
 	begin_move(pm, &win, &range);
 	err = plan_relocation(pm, &win);
 	if (!err) {
@@ -2126,7 +2126,7 @@ void free_empty_tables(struct vm_area_struct *vma, unsigned long start,
 	mmap_assert_write_locked(vma->vm_mm);
 	end = ALIGN_DOWN(min(end, vma->vm_end), PMD_SIZE);
 	for (; addr < end; addr = next) {
-		pud_t *pud = get_pud(vma->vm_mm, addr);
+		pud_t *pud = find_used_pud(vma->vm_mm, addr);
 
 		size = pud ? PUD_SIZE : get_hole_size(vma->vm_mm, addr);
 		next = min(addr | (size - 1), end - 1) + 1;

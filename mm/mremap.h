@@ -113,7 +113,7 @@ struct entry_aside {
  * @start: old address of the first byte to move
  * @end: old address behind the last byte
  * @shift: what added to an old address makes the new one, modulo the word
- * @keep_tables: entries must move one by one, tables stay where they are
+ * @ptes_only: entries must move one by one, tables stay where they are
  * @in_stack: @src and @dst are one VMA that covers both ranges
  * @new_len: if not 0, @src itself changes its place, see relocate_page_tables(),
  *	     and becomes so long
@@ -132,7 +132,7 @@ struct entry_aside {
  * @new_own_start: as @own_start, at the new place
  * @cursor: old address up to which everything has moved; below @start while
  *          a widened first table is still to come
- * @tables_stay: a relocation may have left page tables, or made some in vain
+ * @left_tables: a relocation may have left page tables, or made some in vain
  * @moved_table: a whole table moved, without its entries being looked at
  * @moved_end: end of the last table or huge entry that moved whole; above @end
  *	       if and only if the widened last table did
@@ -162,7 +162,7 @@ struct pagetable_move {
 	unsigned long start;
 	unsigned long end;
 	unsigned long shift;
-	bool keep_tables;
+	bool ptes_only;
 	bool in_stack;
 	unsigned long new_len;
 	struct entry_aside *aside;
@@ -182,7 +182,7 @@ struct pagetable_move {
 
 	/* Set by the walk, and told to the caller: */
 	unsigned long cursor;
-	bool tables_stay;
+	bool left_tables;
 	bool moved_table;
 	unsigned long moved_end;
 	struct move_stats stats;

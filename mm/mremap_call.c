@@ -161,7 +161,7 @@ static bool may_have_gaps(const struct mremap_request *req)
  * shrink meanwhile. A range that ends in a gap is of this kind, too. What only
  * shrinks, at its place, is not.
  */
-static bool is_for_several(const struct vm_area_struct *vma,
+static bool covers_several(const struct vm_area_struct *vma,
 			   const struct mremap_request *req)
 {
 	if (moved_len(req) <= vma->vm_end - req->addr)
@@ -1348,7 +1348,7 @@ static int move_all_pages(struct mremap_op *op)
 		int err;
 
 		init_pagetable_move(&mv->tables, mv);
-		mv->tables.keep_tables = needs_soft_dirty_entries(mv);
+		mv->tables.ptes_only = needs_soft_dirty_entries(mv);
 		err = move_page_tables(&mv->tables);
 		if (err)
 			return err;
@@ -1869,17 +1869,17 @@ static void commit_relocation(struct mremap_op *op, struct unmapping *tail)
 	const struct vma_move *last = last_move(op);
 	unsigned long start = op->moves->addr;
 	unsigned long len = last->addr + last->len - start;
-	bool tables_stay = false;
+	bool left_tables = false;
 	struct vma_move *mv;
 
 	for_each_move(op, mv)
-		tables_stay |= mv->tables.tables_stay;
+		left_tables |= mv->tables.left_tables;
 	unlink_range(op->mm, start, len);
 	/*
 	 * Before the tail is unmapped, which frees the tables above those of the gap
 	 * as well, but not those in the gap.
 	 */
-	free_tables_of_gap(op, start, len, tables_stay);
+	free_tables_of_gap(op, start, len, left_tables);
 	/* When the tail was gathered, the new place was not yet its neighbour. */
 	refresh_unmapping(tail, op->mm);
 	complete_unmapping(tail, op->mm);
@@ -2604,7 +2604,7 @@ static int move_to_staging(struct mremap_op *op)
 
 	for_each_move(op, mv) {
 		init_pagetable_move(&mv->tables, mv);
-		mv->tables.keep_tables = vma_soft_dirty_enabled(mv->src);
+		mv->tables.ptes_only = vma_soft_dirty_enabled(mv->src);
 		err = move_page_tables(&mv->tables);
 		if (err)
 			return err;
@@ -2648,7 +2648,7 @@ static int move_on(struct mremap_op *op, struct pagetable_move *onward)
 		pm->start = mv->dst_addr;
 		pm->end = mv->dst_addr + mv->len;
 		pm->shift = mv->src->vm_start - mv->dst_addr;
-		pm->keep_tables = mv->tables.keep_tables;
+		pm->ptes_only = mv->tables.ptes_only;
 		pm->leave_empty = true;
 		pm->count_ptes = mv->tables.count_ptes;
 		err = move_page_tables(pm);
@@ -2866,7 +2866,7 @@ static int mremap_locked(struct mremap_op *op)
 
 	if (may_overlap(req) && ranges_overlap(req))
 		return mremap_overlapping(op, vma);
-	if (vma && is_for_several(vma, req) &&
+	if (vma && covers_several(vma, req) &&
 	    (may_have_gaps(req) || has_no_gaps(vma, req->addr + moved_len(req))))
 		return mremap_several(op);
 

@@ -104,7 +104,7 @@ static void several_are_told_from_one(struct kunit *test)
 		.vm_end = SRC_AT + PAGES(10),
 	};
 
-	KUNIT_EXPECT_EQ(test, is_for_several(&vma, &req), c->want);
+	KUNIT_EXPECT_EQ(test, covers_several(&vma, &req), c->want);
 }
 
 /* A hole, and where in it something goes so that its tables can move. */

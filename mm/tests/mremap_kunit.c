@@ -130,7 +130,7 @@ static void windows_are_limited(struct kunit *test)
 	pm.shift = PMD_SIZE;
 	if (can_move_pte_tables(&pm))
 		KUNIT_EXPECT_EQ(test, window_limit(&pm, far), far);
-	pm.keep_tables = true;
+	pm.ptes_only = true;
 	KUNIT_EXPECT_EQ(test, window_limit(&pm, far), start + size);
 	pm.per_table = true;
 	KUNIT_EXPECT_EQ(test, window_limit(&pm, far), start + PMD_SIZE);
@@ -275,7 +275,7 @@ static void table_aligns_up_to_what_is_mapped(struct kunit *test)
 #define LAST_PAGE(size)	((size) / PAGE_SIZE - 1)
 
 enum layout_flags {
-	KEEP_TABLES	= BIT(0),	/* entries have to move one by one */
+	PTES_ONLY	= BIT(0),	/* entries have to move one by one */
 	MORE_BELOW	= BIT(1),	/* the source's VMA begins a page below */
 	MORE_ABOVE	= BIT(2),	/* and ends a page above */
 	GROWS		= BIT(3),	/* the new VMA ends a page above */
@@ -349,10 +349,10 @@ static const struct move_case move_cases[] = {
 	  .len = PMD_SIZE, .flags = MORE_BELOW | MORE_ABOVE, .nr_pages = 2,
 	  .pages = { 0, TABLE_PAGES - 1 }, .pmds = 1 },
 	{ .name = "a table, tables have to stay", .len = PMD_SIZE,
-	  .flags = KEEP_TABLES, .nr_pages = 2, .pages = { 0, TABLE_PAGES - 1 },
+	  .flags = PTES_ONLY, .nr_pages = 2, .pages = { 0, TABLE_PAGES - 1 },
 	  .ptes = 2 },
 	{ .name = "more tables than a window has room for, have to stay",
-	  .len = (WINDOW_TABLES + 1) * PMD_SIZE, .flags = KEEP_TABLES,
+	  .len = (WINDOW_TABLES + 1) * PMD_SIZE, .flags = PTES_ONLY,
 	  .nr_pages = 3, .pages = { 0, WINDOW_TABLES * TABLE_PAGES - 1,
 				    WINDOW_TABLES * TABLE_PAGES }, .ptes = 3 },
 
@@ -380,7 +380,7 @@ static const struct move_case move_cases[] = {
 	  .flags = OTHER_ABOVE_DST, .nr_pages = 2,
 	  .pages = { 0, TABLE_PAGES - 6 }, .ptes = 2 },
 	{ .name = "upper part, tables have to stay", .src = PAGES(3),
-	  .dst = PAGES(3), .len = PMD_SIZE - PAGES(3), .flags = KEEP_TABLES,
+	  .dst = PAGES(3), .len = PMD_SIZE - PAGES(3), .flags = PTES_ONLY,
 	  .nr_pages = 2, .pages = { 0, TABLE_PAGES - 4 }, .ptes = 2 },
 	{ .name = "upper part, to another offset", .src = PAGES(3),
 	  .dst = PAGES(4), .len = PMD_SIZE, .nr_pages = 3,
@@ -424,7 +424,7 @@ static const struct move_case move_cases[] = {
 	  .len = PMD_SIZE + PAGES(3), .flags = OTHER_ABOVE_DST, .nr_pages = 2,
 	  .pages = { 0, TABLE_PAGES + 2 }, .pmds = 1, .ptes = 1 },
 	{ .name = "lower part, tables have to stay",
-	  .len = PMD_SIZE + PAGES(3), .flags = KEEP_TABLES, .nr_pages = 2,
+	  .len = PMD_SIZE + PAGES(3), .flags = PTES_ONLY, .nr_pages = 2,
 	  .pages = { 0, TABLE_PAGES + 2 }, .ptes = 2 },
 
 	{ .name = "a table, the new slot is taken", .len = 2 * PMD_SIZE,
@@ -474,7 +474,7 @@ static const struct move_case move_cases[] = {
 	  .pages = { 0, LAST_PAGE(PUD_SIZE) - 1, LAST_PAGE(PUD_SIZE) },
 	  .ptes = 3 },
 	{ .name = "a PMD table, tables have to stay", .len = PUD_SIZE,
-	  .flags = NEEDS_PUD | KEEP_TABLES, .nr_pages = 2,
+	  .flags = NEEDS_PUD | PTES_ONLY, .nr_pages = 2,
 	  .pages = { 0, LAST_PAGE(PUD_SIZE) }, .ptes = 2 },
 	{ .name = "a PMD table, the new slot is taken", .len = PUD_SIZE,
 	  .flags = NEEDS_PUD | TABLE_AT_DST, .nr_pages = 3,
@@ -615,7 +615,7 @@ static void set_up_move(struct kunit *test, const struct move_case *c,
 	set_up_source(test, c, pages);
 	copy_mapping(test, pm, SRC_AT + c->src, c->len, DST_AT + c->dst,
 		     c->len + page_if(c, GROWS));
-	pm->keep_tables = c->flags & KEEP_TABLES;
+	pm->ptes_only = c->flags & PTES_ONLY;
 	set_up_neighbours(test, c);
 	if (c->flags & TABLE_AT_DST)
 		leave_table(test, DST_AT + c->dst);
@@ -806,7 +806,7 @@ static void set_up_relocation(struct kunit *test, const struct move_case *c,
 	set_up_neighbours(test, c);
 	init_relocation(pm, src, c->len, DST_AT + c->dst);
 	pm->new_len += page_if(c, GROWS);
-	pm->keep_tables = c->flags & KEEP_TABLES;
+	pm->ptes_only = c->flags & PTES_ONLY;
 }
 
 static void set_range(unsigned long start, unsigned long len, struct vm_area_struct *vma)
@@ -845,7 +845,7 @@ static void end_relocation(struct pagetable_move *pm, int err)
 	if (err) {
 		clear_gap(pm->start + pm->shift, pm->new_len, true);
 	} else {
-		clear_gap(pm->start, len, pm->tables_stay);
+		clear_gap(pm->start, len, pm->left_tables);
 		vm_stat_account(mm, pm->src->vm_flags, (pm->new_len - len) >> PAGE_SHIFT);
 	}
 	mmap_write_unlock(mm);
@@ -1181,7 +1181,7 @@ static void add_neighbour(struct kunit *test, struct layout *l)
 struct layout_case {
 	const char *name;
 	bool congruent;
-	bool keep_tables;
+	bool ptes_only;
 	bool across;		/* from and to several tables of PMDs */
 };
 
@@ -1189,7 +1189,7 @@ static const struct layout_case layout_cases[] = {
 	{ "entries move" },
 	{ "entries move across tables of PMDs", .across = true },
 	{ "tables move", .congruent = true },
-	{ "tables have to stay", .congruent = true, .keep_tables = true },
+	{ "tables have to stay", .congruent = true, .ptes_only = true },
 };
 
 KUNIT_ARRAY_PARAM_DESC(layout, layout_cases, name);
@@ -1280,14 +1280,14 @@ static unsigned long nr_misplaced(struct layout *l, unsigned long start,
 	return nr;
 }
 
-static void layout_moves_back(struct kunit *test, struct layout *l, bool keep_tables)
+static void layout_moves_back(struct kunit *test, struct layout *l, bool ptes_only)
 {
 	struct pagetable_move pm;
 	unsigned long tables;
 	bool left = !draw(l, 3);
 
 	copy_mapping(test, &pm, l->src, PAGES(l->nr_pages), l->dst, PAGES(l->nr_pages));
-	pm.keep_tables = keep_tables;
+	pm.ptes_only = ptes_only;
 	pm.end = l->src + PAGES(l->stop);
 	if (left)
 		leave_table(test, l->dst + PAGES(draw(l, l->nr_pages)));
@@ -1308,7 +1308,7 @@ static void layout_moves_back(struct kunit *test, struct layout *l, bool keep_ta
 }
 
 /* All of it, and then back or not. Nobody has left a table at the new place. */
-static void layout_relocates(struct kunit *test, struct layout *l, bool keep_tables)
+static void layout_relocates(struct kunit *test, struct layout *l, bool ptes_only)
 {
 	unsigned long len = PAGES(l->nr_pages), tables;
 	struct pagetable_move pm;
@@ -1316,7 +1316,7 @@ static void layout_relocates(struct kunit *test, struct layout *l, bool keep_tab
 	int err;
 
 	init_relocation(&pm, l->src, len, l->dst);
-	pm.keep_tables = keep_tables;
+	pm.ptes_only = ptes_only;
 	if (!can_relocate_page_tables(&pm))
 		return;
 	tables = mm_pgtables_bytes(current->mm);
@@ -1349,7 +1349,7 @@ static void for_random_layouts(struct kunit *test,
 	prandom_seed_state(&l.rnd, 1);
 	for (i = 0; i < NR_LAYOUTS; i++) {
 		draw_layout(test, &l, c);
-		check(test, &l, c->keep_tables);
+		check(test, &l, c->ptes_only);
 		KUNIT_ASSERT_EQ(test, vm_munmap(0, TASK_SIZE), 0);
 		cond_resched();
 	}
@@ -1440,7 +1440,7 @@ static void holes_are_passed_at_once(struct kunit *test)
 	pm.src = vma_at(SRC_AT);
 	KUNIT_ASSERT_NOT_NULL(test, pm.src);
 	while (pm.cursor < pm.wide_end && steps < 2 * PTRS_PER_PUD + 2 * PTRS_PER_PGD) {
-		if (get_pud(mm, pm.cursor))
+		if (find_used_pud(mm, pm.cursor))
 			pm.cursor += get_extent(&pm, PUD_SIZE);
 		else
 			skip_hole(&pm);
@@ -1567,7 +1567,7 @@ static void expect_kind_kept(struct kunit *test, enum entry_way way)
 	copy_mapping(test, &pm, SRC_AT, len, DST_AT, len);
 	/* In a VMA that is marked as a whole, entries may go without. */
 	set_vma_flags(test, DST_AT, 0, VM_SOFTDIRTY);
-	pm.keep_tables = way != IN_TABLE;
+	pm.ptes_only = way != IN_TABLE;
 
 	KUNIT_ASSERT_TRUE(test, entry_at(src, &page));
 	lock_page(pte_page(page));
@@ -1611,7 +1611,7 @@ static bool is_huge_at(unsigned long addr)
 {
 	pmd_t *pmd = mm_find_pmd(current->mm, addr);
 
-	return pmd && classify_pmd(*pmd) == PMD_IS_HUGE;
+	return pmd && classify_pmd(*pmd) == PMD_IS_LEAF;
 }
 
 static void map_for_huge_pages(struct kunit *test, unsigned long addr, unsigned long len)
@@ -1918,7 +1918,7 @@ static void device_tables_are_flushed_one_by_one(struct kunit *test)
 	stamp(test, SRC_AT + PMD_SIZE);
 	stamp(test, SRC_AT + 2 * PMD_SIZE);
 	copy_mapping(test, &pm, SRC_AT, 3 * PMD_SIZE, DST_AT, 3 * PMD_SIZE);
-	pm.keep_tables = true;
+	pm.ptes_only = true;
 	set_vma_flags(test, SRC_AT, VM_DONTEXPAND, 0);
 	expect_moved(test, &pm);
 	KUNIT_EXPECT_EQ(test, pm.stats.ptes, 3);
@@ -2135,7 +2135,7 @@ static void move_watched(struct kunit *test, const struct flush_case *c, struct 
 		stamp(test, addr);
 	copy_mapping(test, &pm, SRC_AT, c->len, dst, c->len);
 	if (c->is_device) {
-		pm.keep_tables = true;
+		pm.ptes_only = true;
 		set_vma_flags(test, SRC_AT, VM_DONTEXPAND, 0);
 	}
 	if (c->is_back)
@@ -2407,7 +2407,7 @@ static void begin_window(struct pagetable_move *pm, struct move_window *win)
 	win->tables = 0;
 	win->start = pm->start;
 	win->end = pm->end;
-	win->old_pud = get_pud(mm, pm->start);
+	win->old_pud = find_used_pud(mm, pm->start);
 	win->new_pud = alloc_new_pud(mm, new_addr_of(pm));
 	win->old_pmds = table_of_pmds(win->old_pud, pm->start);
 	win->new_pmds = table_of_pmds(win->new_pud, new_addr_of(pm));

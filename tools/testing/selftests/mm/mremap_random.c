@@ -1216,7 +1216,7 @@ static bool fits(const struct call *c)
 }
 
 /* Whether it moves more than one mapping, or one and a gap. */
-static bool is_for_several(const struct call *c, int vma_end)
+static bool covers_several(const struct call *c, int vma_end)
 {
 	const bool grows = c->flags & MREMAP_MAYMOVE && c->new > c->len;
 
@@ -1261,7 +1261,7 @@ static uint64_t errors_of_limits(const struct call *c)
 static uint64_t errors_of(const struct call *c, int vma_end)
 {
 	const int kept = kept_len(c);
-	const bool several = is_for_several(c, vma_end) || is_shift(c);
+	const bool several = covers_several(c, vma_end) || is_shift(c);
 	uint64_t errors = 0;
 
 	if (is_bad(c))
@@ -1516,7 +1516,7 @@ static void apply_failure(const struct call *c)
  */
 static bool moves_one_by_one(const struct call *c, int vma_end)
 {
-	return expect_base_7() && !is_fixed(c) && is_for_several(c, vma_end);
+	return expect_base_7() && !is_fixed(c) && covers_several(c, vma_end);
 }
 
 static int do_remap(const struct call *c)
