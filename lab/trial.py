@@ -71,6 +71,7 @@ class Machine:
     def __init__(self, folder: Path, *options: str, drive: str = ""):
         self.console = folder / "console.log"
         self.commands = folder / "commands.log"
+        self.console.write_text("")
         self.commands.write_text("")
         self.boots: list[tuple[str, int]] = []  # release, its first line on the console
         self.boot_id = "none yet"

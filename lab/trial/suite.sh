@@ -11,7 +11,10 @@ modprobe -a zram loop
 status=0
 unshare --mount sh "$here/test_setup.sh" env MREMAP_EXPECT=patched "$here/suites/$1" || status=$?
 echo "$limit" >/proc/sys/vm/max_map_count
-swapoff -a
+# By its name: where the swap space is now, in a mount namespace that is gone, "-a" looks for
+# it in vain. udev looks at the device once more.
+swapoff /dev/zram0
+udevadm settle
 modprobe -r zram
 losetup -D
 exit "$status"
