@@ -274,22 +274,38 @@ class Trial:
         said = self.machine.do(f"cd tests && bash criu.sh ./moved {moves} {dumps}", SUITE)
         return said.splitlines()[-1]
 
+    def run_suite(self, suite: str, *arguments: str) -> tuple[ktap.Verdict, list[str]]:
+        """What it says, and which of its tests fail."""
+        status, output = self.machine.run(
+            shlex.join(["tests/suite.sh", suite, *arguments]), SUITE)
+        verdict = ktap.judge(output.splitlines())
+        failed = re.findall(r"^not ok \d+ (\S+)", output, re.M)
+        if (status or not verdict.good) and not failed:
+            failed = [f"status {status}, {verdict}"]
+        return verdict, failed
+
     def selftests(self) -> str:
         total = ktap.Verdict()
         bad = []
+        again = 0
         suites = self.machine.do("cd tests/suites && ls -d mremap_*").split()
         for suite in suites:
             print(f"{self.name}: {suite}", file=sys.stderr, flush=True)
-            status, output = self.machine.run(f"tests/suite.sh {suite}", SUITE)
-            verdict = ktap.judge(output.splitlines())
-            if status or not verdict.good:
-                bad.append(f"{suite}: status {status}, {verdict}")
+            verdict, failed = self.run_suite(suite)
             total.passed += verdict.passed
-            total.failed += verdict.failed
             total.skipped += verdict.skipped
+            if verdict.failed:
+                # Others on the system commit memory, too, while a test compares how much
+                # that was. They will hardly do so twice.
+                names = [word for name in failed for word in ("-r", name)]
+                verdict, failed = self.run_suite(suite, *names)
+                total.passed += verdict.passed
+                again += verdict.passed
+            total.failed += verdict.failed
+            bad += [f"{suite}: {name}" for name in failed]
         if bad:
             raise Failed("; ".join(bad))
-        return f"{len(suites)} suites, {total}"
+        return f"{len(suites)} suites, {total}" + (f", {again} at the second try" if again else "")
 
     def back_to_stock(self) -> str:
         self.reboot_into(self.stock)
