@@ -294,9 +294,10 @@ class Trial:
             verdict, failed = self.run_suite(suite)
             total.passed += verdict.passed
             total.skipped += verdict.skipped
-            if verdict.failed:
+            if 0 < len(failed) == verdict.failed == len(verdict.problems):  # nothing is missing
                 # Others on the system commit memory, too, while a test compares how much
                 # that was. They will hardly do so twice.
+                print(f"{self.name}: once more: {' '.join(failed)}", file=sys.stderr, flush=True)
                 names = [word for name in failed for word in ("-r", name)]
                 verdict, failed = self.run_suite(suite, *names)
                 total.passed += verdict.passed

@@ -1233,8 +1233,7 @@ static size_t charged_to(const char *group)
 	return read_long(rsvd_file(group, "current"));
 }
 
-/* Groups that were removed, but that somebody still refers to. */
-/* Of those above which they were. */
+/* Of ours: those that were removed, but that somebody still refers to. */
 static long dying_groups(void)
 {
 	char stat[256] = "";
